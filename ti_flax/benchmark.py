@@ -1,0 +1,38 @@
+"""`python -m ti_flax.benchmark quality [--key value ...]`: how well it learns."""
+
+import sys
+
+from ti_flax import command_line, config, errors
+from ti_flax.quickstart import quality_keys
+
+_USAGE = "[--key value ...]"
+
+
+def _quality(argv: list[str]) -> None:
+    given = command_line.parse_keys(
+        argv, quality_keys.GROUPS, "benchmark quality", _USAGE
+    )
+    keys = config.validate(quality_keys.QualityKeys, given, "with --key value")
+    # Imported late: --help and a mistyped key must not wait for JAX.
+    from ti_flax.quickstart import quality
+
+    quality.measure(keys)
+
+
+# What can be measured.
+_SUBCOMMANDS = {"quality": _quality}
+
+
+def main() -> None:
+    command_line.show_log()
+    name, *argv = sys.argv[1:] or [""]
+    if name not in _SUBCOMMANDS:
+        raise errors.UserError(
+            f"expected one of {', '.join(_SUBCOMMANDS)}, found {name!r}; as in "
+            "python -m ti_flax.benchmark quality"
+        )
+    _SUBCOMMANDS[name](argv)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,260 @@
+"""Every key of a run: its type, default, unit and limits."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+# Values that a preset gives to the keys that the user does not set.
+PRESETS: dict[str, dict[str, Any]] = {
+    "diffusers": {
+        "center_crop": False,
+        "adam_weight_decay": 1e-2,
+        "initializer_jitter": 0.0,
+        "learning_rate": 1e-4,
+        "train_batch_size": 16,
+        "max_train_steps": 5000,
+    },
+}
+
+
+def _no_switch(value: Any) -> Any:
+    # To Python, and so to pydantic, true is the number 1.
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {str(value).lower()}")
+    return value
+
+
+def _path(value: Any) -> Any:
+    # An empty text, such as an unset shell variable, would mean the current folder.
+    if value == "":
+        raise ValueError("expected a path, found an empty text")
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _precision(value: Any) -> Any:
+    if value is False:  # what YAML makes of a bare `no`
+        return "no"
+    if value == "fp16":
+        raise ValueError(
+            "expected auto, no or bf16, found fp16; use bf16: float16 needs loss "
+            "scaling, which bfloat16 with its wider range does without"
+        )
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_switch)]
+Count = Annotated[Integer, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_no_switch)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+OptionalName = Annotated[str | None, Field(min_length=1)]
+NameOrPath = Annotated[str, BeforeValidator(_path)]
+OptionalNameOrPath = Annotated[str | None, BeforeValidator(_path)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
+OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
+OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
+Revision = Annotated[
+    OptionalName, Field(description="branch, tag or commit of the Hub repository")
+]
+Variant = Annotated[
+    OptionalName, Field(description="variant of the weight files, such as fp16")
+]
+Precision = Annotated[
+    Literal["auto", "no", "bf16"],
+    BeforeValidator(_precision),
+    Field(
+        description="arithmetic of the UNet: bf16, no (float32), or auto: bf16 on TPU "
+        "and GPU, float32 on CPU"
+    ),
+]
+LrScheduler = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelKeys(_Keys):
+    """The frozen model."""
+
+    preset: Literal["diffusers"] | None = Field(
+        None,
+        description="defaults of another trainer for the keys that are not set: "
+        + "; ".join(
+            f"{name} has {', '.join(f'{key} {value}' for key, value in keys.items())}"
+            for name, keys in PRESETS.items()
+        ),
+    )
+    pretrained_model_name_or_path: NameOrPath = Field(
+        description="Stable Diffusion 1.x or 2.x in diffusers' layout: a folder or a "
+        "Hub repository"
+    )
+    revision: Revision = None
+    variant: Variant = None
+    tokenizer_name: OptionalNameOrPath = Field(
+        None, description="folder or Hub repository of a tokenizer of its own"
+    )
+    mixed_precision: Precision = "auto"
+
+
+class ConceptKeys(_Keys):
+    """What is learned, and where it starts."""
+
+    train_data_dir: FilePath = Field(description="folder with the concept's pictures")
+    placeholder_token: Name = Field(
+        description="the new word, one that the vocabulary lacks, such as <cat-toy>"
+    )
+    initializer_token: OptionalName = Field(
+        None,
+        description="word or words that the vectors start from, spread over them; none "
+        "starts them at random at the vocabulary's scale",
+    )
+    initializer_embedding: OptionalFilePath = Field(
+        None,
+        description="embedding file that the vectors start from, in place of "
+        "initializer_token",
+    )
+    initializer_jitter: Number = Field(
+        0.1,
+        ge=0,
+        description="noise on vectors that would start equal to an earlier one, in "
+        "standard deviations of a vocabulary coordinate",
+    )
+    num_vectors: Count = Field(
+        1, description="vectors to learn; each takes one token of the prompt"
+    )
+    learnable_property: Literal["object", "style"] = Field(
+        "object", description="what the pictures share; selects the prompt templates"
+    )
+    template_file: OptionalFilePath = Field(
+        None,
+        description="text file of prompt templates, one a line, each with one {}; in "
+        "place of the built-in ones",
+    )
+
+    @model_validator(mode="after")
+    def _one_initializer(self) -> "ConceptKeys":
+        if self.initializer_token and self.initializer_embedding:
+            raise ValueError(
+                "expected initializer_token or initializer_embedding, found both "
+                f"({self.initializer_token!r}, {str(self.initializer_embedding)!r}); "
+                "remove one"
+            )
+        return self
+
+
+class DataKeys(_Keys):
+    """How pictures are read."""
+
+    resolution: Count = Field(
+        512, multiple_of=8, description="width and height of the pictures in pixels"
+    )
+    center_crop: bool = Field(
+        True,
+        description="cut the middle square out of a picture; false squashes the whole "
+        "picture into a square, as diffusers does",
+    )
+    random_flip: bool = Field(
+        True, description="mirror half of the pictures, drawn at random"
+    )
+
+
+class TrainingKeys(_Keys):
+    """The run, and where it writes."""
+
+    output_dir: FilePath = Field(
+        Path("text-inversion-model"), description="folder that the run writes"
+    )
+    overwrite_output_dir: bool = Field(
+        False, description="allow an output_dir that an earlier run has used"
+    )
+    seed: Integer = Field(
+        42, ge=0, lt=2**32, description="start of every random number of the run"
+    )
+    train_batch_size: Count = Field(
+        4,
+        description="examples in a micro-batch over ALL devices together (diffusers "
+        "counts them per device)",
+    )
+    gradient_accumulation_steps: Count = Field(
+        1, description="micro-batches in a step of the optimizer"
+    )
+    max_train_steps: Count = Field(
+        3000, description="length of the run in steps of the optimizer"
+    )
+    learning_rate: Number = Field(
+        2e-3, gt=0, description="peak of the learning rate, before scale_lr"
+    )
+    scale_lr: bool = Field(
+        False,
+        description="multiply learning_rate by gradient_accumulation_steps and by "
+        "train_batch_size",
+    )
+    lr_scheduler: LrScheduler = Field(
+        "constant", description="course of the learning rate over the run"
+    )
+    lr_warmup_steps: Integer = Field(
+        0,
+        ge=0,
+        description="steps of the optimizer over which the learning rate rises from 0; "
+        "no effect with lr_scheduler constant",
+    )
+    lr_num_cycles: Count = Field(
+        1, description="cycles of lr_scheduler cosine_with_restarts"
+    )
+    lr_power: Number = Field(
+        1.0, gt=0, description="exponent of lr_scheduler polynomial"
+    )
+    adam_beta1: Beta = Field(0.9, description="decay of Adam's mean gradient, per step")
+    adam_beta2: Beta = Field(
+        0.999, description="decay of Adam's mean squared gradient, per step"
+    )
+    adam_epsilon: Number = Field(
+        1e-8, gt=0, description="added to the denominator of Adam's update"
+    )
+    adam_weight_decay: Number = Field(
+        0.0,
+        ge=0,
+        description="share of the vectors taken off per step, times the learning rate",
+    )
+    max_grad_norm: OptionalNumber = Field(
+        None, gt=0, description="L2 norm that gradients are clipped to; none: no limit"
+    )
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "TrainingKeys":
+        if self.lr_warmup_steps > self.max_train_steps:
+            raise ValueError(
+                "expected lr_warmup_steps <= max_train_steps, found "
+                f"{self.lr_warmup_steps} > {self.max_train_steps}"
+            )
+        return self
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples in one step of the optimizer, over all devices and micro-batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Learning rate after warmup, `scale_lr` applied."""
+        return self.learning_rate * (self.examples_per_step if self.scale_lr else 1)
+
+
+# Title in --help and in a dumped YAML -> its keys.
+GROUPS: dict[str, type[BaseModel]] = {
+    "Model": ModelKeys,
+    "Concept": ConceptKeys,
+    "Data": DataKeys,
+    "Training": TrainingKeys,
+}

@@ -1,0 +1,67 @@
+"""Flags of diffusers' `textual_inversion.py` (and its variants) that are no keys here.
+
+A command line written for PyTorch either runs or says, flag by flag, why it does not.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ti_flax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# Flag: why there is nothing to set.
+NO_MEANING = {
+    "repeats": "each step draws its pictures at random, so a data set has no length "
+    "to stretch; max_train_steps sets the length of a run",
+    "num_train_epochs": "a run has no epochs; max_train_steps sets its length",
+    "validation_epochs": "a run has no epochs",
+    "dataloader_num_workers": "pictures are encoded once and then stay on the device; "
+    "no loader runs during training",
+    "allow_tf32": "it switches PyTorch's CUDA kernels; here mixed_precision chooses "
+    "between bfloat16 and float32",
+    "enable_xformers_memory_efficient_attention": "xformers is a PyTorch library; XLA "
+    "compiles the attention here",
+    "local_rank": "one process drives all devices of its host",
+    "no_safe_serialization": "learned_embeds is always written both as .safetensors "
+    "and as .bin",
+    "use_auth_token": "the Hub token comes from `hf auth login` or from HF_TOKEN",
+    "use_8bit_adam": "the optimizer holds the moments of the learned rows alone, a few "
+    "kilobytes",
+}
+
+# Flag: what to do instead.
+NOT_YET = {
+    "save_steps": "learned_embeds is written at the end",
+    "save_as_full_pipeline": "load learned_embeds into the base pipeline with "
+    "load_textual_inversion",
+    "checkpointing_steps": "a run is written once, at the end",
+    "checkpoints_total_limit": "a run is written once, at the end",
+    "resume_from_checkpoint": "start the run again, the same seed gives the same run",
+    "gradient_checkpointing": "to save memory lower train_batch_size and raise "
+    "gradient_accumulation_steps",
+    "validation_prompt": "make pictures with learned_embeds after the run",
+    "num_validation_images": "make pictures with learned_embeds after the run",
+    "validation_steps": "make pictures with learned_embeds after the run",
+    "report_to": "read metrics.jsonl in output_dir",
+    "logging_dir": "read metrics.jsonl in output_dir",
+    "push_to_hub": "upload output_dir with `hf upload`",
+    "hub_token": "upload output_dir with `hf upload`",
+    "hub_model_id": "upload output_dir with `hf upload`",
+}
+
+
+def without_foreign_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `given` without the flags that have no meaning here, warning of each.
+
+    Raises:
+      UserError: flags of a later version are among them; the line names them all.
+    """
+    not_yet = [f"{flag} ({NOT_YET[flag]})" for flag in given if flag in NOT_YET]
+    if not_yet:
+        raise UserError(f"not available in this version, remove {', '.join(not_yet)}")
+    for flag in given:
+        if flag in NO_MEANING:
+            _log.warning("%s is ignored: %s", flag, NO_MEANING[flag])
+    return {key: value for key, value in given.items() if key not in NO_MEANING}

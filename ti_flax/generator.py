@@ -1,0 +1,227 @@
+"""A run from keys to pictures; `python -m ti_flax.generate` is its command line."""
+
+import itertools
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from ti_flax import export, pictures, pictures_out, schedulers, sharding, tokens
+from ti_flax.errors import UserError
+from ti_flax.generate_keys import GenerateKeys
+from ti_flax.models import weights
+
+_log = logging.getLogger(__name__)
+
+# What a learned word usually looks like.
+_PLACEHOLDER = re.compile(r"<[^<>\s]+>")
+
+# Learned words with their rows, in the order of their ids.
+Words = dict[str, Float32[np.ndarray, "K D"]]
+
+
+def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:
+    """`generate.generate_images` after its keys have been checked.
+
+    Whatever else a user may have got wrong is found before weights are read.
+    """
+    # Of several processes, all make the pictures and one writes them.
+    output = keys.output if jax.process_index() == 0 else None
+    if output is not None:
+        _make_folder(output)
+    mesh = sharding.make_mesh()
+    dtype = weights.unet_dtype(keys.mixed_precision)
+    model = weights.open_model(keys.model, keys.revision, keys.variant, dtype)
+    words = _load_words(keys.embedding, model.text_encoder.config.hidden_size)
+    ids = _token_ids([*keys.prompt, keys.negative_prompt], model, words)
+    scheduler = keys.scheduler or schedulers.find_name(model.scheduler)
+    recipe = pictures.Recipe(
+        unet=model.unet,
+        vae=model.vae,
+        sampler=schedulers.make_sampler(model.scheduler, scheduler, keys.steps),
+        guidance_scale=keys.guidance_scale,
+        latent_shape=_latent_shape(keys, model),
+        mesh=mesh,
+    )
+    makings = _makings(keys, recipe, scheduler, words)
+
+    _log.info("reading %s", model.folder)
+    contexts = _encode(model, ids, words, mesh)
+    wanted = pictures.Wanted(
+        prompts=np.repeat(np.arange(len(keys.prompt)), keys.num_images),
+        seeds=np.array([making.seed for making in makings], np.uint32),
+        contexts=contexts[:-1],
+        negative=contexts[-1],
+    )
+    params = {
+        name: model.load(name, sharding.replicated(mesh)) for name in ("unet", "vae")
+    }
+    at_once = min(keys.batch_size or mesh.size, len(makings))
+    batch_size = mesh.size * math.ceil(at_once / mesh.size)
+    batches = pictures.make_pictures(params, wanted, recipe, batch_size)
+    columns = keys.num_images if len(keys.prompt) > 1 else _side(len(makings))
+    pixels = itertools.chain.from_iterable(batches)
+    return _collect(pixels, makings, output, columns, progress)
+
+
+def _collect(
+    pixels: Iterator[UInt8[np.ndarray, "H W 3"]],
+    makings: Sequence[pictures_out.Making],
+    output: Path | None,
+    columns: int,
+    progress: bool,
+) -> list[Image.Image]:
+    """Writes each picture as it comes, and then a grid of them; returns them all."""
+    images = []
+    first = 0 if output is None else pictures_out.next_number(output)
+    bar = tqdm(pixels, "pictures", len(makings), unit="picture", disable=not progress)
+    for picture, making in zip(bar, makings, strict=True):
+        images.append(pictures_out.to_image(picture, making))
+        if output is not None:
+            number = first + len(images) - 1
+            pictures_out.save(images[-1], output / f"{number:05d}.png")
+    if output is not None and len(images) > 1:
+        sheet = pictures_out.grid(images, columns)
+        pictures_out.save(sheet, output / f"grid_{first:05d}.png")
+    if output is not None:
+        _log.info("wrote %s", output)
+    return images
+
+
+def _makings(
+    keys: GenerateKeys, recipe: pictures.Recipe, scheduler: str, words: Words
+) -> list[pictures_out.Making]:
+    """How each picture will be made, `num_images` of each prompt in turn."""
+    height, width = (
+        side * recipe.vae.config.downscale for side in recipe.latent_shape[:2]
+    )
+    return [
+        pictures_out.Making(
+            prompt=prompt,
+            negative_prompt=keys.negative_prompt,
+            # After the largest seed comes 0.
+            seed=(keys.seed + index) % 2**32,
+            steps=keys.steps,
+            scheduler=scheduler,
+            guidance_scale=keys.guidance_scale,
+            width=width,
+            height=height,
+            model=keys.model,
+            words={word: len(rows) for word, rows in words.items()},
+        )
+        for prompt in keys.prompt
+        for index in range(keys.num_images)
+    ]
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output: {output} cannot be a folder ({error.strerror}); choose another"
+        ) from error
+
+
+def _load_words(embeddings: Sequence[str], width: int) -> Words:
+    """Reads embedding files, or their folders, each given as FILE or WORD=FILE."""
+    words: Words = {}
+    files: dict[str, str] = {}
+    for given in embeddings:
+        name, file = _split_name(given)
+        learned = export.load_embedding(Path(file).expanduser())
+        word = name or learned.token
+        if learned.rows.shape[1] != width:
+            raise UserError(
+                f"embedding: {file} has rows of width {learned.rows.shape[1]}, the "
+                f"model's text encoder of {width} (768 is Stable Diffusion 1.x, 1024 "
+                "2.x); use a model of the kind it was trained with"
+            )
+        if word in words:
+            raise UserError(
+                f"embedding: {files[word]} and {file} both have the word {word!r}; "
+                f"give one of them another name: --embedding 'NEW_NAME={file}'"
+            )
+        words[word], files[word] = learned.rows, file
+    return words
+
+
+def _split_name(given: str) -> tuple[str, str]:
+    """Word and file of WORD=FILE; the word is empty where only a file is given."""
+    if "=" not in given or Path(given).expanduser().exists():
+        return "", given
+    name, _, file = given.partition("=")
+    return name, file
+
+
+def _token_ids(
+    prompts: Sequence[str], model: weights.BaseModel, words: Words
+) -> Int32[np.ndarray, "P L"]:
+    """Token ids of prompts; the last is the negative one."""
+    tokenizer = tokens.load_tokenizer(model.folder / "tokenizer")
+    known = [
+        name
+        for word, rows in words.items()
+        for name in tokens.vector_names(word, len(rows))
+    ]
+    vocabulary = tokenizer.get_vocab()
+    for prompt in prompts:
+        for found in _PLACEHOLDER.findall(prompt):
+            named = any(found.lower() in name.lower() for name in known)
+            if not named and found not in vocabulary:
+                raise UserError(
+                    f"prompt {prompt!r} has {found}, which no embedding teaches "
+                    f"(known: {', '.join(words) or 'none'}); give its file with "
+                    "--embedding"
+                )
+    for word in words:
+        if not any(word.lower() in prompt.lower() for prompt in prompts):
+            _log.warning("embedding: the word %s is in no prompt", word)
+    tokenize = tokens.PromptTokenizer(
+        tokenizer,
+        model.text_encoder.config.vocab_size,
+        {word: len(rows) for word, rows in words.items()},
+    )
+    return tokenize(prompts)
+
+
+def _encode(
+    model: weights.BaseModel,
+    ids: Int32[np.ndarray, "P L"],
+    words: Words,
+    mesh: jax.sharding.Mesh,
+) -> Float32[np.ndarray, "P L D"]:
+    """Contexts of prompts; the text encoder is gone from memory afterwards."""
+    no_rows = np.zeros((0, model.text_encoder.config.hidden_size), np.float32)
+    rows = np.concatenate([no_rows, *words.values()])
+    params = model.load("text_encoder", sharding.replicated(mesh))
+    return np.asarray(
+        pictures.encode_prompts(params, ids, rows, text_encoder=model.text_encoder)
+    )
+
+
+def _latent_shape(keys: GenerateKeys, model: weights.BaseModel) -> tuple[int, int, int]:
+    downscale = model.vae.config.downscale
+    sides = []
+    for key in ("height", "width"):
+        pixels = getattr(keys, key) or model.sample_size * downscale
+        if pixels % downscale:
+            nearest = downscale * math.ceil(pixels / downscale)
+            raise UserError(
+                f"{key}: {pixels} is not a multiple of {downscale}, the pixels of a "
+                f"latent of this model; take {nearest}"
+            )
+        sides.append(pixels // downscale)
+    return sides[0], sides[1], model.unet.config.in_channels
+
+
+def _side(count: int) -> int:
+    """Columns of the squarest grid."""
+    return math.ceil(math.sqrt(count))

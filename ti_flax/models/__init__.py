@@ -1,0 +1,1 @@
+"""Stable Diffusion as Flax modules, and its weights."""

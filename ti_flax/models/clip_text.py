@@ -1,0 +1,170 @@
+"""CLIP's text encoder (Radford et al. 2021), with rows for learned words."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ti_flax.errors import UserError
+from ti_flax.models import layers
+
+
+class ClipTextConfig(NamedTuple):
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    hidden_act: str
+    layer_norm_eps: float
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> "ClipTextConfig":
+        """Reads `text_encoder/config.json`.
+
+        Raises `UserError` for another architecture than CLIP's text model.
+        """
+        # The defaults of transformers' CLIPTextConfig, which may omit them on saving.
+        defaults = {
+            "vocab_size": 49408,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "max_position_embeddings": 77,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        }
+        family = config.get("model_type", "clip_text_model")
+        if family != "clip_text_model":
+            raise UserError(
+                f"text_encoder: expected a clip_text_model, found {family!r}; use a "
+                "Stable Diffusion 1.x or 2.x model"
+            )
+        fields = cls(**{key: config.get(key, value) for key, value in defaults.items()})
+        if fields.hidden_act not in layers.ACTIVATIONS:
+            raise UserError(
+                f"text_encoder: unknown hidden_act {fields.hidden_act!r}; expected one "
+                f"of {', '.join(layers.ACTIVATIONS)}"
+            )
+        return fields
+
+
+class TokenEmbedding(nn.Module):
+    """The frozen table, continued by learned rows: id V + k is row k."""
+
+    vocab_size: int
+    features: int
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
+    ) -> Float[Array, "B L D"]:
+        table = self.param(
+            "embedding", nn.initializers.normal(0.02), (self.vocab_size, self.features)
+        )
+        words = jnp.take(table, jnp.minimum(ids, self.vocab_size - 1), axis=0)
+        if rows.shape[-2] == 0:
+            return words
+        # A product with one-hot vectors, not a gather: its gradient is a product too,
+        # adding in the same order on every run; a scatter-add on a GPU does not.
+        one_hot = jax.nn.one_hot(ids - self.vocab_size, rows.shape[-2])
+        learned = jnp.einsum(
+            "blk,bkd->bld", one_hot, rows, precision=jax.lax.Precision.HIGHEST
+        )
+        return jnp.where((ids >= self.vocab_size)[..., None], learned, words)
+
+
+class Embeddings(nn.Module):
+    config: ClipTextConfig
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
+    ) -> Float[Array, "B L D"]:
+        config = self.config
+        words = TokenEmbedding(
+            config.vocab_size, config.hidden_size, name="token_embedding"
+        )(ids, rows)
+        positions = nn.Embed(
+            config.max_position_embeddings,
+            config.hidden_size,
+            name="position_embedding",
+        )(jnp.arange(ids.shape[-1])[None])
+        return words + positions
+
+
+class SelfAttention(nn.Module):
+    """Causal: a token sees itself and those before it."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        width = x.shape[-1]
+
+        def project(name: str) -> Array:
+            out = nn.Dense(width, name=name)(x)
+            return out.reshape(*x.shape[:2], self.heads, width // self.heads)
+
+        out = layers.dot_product_attention(
+            project("q_proj"), project("k_proj"), project("v_proj"), causal=True
+        )
+        return nn.Dense(width, name="out_proj")(out.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    config: ClipTextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        h = nn.Dense(self.config.intermediate_size, name="fc1")(x)
+        h = layers.ACTIVATIONS[self.config.hidden_act](h)
+        return nn.Dense(self.config.hidden_size, name="fc2")(h)
+
+
+class Layer(nn.Module):
+    config: ClipTextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        config = self.config
+        eps = config.layer_norm_eps
+        h = nn.LayerNorm(eps, name="layer_norm1")(x)
+        x = x + SelfAttention(config.num_attention_heads, name="self_attn")(h)
+        h = nn.LayerNorm(eps, name="layer_norm2")(x)
+        return x + Mlp(config, name="mlp")(h)
+
+
+class Encoder(nn.Module):
+    config: ClipTextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        for i in range(self.config.num_hidden_layers):
+            x = Layer(self.config, name=f"layers_{i}")(x)
+        return x
+
+
+class ClipText(nn.Module):
+    """Token ids and learned rows to the UNet's context.
+
+    `rows` are the learned rows that each example sees: id V + k in example b is
+    `rows[b, k]`. The result is the last hidden state after the final layer norm, which
+    is what Stable Diffusion 1.x and 2.x condition on. Always float32: it is 1.6 % of
+    the work and the last stretch of the rows' gradient.
+    """
+
+    config: ClipTextConfig
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
+    ) -> Float[Array, "B L D"]:
+        x = Embeddings(self.config, name="embeddings")(ids, rows)
+        x = Encoder(self.config, name="encoder")(x)
+        return nn.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)

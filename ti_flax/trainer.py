@@ -1,0 +1,285 @@
+"""A run from configuration to files; `python -m ti_flax.train` is its command line."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int32
+
+from ti_flax import config as configuration
+from ti_flax import data, diffusion, export, files, report, sharding, step, tokens
+from ti_flax.errors import UserError
+from ti_flax.models import weights
+from ti_flax.templates import prompt_templates
+
+if TYPE_CHECKING:
+    import transformers
+
+_log = logging.getLogger(__name__)
+
+# A dispatch runs about this long: seldom enough to cost nothing, often enough to watch.
+_DISPATCH_SECONDS = 1.0
+_ENCODE_BATCH_SIZE = 4
+
+
+def train_concepts(
+    config: configuration.Config, progress: bool = True
+) -> list[export.Embedding]:
+    """Trains what `config` describes, writes `output_dir`, returns what was learned.
+
+    Everything a user may have got wrong is checked before weights are read.
+
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    _check_output_dir(config)
+    pictures = data.read_pictures(
+        config.train_data_dir, config.resolution, config.center_crop
+    )
+    for note in pictures.notes:
+        _log.warning("train_data_dir: %s", note)
+    mesh = sharding.make_mesh()
+    sharding.check_batch(config.train_batch_size, mesh)
+    model = weights.open_model(
+        config.pretrained_model_name_or_path,
+        config.revision,
+        config.variant,
+        weights.unet_dtype(config.mixed_precision),
+    )
+    if config.resolution % model.vae.config.downscale:
+        raise UserError(
+            f"resolution: {config.resolution} is not a multiple of "
+            f"{model.vae.config.downscale}, the pixels of a latent of this model"
+        )
+    schedule = diffusion.Schedule.from_json(model.scheduler)
+    tokenizer = tokens.load_tokenizer(_tokenizer_folder(config, model))
+    prompts = _training_prompts(config, tokenizer, model)
+    initial = _initial_rows(config, tokenizer, model)
+
+    _log.info("reading %s", model.folder)
+    everywhere = sharding.replicated(mesh)
+    moments = _encode(config, model, pictures.images, progress)
+    frozen = {name: model.load(name, everywhere) for name in ("text_encoder", "unet")}
+    table = frozen["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
+    rows = initial(np.asarray(table))
+
+    recipe = make_recipe(config, model, schedule, mesh)
+    bank = make_bank(config, moments, prompts, num_rows=len(rows))
+    state = step.init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)
+    state, bank = jax.device_put((state, bank), everywhere)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    with files.atomic_path(config.output_dir / "config.yaml") as path:
+        path.write_text(configuration.dump_yaml(config), encoding="utf-8")
+    state = _train(config, recipe, state, frozen, bank, progress)
+    learned = export.Embedding(
+        config.placeholder_token, np.asarray(state.rows["text_encoder"][0])
+    )
+    export.export_concept(
+        config.output_dir, learned, config.learnable_property, pictures.images
+    )
+    _log.info("wrote %s", config.output_dir)
+    return [learned]
+
+
+def make_recipe(
+    config: configuration.Config,
+    model: weights.BaseModel,
+    schedule: diffusion.Schedule,
+    mesh: jax.sharding.Mesh,
+) -> step.Recipe:
+    """The step that the configuration describes."""
+    learning_rate = step.learning_rate_schedule(
+        config.lr_scheduler,
+        config.peak_learning_rate,
+        config.lr_warmup_steps,
+        config.max_train_steps,
+        config.lr_num_cycles,
+        config.lr_power,
+    )
+    optimizer = step.adamw(
+        learning_rate,
+        config.adam_beta1,
+        config.adam_beta2,
+        config.adam_epsilon,
+        config.adam_weight_decay,
+        config.max_grad_norm,
+    )
+    return step.Recipe(
+        text_encoder=model.text_encoder,
+        unet=model.unet,
+        scaling_factor=model.vae.config.scaling_factor,
+        schedule=schedule,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        train_batch_size=config.train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mesh=mesh,
+    )
+
+
+def make_bank(
+    config: configuration.Config,
+    moments: np.ndarray,
+    prompts: np.ndarray,
+    num_rows: int,
+) -> step.Bank:
+    """One concept's pictures and prompts as slot 0 of 1."""
+    return step.Bank(
+        keys=jax.random.key(config.seed)[None],
+        moments=jnp.asarray(moments)[None],
+        num_pictures=jnp.array([len(moments)], jnp.int32),
+        prompts=jnp.asarray(prompts)[None],
+        num_prompts=jnp.array([len(prompts)], jnp.int32),
+        row_mask=jnp.ones((1, num_rows), bool),
+        max_train_steps=jnp.array([config.max_train_steps], jnp.int32),
+    )
+
+
+def _check_output_dir(config: configuration.Config) -> None:
+    output_dir = config.output_dir
+    nearest = next(
+        p for p in (output_dir, *output_dir.absolute().parents) if p.exists()
+    )
+    if not nearest.is_dir():
+        raise UserError(f"output_dir: {nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"output_dir: {nearest} cannot be written to; choose another")
+    used = output_dir.is_dir() and any(output_dir.iterdir())
+    if used and not config.overwrite_output_dir:
+        raise UserError(
+            f"output_dir: {output_dir} is not empty; choose another folder, or set "
+            "overwrite_output_dir to replace what a run wrote there"
+        )
+
+
+def _tokenizer_folder(config: configuration.Config, model: weights.BaseModel) -> Path:
+    if config.tokenizer_name is None:
+        return model.folder / "tokenizer"
+    return weights.find_tokenizer(config.tokenizer_name, config.revision)
+
+
+def _training_prompts(
+    config: configuration.Config,
+    tokenizer: "transformers.CLIPTokenizer",
+    model: weights.BaseModel,
+) -> Int32[np.ndarray, "P L"]:
+    """Token ids of every template with the placeholder in it."""
+    if config.num_vectors > 1 and config.placeholder_token.lower() != (
+        config.placeholder_token
+    ):
+        _log.warning(
+            "placeholder_token: diffusers finds only the first vector of a word with "
+            "capitals; %s would keep all %d",
+            config.placeholder_token.lower(),
+            config.num_vectors,
+        )
+    tokenize = tokens.PromptTokenizer(
+        tokenizer,
+        model.text_encoder.config.vocab_size,
+        {config.placeholder_token: config.num_vectors},
+    )
+    if tokenize.length > model.text_encoder.config.max_position_embeddings:
+        raise UserError(
+            f"the tokenizer makes {tokenize.length} tokens, the text encoder takes "
+            f"{model.text_encoder.config.max_position_embeddings}; use the tokenizer "
+            "and text encoder of one model"
+        )
+    templates = prompt_templates(config.learnable_property, config.template_file)
+    return tokenize(
+        [template.replace("{}", config.placeholder_token) for template in templates]
+    )
+
+
+def _initial_rows(
+    config: configuration.Config,
+    tokenizer: "transformers.CLIPTokenizer",
+    model: weights.BaseModel,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Checks the initializer; the rows follow when the table has been loaded."""
+    if config.initializer_embedding is not None:
+        rows = export.load_embedding(config.initializer_embedding).rows
+        wanted = (config.num_vectors, model.text_encoder.config.hidden_size)
+        if rows.shape != wanted:
+            raise UserError(
+                f"initializer_embedding: expected {wanted[0]} vectors of width "
+                f"{wanted[1]} (num_vectors, the model's width), found {rows.shape[0]} "
+                f"of {rows.shape[1]}; set num_vectors, or use a file for this model"
+            )
+        return lambda table: rows
+    ids = None
+    if config.initializer_token is not None:
+        ids = tokens.initializer_ids(tokenizer, config.initializer_token)
+    return lambda table: tokens.initial_rows(
+        table, ids, config.num_vectors, config.initializer_jitter, config.seed
+    )
+
+
+def _encode(
+    config: configuration.Config,
+    model: weights.BaseModel,
+    images: np.ndarray,
+    progress: bool,
+) -> np.ndarray:
+    """VAE moments of every picture; the VAE is gone from memory afterwards."""
+    params = model.load("vae")
+    encode = jax.jit(
+        lambda params, pixels: model.vae.apply(
+            {"params": params}, pixels, method="encode"
+        )
+    )
+    return data.encode_pictures(
+        images,
+        lambda pixels: encode(params, pixels),
+        min(_ENCODE_BATCH_SIZE, len(images) * (1 + config.random_flip)),
+        config.random_flip,
+        progress,
+    )
+
+
+def _train(
+    config: configuration.Config,
+    recipe: step.Recipe,
+    state: step.State,
+    frozen: dict[str, weights.Params],
+    bank: step.Bank,
+    progress: bool,
+) -> step.State:
+    """Dispatches steps until the last, reading each dispatch's metrics one later."""
+    train_steps = step.compile_train_steps(recipe)
+    with report.Report(
+        config.output_dir, 0, config.max_train_steps, progress
+    ) as run_report:
+        done, length, pending = 0, 1, None
+        last = time.perf_counter()
+
+        def finish(metrics: step.Metrics, num_steps: int) -> float:
+            nonlocal last
+            jax.block_until_ready(metrics)
+            seconds, last = time.perf_counter() - last, time.perf_counter()
+            examples = num_steps * config.examples_per_step
+            run_report.add(metrics, num_steps, examples / seconds)
+            return seconds
+
+        while done < config.max_train_steps:
+            num_steps = min(length, config.max_train_steps - done)
+            state, metrics = train_steps(state, frozen, bank, num_steps)
+            done += num_steps
+            if pending is not None:
+                seconds = finish(*pending)
+                length = _next_length(pending[1], seconds)
+            pending = metrics, num_steps
+        if pending is not None:
+            finish(*pending)
+    return state
+
+
+def _next_length(num_steps: int, seconds: float) -> int:
+    """Steps for a dispatch of `_DISPATCH_SECONDS`, at most doubling at a time."""
+    fitting = int(num_steps * _DISPATCH_SECONDS / seconds)
+    return max(1, min(fitting, 2 * num_steps, step.MAX_STEPS_A_DISPATCH))
