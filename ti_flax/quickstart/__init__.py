@@ -1,0 +1,1 @@
+"""The embedded quickstart model: its world of critters and its training."""

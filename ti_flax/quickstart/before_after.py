@@ -1,0 +1,78 @@
+"""One picture that shows what a run has taught: before, after, and elsewhere."""
+
+import logging
+from pathlib import Path
+
+from PIL import Image
+
+from ti_flax import config as configuration
+from ti_flax import data, files, generate
+from ti_flax.quickstart import sheet
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = 5
+_PROMPT = "a photo of a {}"
+# A background, a style and templates that no picture of the concept shows.
+_CONTEXTS = (
+    "a photo of a {} on a black background",
+    "a rendering of the {} on a pink background",
+    "a close-up photo of my {} on a blue background",
+    "a bright photo of a {} on a white background",
+    "a photo of a {} in the style of aurelo",
+)
+_SEED = 1
+_STEPS = 25
+_GUIDANCE_SCALE = 3.0
+
+
+def write(config: configuration.Config) -> Path:
+    """Writes before_after.png beside what `config`'s run has learned; its path.
+
+    Rows: the pictures to learn from, the initializer's word and the learned word from
+    the same noise, and the learned word in new contexts.
+    """
+    word, initializer = config.placeholder_token, config.initializer_token
+    plain = [_PROMPT.format(name) for name in (initializer, word) if name]
+    contexts = [context.format(word) for context in _CONTEXTS]
+    before_and_after = _generate(config, plain, _COLUMNS)
+    rows = [sheet.Row("The pictures to learn from", _training_pictures(config))]
+    for number, prompt in enumerate(plain):
+        time = "After" if prompt == plain[-1] else "Before"
+        images = before_and_after[number * _COLUMNS :][:_COLUMNS]
+        rows.append(sheet.Row(f"{time}: \u201c{prompt}\u201d", images))
+    rows.append(
+        sheet.Row(f"{word} in new contexts", _generate(config, contexts, 1), contexts)
+    )
+    path = config.output_dir / "before_after.png"
+    with files.atomic_path(path) as temporary:
+        sheet.lay_out(rows).save(temporary, "PNG", optimize=True)
+    _log.info("wrote %s", path)
+    return path
+
+
+def _training_pictures(config: configuration.Config) -> list[Image.Image]:
+    pictures = data.read_pictures(
+        config.train_data_dir, config.resolution, config.center_crop
+    )
+    return [Image.fromarray(image) for image in pictures.images[:_COLUMNS]]
+
+
+def _generate(
+    config: configuration.Config, prompts: list[str], num_images: int
+) -> list[Image.Image]:
+    # Both calls make batches of one size, so that the second compiles nothing.
+    return generate.generate_images(
+        model=config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        mixed_precision=config.mixed_precision,
+        embedding=str(config.output_dir),
+        prompt=prompts,
+        num_images=num_images,
+        seed=_SEED,
+        steps=_STEPS,
+        guidance_scale=_GUIDANCE_SCALE,
+        batch_size=_COLUMNS,
+        progress=False,
+    )

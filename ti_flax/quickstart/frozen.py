@@ -1,0 +1,63 @@
+"""The base model with its weights in place, for many concepts and many words."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32, Int32
+
+from ti_flax import config as configuration
+from ti_flax import pictures, sharding, tokens
+from ti_flax.models import weights
+
+# Names every concept's learned row: a slot or a call of the text encoder sees only one.
+PLACEHOLDER = "<held-out>"
+
+
+class Frozen(NamedTuple):
+    """A model, the weights of all its networks and where they lie."""
+
+    model: weights.BaseModel
+    params: dict[str, weights.Params]
+    mesh: Mesh
+
+    def tokenizer(self):
+        return tokens.load_tokenizer(self.model.folder / "tokenizer")
+
+    def table(self) -> Float32[np.ndarray, "V D"]:
+        embeddings = self.params["text_encoder"]["embeddings"]
+        return np.asarray(embeddings["token_embedding"]["embedding"])
+
+    def tokenize(self, prompts: Sequence[str]) -> Int32[np.ndarray, "P L"]:
+        vocab_size = self.model.text_encoder.config.vocab_size
+        words = {PLACEHOLDER: 1}
+        return tokens.PromptTokenizer(self.tokenizer(), vocab_size, words)(prompts)
+
+    def encode_prompts(
+        self, prompts: Sequence[str], row: Float32[np.ndarray, "D"]
+    ) -> Float32[np.ndarray, "P L D"]:
+        """Contexts of prompts in which the placeholder stands for `row`."""
+        return np.asarray(
+            pictures.encode_prompts(
+                self.params["text_encoder"],
+                self.tokenize(prompts),
+                row[None],
+                text_encoder=self.model.text_encoder,
+            )
+        )
+
+
+def load(config: configuration.Config) -> Frozen:
+    """The model that a configuration names, on all devices."""
+    mesh = sharding.make_mesh()
+    sharding.check_batch(config.train_batch_size, mesh)
+    model = weights.open_model(
+        config.pretrained_model_name_or_path,
+        dtype=weights.unet_dtype(config.mixed_precision),
+    )
+    everywhere = sharding.replicated(mesh)
+    networks = ("text_encoder", "unet", "vae")
+    return Frozen(
+        model, {name: model.load(name, everywhere) for name in networks}, mesh
+    )

@@ -1,0 +1,107 @@
+"""How well Textual Inversion learns: many unseen concepts, judged by attribute.
+
+`python -m ti_flax.benchmark quality` is its command line. All concepts are trained at
+once, with the hyperparameters of configs/quickstart.yaml.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from ti_flax import config as configuration
+from ti_flax import files
+from ti_flax.quickstart import (
+    frozen,
+    held_out,
+    judge,
+    learn_many,
+    scores,
+    settings,
+    world,
+)
+from ti_flax.quickstart.held_out import Concept
+from ti_flax.quickstart.quality_keys import QualityKeys
+from ti_flax.quickstart.word_scores import Word, score_words
+
+_log = logging.getLogger(__name__)
+
+_HYPERPARAMETERS = ("train_batch_size", "max_train_steps", "learning_rate", "seed")
+_JUDGED_DRAWINGS = 1000
+
+
+def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
+    """Trains, generates and judges; prints a table and writes the numbers as JSON.
+
+    Returns what it writes, which, apart from `seconds`, the same keys give again on the
+    same machine.
+
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    start = time.perf_counter()
+    config = _configuration(keys)
+    base = frozen.load(config)
+    concepts = held_out.concepts(keys.objects)
+    rows = learn_many.learn(config, base, concepts, progress)
+    trained = time.perf_counter()
+    scored = score_words(keys, base, _words(concepts, rows, keys.species), progress)
+    own = judge.own_accuracy(_JUDGED_DRAWINGS, keys.seed)
+    summary = scores.summarise(scored, keys.seed)
+    used = {name: getattr(config, name) for name in _HYPERPARAMETERS}
+    content = {
+        "settings": keys.model_dump(mode="json") | used,
+        "seconds": {
+            "training": round(trained - start),
+            "pictures": round(time.perf_counter() - trained),
+        },
+        "judge": own,
+        **_plain(summary),
+        "words": _plain(scored),
+    }
+    keys.output.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_path(keys.output) as path:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    print(scores.table(summary, own))
+    _log.info("wrote %s", keys.output)
+    return content
+
+
+def _configuration(keys: QualityKeys) -> configuration.Config:
+    given = {name: getattr(keys, name) for name in _HYPERPARAMETERS}
+    given["pretrained_model_name_or_path"] = keys.model
+    return settings.load_config(
+        [f"--{name}={value}" for name, value in given.items() if value is not None]
+    )
+
+
+def _words(
+    concepts: Sequence[Concept], rows: Float32[np.ndarray, "S D"], num_species: int
+) -> list[Word]:
+    """Initializers, learned words, and nouns that the base model was taught."""
+    unused = np.zeros_like(rows[0])
+    nouns = [*[*world.SPECIES.items()][:num_species], *world.STYLES.items()]
+    return [
+        *(Word("initializer", c.initializer, c.target, unused) for c in concepts),
+        *(
+            Word("learned", frozen.PLACEHOLDER, concept.target, row)
+            for concept, row in zip(concepts, rows, strict=True)
+        ),
+        *(Word("noun", name, target, unused) for name, target in nouns),
+    ]
+
+
+def _plain(tree: Any) -> Any:
+    """Named tuples as dictionaries, at any depth, so that JSON keeps their names."""
+
+    def is_named(node: Any) -> bool:
+        return hasattr(node, "_asdict")
+
+    return jax.tree.map(
+        lambda node: node._asdict() if is_named(node) else node, tree, is_leaf=is_named
+    )

@@ -1,0 +1,27 @@
+"""The quickstart's configuration, wherever the package is installed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ti_flax import config as configuration
+
+FOLDER = Path(__file__).parent
+MODEL = FOLDER / "model"
+PICTURES = FOLDER / "pictures"
+CONFIG = FOLDER / "quickstart.yaml"  # the same as configs/quickstart.yaml
+
+
+def load_config(argv: Sequence[str]) -> configuration.Config:
+    """configs/quickstart.yaml and the `--key value` that override it.
+
+    The file's paths start at the repository; here they are those of the package, so
+    that they hold in any folder.
+    """
+    return configuration.load_config(
+        [
+            *("--config", str(CONFIG)),
+            *("--pretrained_model_name_or_path", str(MODEL)),
+            *("--train_data_dir", str(PICTURES)),
+            *argv,
+        ]
+    )

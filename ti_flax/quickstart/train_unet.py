@@ -1,0 +1,259 @@
+"""Trains the quickstart model's text encoder and UNet together, on stored latents."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Float, Int32
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ti_flax.quickstart import drawing, team, world
+from ti_flax.quickstart.latents import Moments
+from ti_flax.quickstart.training_clock import (
+    Average,
+    Clock,
+    append_log,
+    learning_rate,
+    save_checkpoint,
+)
+
+_BATCH = 16  # in each process
+_PEAK_RATE = 1e-3
+_EMA_DECAY = 0.999
+_LOG_STEPS = 50
+_SAVE_STEPS = 500
+_SHOW_STEPS = 1000
+_WIDTH = 128
+
+
+class TextToLatents(torch.nn.Module):
+    """The two networks that are trained together, as one module."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=_WIDTH,
+                intermediate_size=4 * _WIDTH,
+                projection_dim=_WIDTH,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=tokenizer.model_max_length,
+                hidden_act="quick_gelu",
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        self.unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(64, 96, 96),
+            down_block_types=(
+                "DownBlock2D",
+                "CrossAttnDownBlock2D",
+                "CrossAttnDownBlock2D",
+            ),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=_WIDTH,
+            attention_head_dim=3,  # the number of heads, despite its name
+            norm_num_groups=4,
+            use_linear_projection=True,
+        )
+        # The fused attention's gradient is several times slower on a CPU.
+        self.text_encoder.set_attn_implementation("eager")
+        self.unet.set_attn_processor(AttnProcessor())
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "B c h w"],
+        timesteps: Tensor,
+        ids: Tensor,
+    ) -> Float[Tensor, "B c h w"]:
+        words = self.text_encoder(ids).last_hidden_state
+        return self.unet(noisy, timesteps, words).sample
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise, predicting v (Salimans and Ho 2022, equation 11).
+
+    A flat background is decided at the noisiest steps, where v leaves much to learn and
+    the noise almost nothing.
+    """
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def train(
+    moments: Moments,
+    ids: Int32[np.ndarray, "N K L"],
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    folder: Path,
+    seconds: float,
+    seed: int,
+) -> StableDiffusionPipeline:
+    """Trains for `seconds`, resuming from `folder`; returns the averaged weights.
+
+    `moments` are scaled latents, `ids` K captions of each picture.
+    """
+    torch.manual_seed(seed)
+    model = TextToLatents(tokenizer).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), _PEAK_RATE, betas=(0.9, 0.99), fused=True
+    )
+    average, clock, step = Average(model, _EMA_DECAY), Clock(seconds), 0
+    checkpoint = folder / "unet.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average.values = saved["average"]
+        clock, step = Clock(seconds, saved["spent"]), saved["step"]
+
+    def keep() -> None:
+        save_checkpoint(
+            checkpoint,
+            model=model.state_dict(),
+            optimizer=optimizer.state_dict(),
+            average=average.values,
+            spent=clock.spent,
+            step=step,
+        )
+
+    noise_schedule = scheduler()
+    losses = []
+    while (progress := team.agreed(clock.progress)) < 1:
+        rate = learning_rate(_PEAK_RATE, step, progress)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        latents, prompts, noise, timesteps = _batch(moments, ids, seed, step)
+        noisy = noise_schedule.add_noise(latents, noise, timesteps)
+        target = noise_schedule.get_velocity(latents, noise, timesteps)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(noisy, timesteps, prompts)
+        loss = functional.mse_loss(predicted.float(), target)
+        loss.backward()
+        team.average_gradients(model.parameters())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(model, step)
+        losses.append(loss.detach())
+        step += 1
+        if team.rank() > 0:
+            continue
+        if step % _LOG_STEPS == 0:
+            append_log(
+                folder / "log.jsonl",
+                part="unet",
+                step=step,
+                seconds=clock.spent,
+                samples=step * _BATCH * team.size(),
+                rate=rate,
+                loss=torch.stack(losses).mean().item(),
+            )
+            losses = []
+        if step % _SAVE_STEPS == 0:
+            keep()
+        if step % _SHOW_STEPS == 0 or step == _SAVE_STEPS:
+            show(pipeline(average, tokenizer, vae), folder / f"unet_{step:06d}.png")
+    if team.rank() == 0:
+        keep()
+    return pipeline(average, tokenizer, vae)
+
+
+def _batch(
+    moments: Moments, ids: Int32[np.ndarray, "N K L"], seed: int, step: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rng = np.random.default_rng([seed, step, team.rank()])
+    chosen = np.sort(rng.integers(len(ids), size=_BATCH))
+    mean, std = moments.mean[chosen], moments.std[chosen]
+    latents = mean + std * rng.standard_normal(mean.shape, np.float32)
+    prompts = ids[chosen, rng.integers(ids.shape[1], size=_BATCH)]
+    noise = rng.standard_normal(mean.shape, np.float32)
+    timesteps = rng.integers(1000, size=_BATCH)
+    return (
+        torch.from_numpy(latents).contiguous(memory_format=torch.channels_last),
+        torch.from_numpy(prompts).long(),
+        torch.from_numpy(noise).contiguous(memory_format=torch.channels_last),
+        torch.from_numpy(timesteps),
+    )
+
+
+def pipeline(
+    average: Average, tokenizer: CLIPTokenizer, vae: AutoencoderKL
+) -> StableDiffusionPipeline:
+    model = TextToLatents(tokenizer)
+    model.load_state_dict(average.values)
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model.text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=model.unet.eval(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def show(pipe: StableDiffusionPipeline, path: Path) -> None:
+    """Species above the looks they name, then looks and styles described in words."""
+    nouns = world.SPECIES_NOUNS[:12]
+    backgrounds = world.BACKGROUNDS * 2
+    rng = np.random.default_rng(0)
+    looks = world.HELD_OUT_LOOKS[:12]
+    styles = [*world.STYLE_NOUNS, *map(world.described_style, world.HELD_OUT_STYLES)]
+    prompts = [
+        *(
+            f"a photo of a {noun} on a {background} background"
+            for noun, background in zip(nouns, backgrounds, strict=True)
+        ),
+        *(f"a photo of a {world.described_look(look, rng)}" for look in looks),
+        *(f"a photo of a {nouns[0]} in the style of {style}" for style in styles),
+        "a photo of a critter",
+    ]
+    generator = torch.Generator().manual_seed(0)
+    pictures = pipe(
+        prompts,
+        height=drawing.SIDE,
+        width=drawing.SIDE,
+        num_inference_steps=25,
+        guidance_scale=3.0,
+        generator=generator,
+        output_type="np",
+    ).images
+    pictures = np.rint(pictures * 255).astype(np.uint8)
+    wanted = [
+        drawing.draw(
+            drawing.Scene(look, background, world.NO_STYLE, world.random_pose(rng))
+        )
+        for look, background in zip(
+            [*(world.SPECIES[noun] for noun in nouns), *looks],
+            [*backgrounds, *(["white"] * len(looks))],
+            strict=True,
+        )
+    ]
+    rows = [wanted[:12], pictures[:12], wanted[12:], pictures[12:24], pictures[24:]]
+    Image.fromarray(np.vstack([np.hstack(row) for row in rows])).save(path)
