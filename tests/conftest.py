@@ -1,0 +1,36 @@
+"""Every test runs on 8 devices that share this machine's CPU."""
+
+import os
+import tempfile
+
+# Compiling is most of the suite's time; code that runs once need not be optimised.
+# Set in the environment so that processes started by tests have it too.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
+# Runs that differ in numbers only share their executables.
+_cache = tempfile.TemporaryDirectory(prefix="ti_flax-test-cache-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+jaxtyping.install_import_hook("ti_flax", "typechecking.check")
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a tiny random model, as `python -m ti_flax.random_model` makes."""
+    from ti_flax import random_model
+
+    folder = tmp_path_factory.mktemp("model")
+    random_model.write_random_model(folder, "tiny")
+    return folder

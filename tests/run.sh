@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sets up a virtual environment beside the sources and runs the tests in it.
+#   tests/run.sh [pytest arguments]
+# PYTHON names the interpreter (default python3). On Python 3.11 the tests compare with
+# PyTorch; on newer ones with what was recorded from it (tests/reference).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+venv=.venv-test-$version
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+
+"$python" -m venv "$venv"
+if [ "$version" = 3.11 ]; then
+    # First and by itself: nothing that follows may pull another build of it.
+    "${pip[@]}" torch==2.13.0
+    "${pip[@]}" -e '.[test,oracle]'
+else
+    "${pip[@]}" -e '.[test]'
+fi
+# Only its vocabulary file is read; its dependencies would bring PyTorch.
+"${pip[@]}" --no-deps open_clip_torch
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/python" -m pytest "$@"

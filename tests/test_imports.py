@@ -1,0 +1,105 @@
+"""A module imports only from what stands before it, and --help waits for nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ti_flax
+
+PACKAGE = Path(__file__).parent.parent / "ti_flax"
+ORDER = [
+    "errors",
+    "files",
+    "diffusers_flags",
+    "command_line",
+    "config_keys",
+    "config",
+    "generate_keys",
+    "templates",
+    "tokens",
+    "data",
+    "models",
+    "models.layers",
+    "models.clip_text",
+    "models.unet",
+    "models.vae",
+    "models.weights",
+    "models.shapes",
+    "diffusion",
+    "noise_levels",
+    "samplers",
+    "schedulers",
+    "sharding",
+    "step",
+    "torch_pickle",
+    "torch_zip",
+    "export",
+    "pictures",
+    "pictures_out",
+    "report",
+    "trainer",
+    "generator",
+    "generate",
+    "random_model",
+    "benchmark",
+    "train",
+]
+
+
+def imported(path):
+    """Names of the package's own modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if parts[0] == "ti_flax":
+                module = ".".join(parts[1:])
+                for alias in node.names:
+                    yield ".".join(filter(None, (module, alias.name)))
+                if module:
+                    yield module
+
+
+def test_imports_point_one_way():
+    checked = 0
+    for place, module in enumerate(ORDER):
+        path = PACKAGE / (module.replace(".", "/") + ".py")
+        if not path.exists():
+            path = PACKAGE / module / "__init__.py"
+        for name in imported(path):
+            if name in ORDER:
+                assert ORDER.index(name) < place, f"{module} imports {name}"
+                checked += 1
+    assert checked > 30
+
+
+def test_the_face_of_the_package_is_there():
+    for name in ti_flax.__all__:
+        assert callable(getattr(ti_flax, name))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        ti_flax.no_such_name  # noqa: B018
+
+
+def test_every_module_has_its_place():
+    modules = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py" and "quickstart" not in path.parts
+    }
+    assert modules == set(ORDER) - {"models"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--no_such_key"]])
+@pytest.mark.parametrize("module", ["train", "generate"])
+def test_help_and_errors_come_without_jax(module, arguments):
+    code = (
+        "import sys, runpy\n"
+        f"try: runpy.run_module('ti_flax.{module}', run_name='__main__')\n"
+        "finally: assert not {'jax', 'transformers'} & set(sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True
+    )
+    assert ran.returncode == (0 if arguments == ["--help"] else 2), ran.stderr

@@ -1,0 +1,264 @@
+"""The quality benchmark: its judge, its concepts, its intervals, and what they show."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ti_flax.quickstart import (
+    drawing,
+    fit_judge,
+    held_out,
+    judge,
+    scores,
+    settings,
+    word_scores,
+    world,
+)
+from ti_flax.quickstart.quality_keys import QualityKeys
+
+# The judge reads fresh drawings at least this well; measured: 96 to 99.9 %.
+JUDGE_BOUND = 0.93
+
+
+def test_judge_reads_fresh_drawings():
+    own = judge.own_accuracy(150, seed=11)
+    assert set(own) == set(judge.ATTRIBUTES)
+    assert min(own.values()) > JUDGE_BOUND, own
+
+
+def test_judge_reads_held_out_looks_as_well_as_any():
+    rng = np.random.default_rng(12)
+    scenes = [
+        judge.random_scene(rng, styled=False)._replace(look=look)
+        for look in world.HELD_OUT_LOOKS * 4
+    ]
+    found = judge.read_attributes(judge.draw_all(scenes))
+    for name in judge.LOOK_ATTRIBUTES:
+        true = [judge.ATTRIBUTES[name].index(getattr(s.look, name)) for s in scenes]
+        assert np.mean(found[name] == true) > JUDGE_BOUND, name
+
+
+def test_judge_reads_blurred_and_noisy_drawings():
+    import jax
+
+    rng = np.random.default_rng(13)
+    scenes = [judge.random_scene(rng, styled=False) for _ in range(200)]
+    pixels = judge.scaled(judge.draw_all(scenes))
+    spoilt = np.asarray(fit_judge.spoil(pixels, jax.random.key(1)))
+    assert 0.02 < np.abs(spoilt - pixels).mean() < 0.3
+    bytes_ = np.clip(np.rint(127.5 * (spoilt + 1)), 0, 255).astype(np.uint8)
+    found = judge.read_attributes(bytes_)
+    true = np.array([judge.labels(scene) for scene in scenes])
+    right = [np.mean(found[name] == true[:, i]) for i, name in enumerate(found)]
+    assert min(right) > 0.85, dict(zip(found, right, strict=True))
+
+
+def test_fitting_the_judge_lowers_its_error():
+    pictures, labels = fit_judge.drawn(100, seed=3)
+    params = fit_judge.fit(pictures, labels, num_steps=6, seed=0)
+    first = fit_judge.fit(pictures, labels, num_steps=1, seed=0)
+    logits = [
+        judge.Judge().apply({"params": p}, judge.scaled(pictures))
+        for p in (first, params)
+    ]
+    before, after = (_mean_error(judge.split_logits(x), labels) for x in logits)
+    assert after < before
+
+
+def _mean_error(parts, labels):
+    """Cross entropy, written out again."""
+    errors = []
+    for index, part in enumerate(parts.values()):
+        part = np.asarray(part, np.float64)
+        log_sum = np.log(np.exp(part).sum(axis=1))
+        errors.append(log_sum - part[np.arange(len(part)), labels[:, index]])
+    return np.mean(errors)
+
+
+def test_labels_name_what_a_scene_shows():
+    rng = np.random.default_rng(0)
+    scene = judge.random_scene(rng, styled=True)
+    said = {
+        n: judge.ATTRIBUTES[n][i]
+        for n, i in zip(judge.ATTRIBUTES, judge.labels(scene), strict=True)
+    }
+    assert drawing.Look(*(said[n] for n in drawing.Look._fields)) == scene.look
+    assert drawing.Style(said["tint"], said["texture"]) == scene.style
+    assert said["background"] == scene.background
+    assert scene.style != world.NO_STYLE
+
+
+def test_concepts_are_unseen_and_start_from_several_words():
+    concepts = held_out.concepts(12)
+    objects = [c for c in concepts if c.learnable_property == "object"]
+    styles = [c for c in concepts if c.learnable_property == "style"]
+    assert len({c.target for c in concepts}) == len(concepts) == 12 + 3
+    assert {c.target for c in styles} == set(world.HELD_OUT_STYLES)
+    for concept in objects:
+        assert concept.target not in world.SHOWN_LOOKS
+        assert concept.target not in world.SPECIES.values()
+        # A species to start from must be another critter than the one to learn.
+        assert world.SPECIES.get(concept.initializer) != concept.target
+    assert [c.initializer for c in objects].count(world.OBJECT_WORD) == 4
+    assert sum(c.initializer == getattr(c.target, "shape", "") for c in objects) == 4
+    assert sum(c.initializer in world.SPECIES for c in objects) == 4
+    assert len({c.initializer for c in styles}) == 3
+
+
+@pytest.mark.parametrize("learnable_property", ["object", "style"])
+def test_contexts_differ_and_ask_for_every_background_alike(learnable_property):
+    contexts = held_out.contexts(learnable_property, 12)
+    sentences, backgrounds = zip(*contexts, strict=True)
+    assert len(set(sentences)) == 12
+    assert all(backgrounds.count(name) == 2 for name in world.BACKGROUNDS)
+    for sentence, background in contexts:
+        assert sentence.count("{}") == 1
+        assert sentence.endswith(f" on a {background} background")
+
+
+def test_training_pictures_show_the_concept():
+    look = world.HELD_OUT_LOOKS[3]
+    found = judge.read_attributes(held_out.training_pictures(look, seed=0))
+    for name in judge.LOOK_ATTRIBUTES:
+        assert set(found[name]) == {judge.ATTRIBUTES[name].index(getattr(look, name))}
+    style = world.HELD_OUT_STYLES[1]
+    found = judge.read_attributes(held_out.training_pictures(style, seed=0))
+    assert set(found["tint"]) == {drawing.TINTS.index(style.tint)}
+    assert len(set(found["shape"])) > 1
+
+
+def test_a_score_counts_what_is_right():
+    look = world.HELD_OUT_LOOKS[0]
+    word = word_scores.Word("learned", "x", look, np.zeros(2, np.float32))
+    backgrounds = [b for _, b in held_out.contexts("object", 4)]
+    right = {**look._asdict(), "tint": "natural", "texture": "smooth"}
+    found = {
+        name: np.full(4, judge.ATTRIBUTES[name].index(value))
+        for name, value in right.items()
+    }
+    found["background"] = np.array([world.BACKGROUNDS.index(b) for b in backgrounds])
+    found["shape"][1:] += 1
+    found["background"][0] += 1
+    scored = word_scores.score(word, found)
+    assert scored.accuracy == {
+        **dict.fromkeys(judge.LOOK_ATTRIBUTES, 1.0),
+        "shape": 0.25,
+        "background": 0.75,
+    }
+    assert scored.appearance == pytest.approx((0.25 + 4) / 5)
+
+
+def test_interval_is_that_of_the_binomial_distribution():
+    """Of n values 0 or 1, a mean drawn again is binomial: its quantiles are known."""
+    values = [1.0] * 12 + [0.0] * 8
+    estimate = scores.mean_over_words(values, seed=0)
+    mass = [math.comb(20, k) * 0.6**k * 0.4 ** (20 - k) for k in range(21)]
+    below = np.cumsum(mass)
+    low = np.argmax(below > 0.025) / 20
+    high = np.argmax(below > 0.975) / 20
+    assert estimate == pytest.approx((0.6, low, high))
+
+
+def test_equal_words_have_an_interval_of_no_width():
+    assert scores.mean_over_words([0.7] * 5, seed=3) == pytest.approx((0.7, 0.7, 0.7))
+    assert scores.ratio_of_means([0.4] * 3, [0.8] * 4, 0) == pytest.approx([0.5] * 3)
+    assert scores.difference_of_means([0.4] * 3, [0.8] * 4, 0) == pytest.approx(
+        [-0.4] * 3
+    )
+
+
+def test_interval_of_a_difference_adds_the_variances():
+    rng = np.random.default_rng(5)
+    left, right = rng.normal(0.6, 0.1, 60), rng.normal(0.5, 0.2, 40)
+    estimate = scores.difference_of_means(left.tolist(), right.tolist(), seed=0)
+    deviation = math.sqrt(left.var() / 60 + right.var() / 40)
+    half = 1.96 * deviation
+    assert estimate.mean == pytest.approx(left.mean() - right.mean())
+    assert estimate.high - estimate.mean == pytest.approx(half, rel=0.08)
+    assert estimate.mean - estimate.low == pytest.approx(half, rel=0.08)
+
+
+def _score(group, kind, *rates):
+    names = judge.LOOK_ATTRIBUTES if kind == "object" else judge.STYLE_ATTRIBUTES
+    accuracy = dict(zip((*names, "background"), rates, strict=True))
+    return scores.Score(group, kind, "word", accuracy)
+
+
+KNOWN = [
+    _score("initializer", "object", 0.1, 0.2, 0.3, 0.4, 0.0, 0.9),
+    _score("initializer", "object", 1.0, 1.0, 1.0, 1.0, 0.5, 0.7),
+    _score("learned", "object", 0.5, 0.5, 0.5, 0.5, 0.5, 0.6),
+    _score("learned", "object", 0.9, 0.9, 0.9, 0.9, 0.9, 0.8),
+    _score("noun", "object", 1.0, 0.8, 0.8, 0.6, 0.8, 0.9),
+    _score("initializer", "style", 0.2, 0.4, 0.5),
+    _score("learned", "style", 0.6, 0.6, 0.5),
+    _score("noun", "style", 0.8, 1.0, 0.5),
+]
+
+
+def test_summary_of_known_scores():
+    objects, styles = scores.summarise(KNOWN, seed=0).values()
+    assert objects["words"] == {"initializer": 2, "learned": 2, "noun": 1}
+    assert objects["accuracy"]["shape"]["initializer"].mean == pytest.approx(0.55)
+    assert objects["accuracy"]["appearance"]["learned"].mean == pytest.approx(0.7)
+    assert objects["accuracy"]["background"]["learned"].mean == pytest.approx(0.7)
+    # Of the pairs (0.5 beside 0.2) and (0.9 beside 0.9), only the first is better.
+    assert objects["better_than_initializer"] == 1
+    assert objects["share_of_nouns"].mean == pytest.approx(0.7 / 0.8)
+    assert objects["background_against_nouns"].mean == pytest.approx(-0.2)
+    assert styles["better_than_initializer"] == 1
+    assert styles["share_of_nouns"] == pytest.approx([2 / 3] * 3)
+
+
+def test_table_has_every_attribute_in_percent():
+    table = scores.table(scores.summarise(KNOWN, seed=0), {"shape": 0.987})
+    [shape] = [line for line in table.splitlines() if line.startswith("shape")]
+    cells = ("55.0 [10.0, 100.0]", "70.0 [50.0, 90.0]", "100.0 [100.0, 100.0]")
+    assert shape.split() == ["shape", *" ".join(cells).split(), "98.7"]
+    for name in (*judge.LOOK_ATTRIBUTES, *judge.STYLE_ATTRIBUTES, "background"):
+        assert f"\n{name}" in table
+    assert "better than its initializer: 1 of 2" in table
+    assert "share of the nouns' appearance: 66.7 [66.7, 66.7] %" in table
+
+
+def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
+    """With a random model, whose pictures are noise: only that all of it is there."""
+    from ti_flax.quickstart import quality
+
+    keys = QualityKeys(
+        model=str(tiny_model),
+        objects=1,
+        species=1,
+        num_images=1,
+        steps=2,
+        max_train_steps=2,
+        train_batch_size=8,
+        output=tmp_path / "new" / "quality.json",
+    )
+    content = quality.measure(keys, progress=False)
+    written = json.loads(keys.output.read_text())
+    # As text, for a ratio to nouns that a random model does not know is NaN.
+    assert json.dumps(written["object"]) == json.dumps(content["object"])
+    assert written["settings"]["learning_rate"] == 3e-3
+    groups = [word["group"] for word in written["words"]]
+    assert groups == ["initializer"] * 4 + ["learned"] * 4 + ["noun"] * 9
+    assert set(written["object"]["accuracy"]["shape"]["noun"]) == {
+        *("mean", "low", "high")
+    }
+    assert "learned word (1)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_learned_words_do_what_nouns_do(tmp_path):
+    """Half an hour on 2 CPU cores."""
+    from ti_flax.quickstart import quality
+
+    assert settings.MODEL.is_dir()
+    content = quality.measure(QualityKeys(output=tmp_path / "quality.json"))
+    for kind in ("object", "style"):
+        part = content[kind]
+        assert part["better_than_initializer"] == part["words"]["learned"], kind
+        assert part["share_of_nouns"]["mean"] >= 0.8, kind
+        assert part["background_against_nouns"]["mean"] >= -0.1, kind

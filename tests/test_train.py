@@ -1,0 +1,355 @@
+"""`python -m ti_flax.train` from pictures to files, and every way to get it wrong."""
+
+import itertools
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ti_flax import config, errors, export, tokens, train, trainer
+from ti_flax.models import weights
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PROMPTS = ["a <toy> on a table", "<toy>", "two photos of one <toy>, and no other"]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder with three pictures of noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i in range(3):
+        pixels = random.integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def arguments(tiny_model, pictures, tmp_path):
+    """A command line that works, as key -> value."""
+    return {
+        "pretrained_model_name_or_path": str(tiny_model),
+        "train_data_dir": str(pictures),
+        "placeholder_token": "<toy>",
+        "initializer_token": "toy",
+        "resolution": "32",
+        "train_batch_size": "8",
+        "max_train_steps": "3",
+        "output_dir": str(tmp_path / "out"),
+    }
+
+
+def to_argv(arguments):
+    return [word for key, value in arguments.items() for word in (f"--{key}", value)]
+
+
+def learn(tiny_model, pictures, output_dir, **keys):
+    settings = config.Config(
+        pretrained_model_name_or_path=str(tiny_model),
+        train_data_dir=pictures,
+        output_dir=output_dir,
+        placeholder_token="<toy>",
+        initializer_token="toy",
+        resolution=32,
+        train_batch_size=8,
+        max_train_steps=3,
+        **keys,
+    )
+    return trainer.train_concepts(settings, progress=False)[0]
+
+
+@pytest.fixture(scope="session", params=[1, 3])
+def learned(request, tiny_model, pictures, tmp_path_factory):
+    """The folder of a run with one and with three vectors, and what it learned."""
+    folder = tmp_path_factory.mktemp("learned")
+    return folder, learn(tiny_model, pictures, folder, num_vectors=request.param)
+
+
+# Whatever asks for PyTorch or diffusers fails, as if they were not installed.
+_WITHOUT_TORCH = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("torch", "diffusers", "accelerate")))
+runpy.run_module("ti_flax.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_command_trains_without_torch_and_writes_every_file(arguments):
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _WITHOUT_TORCH, *to_argv(arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    output_dir = Path(arguments["output_dir"])
+    assert sorted(path.name for path in output_dir.iterdir()) == [
+        "concept_images",
+        "config.yaml",
+        "learned_embeds.bin",
+        "learned_embeds.safetensors",
+        "metrics.jsonl",
+        "token_identifier.txt",
+        "type_of_concept.txt",
+    ]
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    for line in metrics:
+        assert 0 < line["loss"] < 10 and line["grad_norm"] > 0
+        assert line["learning_rate"] == pytest.approx(2e-3)
+        assert len(line["row_norm"]) == 1
+    assert "3/3" in ran.stderr  # the progress bar
+
+
+def test_a_runs_own_config_repeats_it_bit_for_bit(learned, tmp_path):
+    folder, embedding = learned
+    again = config.load_config(
+        ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "b")]
+    )
+    repeated = trainer.train_concepts(again, progress=False)[0]
+    np.testing.assert_array_equal(repeated.rows, embedding.rows)
+    for name in (export.BIN_NAME, export.SAFETENSORS_NAME, "metrics.jsonl"):
+        ours, first = ((f / name).read_bytes() for f in (tmp_path / "b", folder))
+        if name == "metrics.jsonl":
+            ours, first = (
+                [
+                    {k: v for k, v in json.loads(line).items() if "second" not in k}
+                    for line in content.splitlines()
+                ]
+                for content in (ours, first)
+            )
+        assert ours == first
+
+
+def test_the_exported_rows_are_those_trained(learned):
+    folder, embedding = learned
+    assert embedding.token == "<toy>"
+    for name in (export.BIN_NAME, export.SAFETENSORS_NAME):
+        read = export.load_embedding(folder / name)
+        assert read.token == "<toy>"
+        np.testing.assert_array_equal(read.rows, embedding.rows)
+
+
+@pytest.mark.parametrize("name", [export.BIN_NAME, export.SAFETENSORS_NAME])
+def test_pytorch_conditions_on_the_word_as_we_do(learned, tiny_model, name):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    folder, embedding = learned
+    if name == export.BIN_NAME:
+        loaded = torch.load(folder / name, weights_only=True)
+        np.testing.assert_array_equal(loaded["<toy>"].numpy(), embedding.rows)
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        tiny_model, safety_checker=None
+    )
+    pipeline.load_textual_inversion(folder, weight_name=name)
+    texts = [pipeline.maybe_convert_prompt(p, pipeline.tokenizer) for p in PROMPTS]
+    ids = pipeline.tokenizer(
+        texts, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        expected = pipeline.text_encoder(ids)[0].numpy()
+
+    model = weights.open_model(str(tiny_model))
+    tokenize = tokens.PromptTokenizer(
+        tokens.load_tokenizer(tiny_model / "tokenizer"),
+        model.text_encoder.config.vocab_size,
+        {"<toy>": len(embedding.rows)},
+    )
+    context = model.text_encoder.apply(
+        {"params": model.load("text_encoder")},
+        jnp.asarray(tokenize(PROMPTS)),
+        jnp.broadcast_to(embedding.rows, (len(PROMPTS), *embedding.rows.shape)),
+    )
+    np.testing.assert_allclose(context, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_training_goes_on_from_an_embedding_file(
+    learned, tiny_model, pictures, tmp_path
+):
+    folder, embedding = learned
+    settings = config.Config(
+        pretrained_model_name_or_path=str(tiny_model),
+        train_data_dir=pictures,
+        output_dir=tmp_path,
+        placeholder_token="<toy>",
+        initializer_embedding=folder / export.BIN_NAME,
+        num_vectors=len(embedding.rows),
+        resolution=32,
+        train_batch_size=8,
+        max_train_steps=1,
+        learning_rate=1e-9,
+    )
+    went_on = trainer.train_concepts(settings, progress=False)[0]
+    # One step of Adam moves each number by the learning rate at most.
+    np.testing.assert_allclose(went_on.rows, embedding.rows, rtol=0, atol=2e-8)
+
+
+def run_main(monkeypatch, capfd, arguments):
+    """Exit code and stderr of the command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train", *to_argv(arguments)])
+    # The handler of an earlier test writes to that test's stderr, closed by now.
+    monkeypatch.setattr(logging.getLogger("ti_flax"), "handlers", [])
+    with pytest.raises(SystemExit) as ended:
+        errors.run(train.main)
+    return ended.value.code, capfd.readouterr().err
+
+
+def without(key):
+    return lambda arguments, folder: arguments.pop(key)
+
+
+def given(**keys):
+    return lambda arguments, folder: arguments.update(keys)
+
+
+def empty_folder(arguments, folder):
+    arguments["train_data_dir"] = str(folder)
+
+
+def broken_picture(arguments, folder):
+    (folder / "cat.png").write_text("no picture")
+    arguments["train_data_dir"] = str(folder)
+
+
+def no_model_files(arguments, folder):
+    arguments["pretrained_model_name_or_path"] = str(folder)
+
+
+def used_output_dir(arguments, folder):
+    (folder / "learned_embeds.bin").write_text("precious")
+    arguments["output_dir"] = str(folder)
+
+
+def output_under_file(arguments, folder):
+    (folder / "file").write_text("precious")
+    arguments["output_dir"] = str(folder / "file" / "out")
+
+
+def change_model(arguments, folder, component, **settings):
+    model = Path(arguments["pretrained_model_name_or_path"])
+    for path in model.rglob("*"):
+        copy = folder / path.relative_to(model)
+        if path.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    file = folder / component / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    arguments["pretrained_model_name_or_path"] = str(folder)
+
+
+def sdxl(arguments, folder):
+    change_model(arguments, folder, "unet", addition_embed_type="text_time")
+
+
+def empty_config(arguments, folder):
+    change_model(arguments, folder, "unet")
+    (folder / "unet" / "config.json").write_text("{}")
+
+
+def list_config(arguments, folder):
+    change_model(arguments, folder, "vae")
+    (folder / "vae" / "config.json").write_text("[]")
+
+
+def short_heads(arguments, folder):
+    change_model(arguments, folder, "unet", attention_head_dim=[4])
+
+
+def wrong_weights(arguments, folder):
+    change_model(arguments, folder, "unet", layers_per_block=2)
+
+
+def no_weights(arguments, folder):
+    change_model(arguments, folder, "unet")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def template_without_placeholder(arguments, folder):
+    (folder / "templates.txt").write_text("a photo of a cat\n")
+    arguments["template_file"] = str(folder / "templates.txt")
+
+
+def long_template(arguments, folder):
+    (folder / "templates.txt").write_text("a very long story " * 10 + "of {}\n")
+    arguments["template_file"] = str(folder / "templates.txt")
+
+
+def narrow_embedding(arguments, folder):
+    rows = np.ones((1, 7), np.float32)
+    export.export_concept(
+        folder,
+        export.Embedding("<toy>", rows),
+        "object",
+        np.zeros((1, 8, 8, 3), np.uint8),
+    )
+    del arguments["initializer_token"]
+    arguments["initializer_embedding"] = str(folder / "learned_embeds.bin")
+
+
+MISTAKES = {
+    "unknown key": (given(learning_rat="1"), "learning_rate"),
+    "wrong type": (given(max_train_steps="many"), "max_train_steps"),
+    "missing key": (without("placeholder_token"), "placeholder_token"),
+    "missing pictures": (given(train_data_dir="/no/such/folder"), "/no/such/folder"),
+    "no picture": (empty_folder, "no readable picture"),
+    "broken picture": (broken_picture, "cat.png"),
+    "word known": (given(placeholder_token="a"), "already in the tokenizer"),
+    "initializer unknown": (given(initializer_token=" "), "initializer_token"),
+    "template": (template_without_placeholder, "{}"),
+    "77 tokens": (long_template, "77"),
+    "no such model": (given(pretrained_model_name_or_path="/no/model"), "/no/model"),
+    "model incomplete": (no_model_files, "config.json"),
+    "model without weights": (no_weights, "diffusion_pytorch_model.safetensors"),
+    "config empty": (empty_config, "block_out_channels"),
+    "config no object": (list_config, "found a list"),
+    "config inconsistent": (short_heads, "found 2, 2 and 1 for 2"),
+    "another family": (sdxl, "addition_embed_type"),
+    "weights of another model": (wrong_weights, "missing"),
+    "batch not divisible": (given(train_batch_size="12"), "12 examples"),
+    "resolution": (given(resolution="36"), "resolution"),
+    "output under a file": (output_under_file, "is a file"),
+    "output used": (used_output_dir, "overwrite_output_dir"),
+    "embedding of another width": (narrow_embedding, "width 32"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_in_one_line_and_code_2(
+    mistake, arguments, tmp_path, monkeypatch, capfd
+):
+    make, expected = MISTAKES[mistake]
+    make(arguments, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, stderr = run_main(monkeypatch, capfd, arguments)
+    *_, last = stderr.strip().splitlines()
+    assert code == 2
+    assert last.startswith("error: ") and expected in last, stderr
+    assert "Traceback" not in stderr
+    assert sorted(tmp_path.rglob("*")) == before  # nothing written, nothing lost
+
+
+def test_overwriting_replaces_the_files_of_a_run(tiny_model, pictures, tmp_path):
+    tmp_path.joinpath("notes.txt").write_text("mine")
+    first = learn(tiny_model, pictures, tmp_path, overwrite_output_dir=True)
+    second = learn(tiny_model, pictures, tmp_path, overwrite_output_dir=True, seed=1)
+    assert not np.array_equal(first.rows, second.rows)
+    read = export.load_embedding(tmp_path / export.BIN_NAME)
+    np.testing.assert_array_equal(read.rows, second.rows)
+    assert tmp_path.joinpath("notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_load_and_open_with_their_command(path):
+    text = path.read_text()
+    settings = config.load_config(["--config", str(path)])
+    opening = "".join(itertools.takewhile(lambda line: line[0] == "#", text.splitlines(True)))
+    assert f"--config configs/{path.name}\n" in opening
+    assert set(yaml.safe_load(text)) <= set(config.Config.model_fields)
+    assert settings.placeholder_token

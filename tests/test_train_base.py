@@ -1,0 +1,126 @@
+"""Training the quickstart's base model: its parts, without the hours."""
+
+import numpy as np
+import pytest
+
+from ti_flax.quickstart import world
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from ti_flax.quickstart import train_tokenizer
+
+    rng = np.random.default_rng(0)
+    captions = [
+        world.caption(world.training_example(0, index), rng) for index in range(3000)
+    ]
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer.train(captions, folder, merges=500, length=48)
+
+
+def test_every_word_of_the_world_is_one_token(tokenizer):
+    words = [
+        *(*world.SPECIES_NOUNS, *world.STYLE_NOUNS, world.OBJECT_WORD),
+        *(*world.BACKGROUNDS, *world.SHAPES, *world.BODIES, *world.ACCENTS),
+        *(*world.PATTERNS[1:], *world.TOPS[1:], "background", "feet", "photo"),
+    ]
+    for word in words:
+        assert tokenizer.tokenize(word) == [f"{word}</w>"]
+
+
+def test_any_text_has_ids_and_comes_back(tokenizer):
+    text = "a cow & 3 żółte smoki, naïve <new>!"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_tokenizer_pads_and_frames_as_stable_diffusion_does(tokenizer):
+    ids = tokenizer("a photo", padding="max_length").input_ids
+    end = tokenizer.eos_token_id
+    assert (end, tokenizer.bos_token_id) == (len(tokenizer) - 1, len(tokenizer) - 2)
+    assert ids == [tokenizer.bos_token_id, *ids[1:3], *[end] * 45]
+
+
+def test_learning_rate_warms_up_and_falls():
+    pytest.importorskip("torch")
+    from ti_flax.quickstart.training_clock import learning_rate
+
+    rates = [learning_rate(1.0, step, step / 1000, warmup=100) for step in range(1001)]
+    assert np.argmax(rates) == 99
+    assert np.all(np.diff(rates[:100]) > 0) and np.all(np.diff(rates[99:]) < 0)
+    assert rates[0] == pytest.approx(0.01, rel=1e-3)
+    assert rates[-1] == pytest.approx(0.02)
+
+
+def test_average_is_the_mean_of_the_young_steps_then_an_exponential_one():
+    torch = pytest.importorskip("torch")
+    from ti_flax.quickstart.training_clock import Average
+
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = Average(module, decay=0.9)
+    expected = module.weight.item()
+    for step in range(20):
+        with torch.no_grad():
+            module.weight.fill_(float(step))
+        average.update(module, step)
+        expected += max(0.1, 1 / (step + 10)) * (step - expected)
+    assert average.values["weight"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_normalising_latents_leaves_pictures_alone():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from ti_flax.quickstart import latents, train_vae
+
+    torch.manual_seed(0)
+    vae = train_vae.build().eval()
+    images = torch.rand(6, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        posterior = vae.encode(images).latent_dist
+        before = vae.decode(posterior.mean).sample
+        raw = latents.Moments(posterior.mean.numpy(), posterior.std.numpy())
+        scaled = latents.normalise(vae, raw)
+        again = vae.encode(images).latent_dist
+        factor = vae.config.scaling_factor
+        decoded = vae.decode(torch.from_numpy(scaled.mean) / factor).sample
+    assert factor != pytest.approx(1.0)
+    np.testing.assert_allclose(decoded, before, atol=1e-4)
+    np.testing.assert_allclose(again.mean * factor, scaled.mean, atol=1e-4)
+    np.testing.assert_allclose(again.std * factor, scaled.std, rtol=1e-3)
+    np.testing.assert_allclose(scaled.mean.mean((0, 2, 3)), 0, atol=1e-4)
+    variance = scaled.mean.var((0, 2, 3)) + (scaled.std**2).mean((0, 2, 3))
+    np.testing.assert_allclose(variance, 1, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_exported_folder_is_small_and_loads_in_diffusers(tokenizer, tmp_path):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    from pathlib import Path
+
+    from ti_flax.quickstart import train_base, train_unet, train_vae
+    from ti_flax.quickstart.training_clock import Average
+
+    torch.manual_seed(0)
+    model = train_unet.TextToLatents(tokenizer)
+    average = Average(model, 0.9)
+    pipe = train_unet.pipeline(average, tokenizer, train_vae.build())
+    folder = tmp_path / "model"
+    train_base.export(pipe, Path(tokenizer.name_or_path), folder)
+
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12e6
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in files}
+    loaded = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    shown = loaded(
+        "a photo of a zorble", 64, 64, num_inference_steps=2, output_type="np"
+    ).images
+    assert shown.shape == (1, 64, 64, 3)
+    assert np.isfinite(shown).all()
+    kept = loaded.unet.state_dict()["conv_in.weight"]
+    torch.testing.assert_close(
+        kept, average.values["unet.conv_in.weight"].half().float()
+    )
