@@ -15,7 +15,7 @@ _CHUNK = 250
 def drawn_pictures(
     path: Path, seed: int, count: int, workers: int = 2
 ) -> UInt8[np.ndarray, "N H W 3"]:
-    """The pictures of examples 0..count-1, memory-mapped; drawn once, then reused.
+    """Pictures 0..count-1 of the training set, memory-mapped; drawn once, then reused.
 
     `path` (.npy) belongs to one seed and count: the caller names it after them.
     """
@@ -33,5 +33,5 @@ def drawn_pictures(
 
 def _draw_chunk(job: tuple[int, int, int]) -> UInt8[np.ndarray, "N H W 3"]:
     seed, start, stop = job
-    scenes = (world.training_example(seed, i).scene for i in range(start, stop))
+    scenes = (world.training_scene(seed, i) for i in range(start, stop))
     return np.stack([drawing.draw(scene) for scene in scenes])

@@ -1,26 +1,31 @@
 """Trains the quickstart model from scratch: the autoencoder, then text and UNet.
 
     python -m ti_flax.quickstart.train_base --output DIR [--minutes 100] [--seed 0]
+        [--initial MODEL]
 
 Uses PyTorch: on a CPU with bfloat16 matrix units its convolutions are about ten times
 faster than XLA's. The same command again resumes an interrupted run. Losses,
 checkpoints and sample pictures go to DIR/work, the model in diffusers' layout to
-DIR/model.
+DIR/model. With --initial, the text encoder and the UNet of that folder are trained
+further, on its autoencoder and tokenizer.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
-from jaxtyping import Int32, UInt8
+from diffusers import StableDiffusionPipeline
+from jaxtyping import Int32
 from transformers import CLIPTokenizer
 
 from ti_flax.quickstart import (
+    drawing,
     latents,
+    names,
     picture_cache,
     team,
     train_tokenizer,
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures", type=int, default=50_000, help="drawn to train on"
     )
+    parser.add_argument("--initial", type=Path, help="model folder to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
@@ -56,40 +62,38 @@ def main() -> None:
 
 def _train(options: argparse.Namespace, work: Path, drawn: Path) -> None:
     pictures = np.load(drawn, mmap_mode="r")
-    seed, seconds = options.seed, 60 * options.minutes
-    vae = train_vae.train(pictures, work, _VAE_SHARE * seconds, seed)
-    pipe = _train_diffusion(vae, pictures, work, (1 - _VAE_SHARE) * seconds, seed)
-    if team.rank() == 0:
-        train_unet.show(pipe, work / "unet_final.png")
-        export(pipe, work / "tokenizer", options.output / "model")
-
-
-def _train_diffusion(
-    vae: AutoencoderKL,
-    pictures: UInt8[np.ndarray, "N H W 3"],
-    work: Path,
-    seconds: float,
-    seed: int,
-) -> StableDiffusionPipeline:
+    seconds, initial = 60 * options.minutes, None
+    if options.initial:
+        initial = StableDiffusionPipeline.from_pretrained(options.initial)
+        vae = initial.vae
+    else:
+        vae = train_vae.train(pictures, work, _VAE_SHARE * seconds, options.seed)
+        seconds *= 1 - _VAE_SHARE
     moments = latents.encode(vae, pictures, work / "latents.npz")
     moments = latents.normalise(vae, moments)
-    captions = _captions(seed, len(pictures))
-    folder = work / "tokenizer"
-    if team.rank() == 0:
-        train_tokenizer.train(captions, folder, _MERGES, _LENGTH)
+    scenes = [world.training_scene(options.seed, i) for i in range(len(pictures))]
+    captions = _captions(scenes, options.seed)
+    if initial is None and team.rank() == 0:
+        train_tokenizer.train(captions, work / "tokenizer", _MERGES, _LENGTH)
     team.wait()
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    ids = _token_ids(tokenizer, captions).reshape(len(pictures), _CAPTIONS, _LENGTH)
-    return train_unet.train(moments, ids, tokenizer, vae, work, seconds, seed)
+    tokenizer_folder = (options.initial or work) / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    said = train_unet.Said(
+        _token_ids(tokenizer, captions).reshape(len(pictures), _CAPTIONS, _LENGTH),
+        np.array([names.parts(scene) for scene in scenes], np.int32),
+    )
+    pipe = train_unet.train(
+        moments, said, tokenizer, vae, work, seconds, options.seed, initial
+    )
+    if team.rank() == 0:
+        train_unet.show(pipe, work / "unet_final.png")
+        export(pipe, tokenizer_folder, options.output / "model")
 
 
-def _captions(seed: int, count: int) -> list[str]:
+def _captions(scenes: Sequence[drawing.Scene], seed: int) -> list[str]:
     """Several captions of each picture, one picture after the other."""
     rng = np.random.default_rng([seed, 1])
-    examples = (world.training_example(seed, index) for index in range(count))
-    return [
-        world.caption(example, rng) for example in examples for _ in range(_CAPTIONS)
-    ]
+    return [world.caption(scene, rng) for scene in scenes for _ in range(_CAPTIONS)]
 
 
 def _token_ids(

@@ -1,6 +1,7 @@
 """Trains the quickstart model's text encoder and UNet together, on stored latents."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ti_flax.quickstart import drawing, team, world
+from ti_flax.quickstart import drawing, names, team, world
 from ti_flax.quickstart.latents import Moments
 from ti_flax.quickstart.training_clock import (
     Average,
@@ -36,8 +37,15 @@ _SHOW_STEPS = 1000
 _WIDTH = 128
 
 
+class Said(NamedTuple):
+    """What is said of each picture: K captions, and the parts of its name."""
+
+    ids: Int32[np.ndarray, "N K L"]
+    parts: Int32[np.ndarray, "N parts"]
+
+
 class TextToLatents(torch.nn.Module):
-    """The two networks that are trained together, as one module."""
+    """The two networks that are trained together and the names, as one module."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -71,6 +79,7 @@ class TextToLatents(torch.nn.Module):
             norm_num_groups=4,
             use_linear_projection=True,
         )
+        self.names = names.Names(tokenizer, _WIDTH)
         # The fused attention's gradient is several times slower on a CPU.
         self.text_encoder.set_attn_implementation("eager")
         self.unet.set_attn_processor(AttnProcessor())
@@ -80,8 +89,15 @@ class TextToLatents(torch.nn.Module):
         noisy: Float[Tensor, "B c h w"],
         timesteps: Tensor,
         ids: Tensor,
+        parts: Tensor,
+        said: Tensor,
     ) -> Float[Tensor, "B c h w"]:
+        def name(embedding, inputs, embedded):
+            return self.names(embedded, inputs[0], embedding.weight, parts, said)
+
+        hook = self.text_encoder.get_input_embeddings().register_forward_hook(name)
         words = self.text_encoder(ids).last_hidden_state
+        hook.remove()
         return self.unet(noisy, timesteps, words).sample
 
 
@@ -104,19 +120,24 @@ def scheduler() -> DDIMScheduler:
 
 def train(
     moments: Moments,
-    ids: Int32[np.ndarray, "N K L"],
+    said: Said,
     tokenizer: CLIPTokenizer,
     vae: AutoencoderKL,
     folder: Path,
     seconds: float,
     seed: int,
+    initial: StableDiffusionPipeline | None,
 ) -> StableDiffusionPipeline:
     """Trains for `seconds`, resuming from `folder`; returns the averaged weights.
 
-    `moments` are scaled latents, `ids` K captions of each picture.
+    `moments` are scaled latents. The first start is from the weights of `initial`, if
+    there is one, otherwise from random ones.
     """
     torch.manual_seed(seed)
     model = TextToLatents(tokenizer).to(memory_format=torch.channels_last)
+    if initial is not None:
+        model.text_encoder.load_state_dict(initial.text_encoder.state_dict())
+        model.unet.load_state_dict(initial.unet.state_dict())
     optimizer = torch.optim.AdamW(
         model.parameters(), _PEAK_RATE, betas=(0.9, 0.99), fused=True
     )
@@ -145,11 +166,11 @@ def train(
         rate = learning_rate(_PEAK_RATE, step, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        latents, prompts, noise, timesteps = _batch(moments, ids, seed, step)
+        latents, noise, timesteps, *words = _batch(moments, said, seed, step)
         noisy = noise_schedule.add_noise(latents, noise, timesteps)
         target = noise_schedule.get_velocity(latents, noise, timesteps)
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = model(noisy, timesteps, prompts)
+            predicted = model(noisy, timesteps, *words)
         loss = functional.mse_loss(predicted.float(), target)
         loss.backward()
         team.average_gradients(model.parameters())
@@ -181,22 +202,25 @@ def train(
     return pipeline(average, tokenizer, vae)
 
 
-def _batch(
-    moments: Moments, ids: Int32[np.ndarray, "N K L"], seed: int, step: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _batch(moments: Moments, said: Said, seed: int, step: int) -> list[Tensor]:
+    """Latents, noise, timesteps; token ids, parts of the name, which of them count."""
     rng = np.random.default_rng([seed, step, team.rank()])
-    chosen = np.sort(rng.integers(len(ids), size=_BATCH))
+    chosen = np.sort(rng.integers(len(said.ids), size=_BATCH))
     mean, std = moments.mean[chosen], moments.std[chosen]
     latents = mean + std * rng.standard_normal(mean.shape, np.float32)
-    prompts = ids[chosen, rng.integers(ids.shape[1], size=_BATCH)]
     noise = rng.standard_normal(mean.shape, np.float32)
-    timesteps = rng.integers(1000, size=_BATCH)
-    return (
+    # Half of the names are said in full, the others to any degree.
+    degree = rng.uniform(0, 2, (_BATCH, 1))
+    return [
         torch.from_numpy(latents).contiguous(memory_format=torch.channels_last),
-        torch.from_numpy(prompts).long(),
         torch.from_numpy(noise).contiguous(memory_format=torch.channels_last),
-        torch.from_numpy(timesteps),
-    )
+        torch.from_numpy(rng.integers(1000, size=_BATCH)),
+        torch.from_numpy(
+            said.ids[chosen, rng.integers(said.ids.shape[1], size=_BATCH)]
+        ).long(),
+        torch.from_numpy(said.parts[chosen]).long(),
+        torch.from_numpy(rng.random((_BATCH, names.NUM_PARTS)) < degree),
+    ]
 
 
 def pipeline(
@@ -204,6 +228,7 @@ def pipeline(
 ) -> StableDiffusionPipeline:
     model = TextToLatents(tokenizer)
     model.load_state_dict(average.values)
+    model.names.write_nouns(model.text_encoder.get_input_embeddings().weight)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=model.text_encoder.eval(),

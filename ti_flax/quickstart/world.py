@@ -1,15 +1,16 @@
 """The procedural world of the quickstart model: critters, their captions, their nouns.
 
 A picture shows one critter (a `Look`) on a background, in a style. Captions say what is
-seen in words or use a made-up noun: 40 species each name one look, 8 styles each name
-one tint and texture, so that the model learns that one noun can carry a whole
-appearance. The held-out looks and styles, the concepts for Textual Inversion to learn,
-are never shown. Everything is a pure function of its seed.
+seen in words or name it, so that the model learns that one noun can carry a whole
+appearance. Every look and style that is shown has a name (`names`); of these names 40
+species nouns and 8 style nouns are words of the vocabulary. The held-out looks and
+styles, the concepts for Textual Inversion to learn, are never shown nor named.
+Everything is a pure function of its seed.
 """
 
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -57,14 +58,6 @@ _SAID_BACKGROUND = 0.7
 
 
 T = TypeVar("T")
-
-
-class Example(NamedTuple):
-    """A scene and the nouns that may name its look and its style."""
-
-    scene: Scene
-    species: str | None
-    style_noun: str | None
 
 
 def _all_looks() -> list[Look]:
@@ -124,30 +117,31 @@ _SHOWN_STYLES = [
 STYLES = dict(zip(STYLE_NOUNS, _SHOWN_STYLES, strict=True))
 
 
-def training_example(seed: int, index: int) -> Example:
-    """Example `index` of the endless training set `seed`."""
+def training_scene(seed: int, index: int) -> Scene:
+    """Picture `index` of the endless training set `seed`."""
     rng = np.random.default_rng([seed, index])
-    style_noun = _choice(rng, STYLE_NOUNS) if rng.random() < _STYLED else None
-    species = _choice(rng, SPECIES_NOUNS) if rng.random() < 0.5 else None
-    scene = Scene(
-        SPECIES[species] if species else _choice(rng, SHOWN_LOOKS),
+    styled = rng.random() < _STYLED
+    return Scene(
+        _choice(rng, SHOWN_LOOKS),
         _choice(rng, BACKGROUNDS),
-        STYLES[style_noun] if style_noun else NO_STYLE,
+        _choice(rng, _SHOWN_STYLES) if styled else NO_STYLE,
         random_pose(rng),
     )
-    return Example(scene, species, style_noun)
 
 
-def caption(example: Example, rng: np.random.Generator) -> str:
-    """One of the many captions of an example; sometimes the empty one."""
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One of the many captions of a picture; sometimes the empty one.
+
+    A noun in it, whichever it is, stands for the name of what the picture shows.
+    """
     if rng.random() < _EMPTY:
         return ""
-    scene = example.scene
-    subject = example.species or described_look(scene.look, rng)
-    if not example.style_noun:
+    noun = rng.random() < 0.5
+    subject = _choice(rng, SPECIES_NOUNS) if noun else described_look(scene.look, rng)
+    if scene.style == NO_STYLE:
         return _photo(rng, subject, scene.background)
     noun = rng.random() < 0.5
-    manner = example.style_noun if noun else described_style(scene.style)
+    manner = _choice(rng, STYLE_NOUNS) if noun else described_style(scene.style)
     return _artwork(rng, subject, scene.background, manner)
 
 
