@@ -40,6 +40,7 @@ ORDER = [
     "pictures",
     "pictures_out",
     "report",
+    "loop",
     "trainer",
     "generator",
     "generate",

@@ -349,7 +349,9 @@ def test_overwriting_replaces_the_files_of_a_run(tiny_model, pictures, tmp_path)
 def test_shipped_configs_load_and_open_with_their_command(path):
     text = path.read_text()
     settings = config.load_config(["--config", str(path)])
-    opening = "".join(itertools.takewhile(lambda line: line[0] == "#", text.splitlines(True)))
+    opening = "".join(
+        itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(True))
+    )
     assert f"--config configs/{path.name}\n" in opening
     assert set(yaml.safe_load(text)) <= set(config.Config.model_fields)
     assert settings.placeholder_token

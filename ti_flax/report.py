@@ -20,15 +20,13 @@ class Report:
     dispatch that ran the step).
     """
 
-    def __init__(
-        self, output_dir: Path, first_step: int, max_train_steps: int, progress: bool
-    ) -> None:
+    def __init__(self, output_dir: Path, steps: range, progress: bool) -> None:
         self._path = output_dir / METRICS_NAME
-        self._step = first_step
+        self._step = steps.start
         self._file: TextIO | None = None
         self._bar = tqdm(
-            total=max_train_steps,
-            initial=first_step,
+            total=steps.stop,
+            initial=steps.start,
             unit="step",
             desc="training",
             dynamic_ncols=True,

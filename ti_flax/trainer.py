@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32, UInt8
 
 from ti_flax import config as configuration
-from ti_flax import data, diffusion, export, files, report, sharding, step, tokens
+from ti_flax import data, diffusion, export, files, loop, report, sharding, step, tokens
 from ti_flax.errors import UserError
 from ti_flax.models import weights
 from ti_flax.templates import prompt_templates
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A dispatch runs about this long: seldom enough to cost nothing, often enough to watch.
-_DISPATCH_SECONDS = 1.0
 _ENCODE_BATCH_SIZE = 4
 
 
@@ -64,7 +61,14 @@ def train_concepts(
 
     _log.info("reading %s", model.folder)
     everywhere = sharding.replicated(mesh)
-    moments = _encode(config, model, pictures.images, progress)
+    moments = encode_pictures(
+        model,
+        model.load("vae"),
+        pictures.images,
+        config.random_flip,
+        _ENCODE_BATCH_SIZE,
+        progress,
+    )
     frozen = {name: model.load(name, everywhere) for name in ("text_encoder", "unet")}
     table = frozen["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
     rows = initial(np.asarray(table))
@@ -76,7 +80,17 @@ def train_concepts(
     config.output_dir.mkdir(parents=True, exist_ok=True)
     with files.atomic_path(config.output_dir / "config.yaml") as path:
         path.write_text(configuration.dump_yaml(config), encoding="utf-8")
-    state = _train(config, recipe, state, frozen, bank, progress)
+    train_steps = step.compile_train_steps(recipe)
+    steps = range(0, config.max_train_steps)
+    with report.Report(config.output_dir, steps, progress) as run_report:
+        state = loop.run(
+            lambda state, num_steps: train_steps(state, frozen, bank, num_steps),
+            state,
+            steps,
+            config.examples_per_step,
+            [],
+            run_report,
+        )
     learned = export.Embedding(
         config.placeholder_token, np.asarray(state.rows["text_encoder"][0])
     )
@@ -220,66 +234,21 @@ def _initial_rows(
     )
 
 
-def _encode(
-    config: configuration.Config,
+def encode_pictures(
     model: weights.BaseModel,
-    images: np.ndarray,
+    params: weights.Params,
+    images: UInt8[np.ndarray, "N H W 3"],
+    flip: bool,
+    batch_size: int,
     progress: bool,
-) -> np.ndarray:
-    """VAE moments of every picture; the VAE is gone from memory afterwards."""
-    params = model.load("vae")
+) -> Float32[np.ndarray, "N F h w two_c"]:
+    """VAE moments of every picture and, with `flip`, of its mirror image (F = 2)."""
     encode = jax.jit(
         lambda params, pixels: model.vae.apply(
             {"params": params}, pixels, method="encode"
         )
     )
+    batch_size = min(batch_size, len(images) * (1 + flip))
     return data.encode_pictures(
-        images,
-        lambda pixels: encode(params, pixels),
-        min(_ENCODE_BATCH_SIZE, len(images) * (1 + config.random_flip)),
-        config.random_flip,
-        progress,
+        images, lambda pixels: encode(params, pixels), batch_size, flip, progress
     )
-
-
-def _train(
-    config: configuration.Config,
-    recipe: step.Recipe,
-    state: step.State,
-    frozen: dict[str, weights.Params],
-    bank: step.Bank,
-    progress: bool,
-) -> step.State:
-    """Dispatches steps until the last, reading each dispatch's metrics one later."""
-    train_steps = step.compile_train_steps(recipe)
-    with report.Report(
-        config.output_dir, 0, config.max_train_steps, progress
-    ) as run_report:
-        done, length, pending = 0, 1, None
-        last = time.perf_counter()
-
-        def finish(metrics: step.Metrics, num_steps: int) -> float:
-            nonlocal last
-            jax.block_until_ready(metrics)
-            seconds, last = time.perf_counter() - last, time.perf_counter()
-            examples = num_steps * config.examples_per_step
-            run_report.add(metrics, num_steps, examples / seconds)
-            return seconds
-
-        while done < config.max_train_steps:
-            num_steps = min(length, config.max_train_steps - done)
-            state, metrics = train_steps(state, frozen, bank, num_steps)
-            done += num_steps
-            if pending is not None:
-                seconds = finish(*pending)
-                length = _next_length(pending[1], seconds)
-            pending = metrics, num_steps
-        if pending is not None:
-            finish(*pending)
-    return state
-
-
-def _next_length(num_steps: int, seconds: float) -> int:
-    """Steps for a dispatch of `_DISPATCH_SECONDS`, at most doubling at a time."""
-    fitting = int(num_steps * _DISPATCH_SECONDS / seconds)
-    return max(1, min(fitting, 2 * num_steps, step.MAX_STEPS_A_DISPATCH))

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32
 from tqdm import tqdm
 
 from ti_flax import config as configuration
-from ti_flax import data, diffusion, sharding, step, templates, tokens, trainer
+from ti_flax import diffusion, sharding, step, templates, tokens, trainer
 from ti_flax.quickstart import held_out
 from ti_flax.quickstart.frozen import PLACEHOLDER, Frozen
 from ti_flax.quickstart.held_out import Concept
@@ -72,7 +72,14 @@ def _bank(
             for slot, concept in enumerate(concepts)
         ]
     )
-    moments = _encode(frozen, images.reshape(-1, *images.shape[2:]))
+    moments = trainer.encode_pictures(
+        frozen.model,
+        frozen.params["vae"],
+        images.reshape(-1, *images.shape[2:]),
+        flip=True,
+        batch_size=_ENCODED_AT_ONCE,
+        progress=False,
+    )
     prompts = [_training_ids(frozen, c.learnable_property) for c in concepts]
     longest = max(map(len, prompts))
     return step.Bank(
@@ -85,23 +92,6 @@ def _bank(
         num_prompts=np.array([*map(len, prompts)], np.int32),
         row_mask=np.ones((slots, 1), bool),
         max_train_steps=np.full(slots, config.max_train_steps, np.int32),
-    )
-
-
-def _encode(
-    frozen: Frozen, images: UInt8[np.ndarray, "N H W 3"]
-) -> Float32[np.ndarray, "N 2 h w Z"]:
-    encode = jax.jit(
-        lambda params, pixels: frozen.model.vae.apply(
-            {"params": params}, pixels, method="encode"
-        )
-    )
-    return data.encode_pictures(
-        images,
-        lambda pixels: encode(frozen.params["vae"], pixels),
-        _ENCODED_AT_ONCE,
-        flip=True,
-        progress=False,
     )
 
 

@@ -65,7 +65,7 @@ def _train(options: argparse.Namespace, work: Path, drawn: Path) -> None:
     seconds, initial = 60 * options.minutes, None
     if options.initial:
         initial = StableDiffusionPipeline.from_pretrained(options.initial)
-        vae = initial.vae
+        vae = initial.vae.to(memory_format=torch.channels_last)
     else:
         vae = train_vae.train(pictures, work, _VAE_SHARE * seconds, options.seed)
         seconds *= 1 - _VAE_SHARE
