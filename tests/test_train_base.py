@@ -12,7 +12,7 @@ def tokenizer(tmp_path_factory):
 
     rng = np.random.default_rng(0)
     captions = [
-        world.caption(world.training_example(0, index), rng) for index in range(3000)
+        world.caption(world.training_scene(0, index), rng) for index in range(3000)
     ]
     folder = tmp_path_factory.mktemp("tokenizer")
     return train_tokenizer.train(captions, folder, merges=500, length=48)
@@ -40,6 +40,46 @@ def test_the_tokenizer_pads_and_frames_as_stable_diffusion_does(tokenizer):
     end = tokenizer.eos_token_id
     assert (end, tokenizer.bos_token_id) == (len(tokenizer) - 1, len(tokenizer) - 2)
     assert ids == [tokenizer.bos_token_id, *ids[1:3], *[end] * 45]
+
+
+def test_a_noun_has_the_row_of_the_name_of_its_look(tokenizer):
+    torch = pytest.importorskip("torch")
+    from ti_flax.quickstart import drawing, names
+
+    torch.manual_seed(0)
+    named, table = names.Names(tokenizer, 8), torch.randn(len(tokenizer), 8)
+    noun, look = list(world.SPECIES.items())[5]
+    style_noun, style = list(world.STYLES.items())[2]
+    # Nouns of other looks and styles: in a caption they stand for its own.
+    ids = torch.tensor(
+        tokenizer(["a mipsy in the style of cavo on a red critter"]).input_ids
+    )
+    scene = drawing.Scene(look, "white", style, None)
+    parts = torch.tensor([names.parts(scene)])
+
+    def embed(said):
+        return named(table[ids], ids, table, parts, torch.tensor([said]))[0]
+
+    full = embed([True] * names.NUM_PARTS)
+    bare = embed([False] * names.NUM_PARTS)
+    one_said = embed([False, True, *[False] * (names.NUM_PARTS - 2)])
+    others = [i for i in range(ids.shape[1]) if i not in (2, 7)]
+    torch.testing.assert_close(full[others], table[ids[0, others]])
+    critter, art = (
+        table[tokenizer.convert_tokens_to_ids(f"{word}</w>")]
+        for word in (world.OBJECT_WORD, world.STYLE_WORD)
+    )
+    torch.testing.assert_close(bare[[2, 7]], torch.stack([critter, art]))
+    vector = len(world.SHAPES) + world.BODIES.index(look.body)
+    torch.testing.assert_close(one_said[2] - critter, named.vectors.weight[vector])
+
+    named.write_nouns(table)
+    torch.testing.assert_close(
+        full[[2, 7]],
+        table[
+            [tokenizer.convert_tokens_to_ids(f"{n}</w>") for n in (noun, style_noun)]
+        ],
+    )
 
 
 def test_learning_rate_warms_up_and_falls():

@@ -7,7 +7,7 @@ import pytest
 
 from ti_flax.quickstart import drawing, world
 
-EXAMPLES = [world.training_example(seed=0, index=index) for index in range(3000)]
+SCENES = [world.training_scene(seed=0, index=index) for index in range(3000)]
 POSE = world.random_pose(np.random.default_rng(5))
 LOOK = drawing.Look("round", "red", "white", "dotted", "ears")
 
@@ -23,18 +23,16 @@ def nearest(colour, palette):
     return min(palette, key=distance)
 
 
-def test_an_example_is_a_function_of_seed_and_index():
-    again = world.training_example(seed=0, index=7)
-    assert again == EXAMPLES[7]
-    np.testing.assert_array_equal(
-        drawing.draw(again.scene), drawing.draw(EXAMPLES[7].scene)
-    )
-    assert world.training_example(seed=1, index=7) != again
+def test_a_scene_is_a_function_of_seed_and_index():
+    again = world.training_scene(seed=0, index=7)
+    assert again == SCENES[7]
+    np.testing.assert_array_equal(drawing.draw(again), drawing.draw(SCENES[7]))
+    assert world.training_scene(seed=1, index=7) != again
 
 
 def test_captions_are_a_function_of_their_generator():
     first, second = (
-        [world.caption(e, rng) for e in EXAMPLES[:50]]
+        [world.caption(scene, rng) for scene in SCENES[:50]]
         for rng in (np.random.default_rng(3), np.random.default_rng(3))
     )
     assert first == second
@@ -42,13 +40,13 @@ def test_captions_are_a_function_of_their_generator():
 
 def test_held_out_looks_are_never_shown_in_any_accent_colour():
     held_out = {look._replace(accent="") for look in world.HELD_OUT_LOOKS}
-    shown = {example.scene.look for example in EXAMPLES} | set(world.SPECIES.values())
+    shown = {scene.look for scene in SCENES} | set(world.SPECIES.values())
     assert not held_out & {look._replace(accent="") for look in shown}
     assert len(held_out) == len(world.HELD_OUT_LOOKS)
 
 
 def test_held_out_styles_are_never_shown():
-    shown = {example.scene.style for example in EXAMPLES} | set(world.STYLES.values())
+    shown = {scene.style for scene in SCENES} | set(world.STYLES.values())
     assert not shown & set(world.HELD_OUT_STYLES)
 
 
@@ -66,11 +64,11 @@ def test_species_and_styles_have_looks_of_their_own():
 
 def test_captions_tell_the_truth():
     rng = np.random.default_rng(0)
-    for example in EXAMPLES:
-        text = world.caption(example, rng)
-        look, style = example.scene.look, example.scene.style
+    for scene in SCENES:
+        text = world.caption(scene, rng)
+        look, style = scene.look, scene.style
         if background := re.search(r"on a (\w+) background", text):
-            assert background[1] == example.scene.background
+            assert background[1] == scene.background
         if feet := re.search(r"(\w+) feet", text):
             assert feet[1] == look.accent
         if described := re.search(r"([\w ]+) critter", text):
@@ -81,16 +79,17 @@ def test_captions_tell_the_truth():
                 (world.PATTERNS, look.pattern),
             ):
                 assert set(said) & set(values) <= {truth}
-        for noun in set(text.split()) & set(world.SPECIES_NOUNS):
-            assert world.SPECIES[noun] == look
-        if manner := re.search(r"in the style of (?:(\w+)$|(\w+) on)", text):
-            noun = manner[1] or manner[2]
-            assert noun == "art" or world.STYLES.get(noun, style) == style
+        if manner := re.search(r"([\w ]+) art\\b", text):
+            said = set(manner[1].split())
+            assert said & set(drawing.TINTS) <= {style.tint}
+            assert said & set(drawing.TEXTURES) <= {style.texture}
+        if style == world.NO_STYLE:
+            assert not set(text.split()) & {"art", *world.STYLE_NOUNS}
 
 
-def test_a_tenth_of_the_captions_is_empty_and_half_the_rest_names_a_species():
+def test_a_tenth_of_the_captions_is_empty_and_half_the_rest_names_the_look():
     rng = np.random.default_rng(0)
-    texts = [world.caption(example, rng) for example in EXAMPLES]
+    texts = [world.caption(scene, rng) for scene in SCENES]
     assert texts.count("") / len(texts) == pytest.approx(0.1, abs=0.02)
     species = sum(bool(set(t.split()) & set(world.SPECIES_NOUNS)) for t in texts)
     described = sum("critter" in text for text in texts)
@@ -100,8 +99,7 @@ def test_a_tenth_of_the_captions_is_empty_and_half_the_rest_names_a_species():
 def test_captions_fit_a_context_of_48_tokens_at_one_token_a_word():
     rng = np.random.default_rng(0)
     longest = max(
-        len(re.findall(r"\w+|[^\w\s]", world.caption(example, rng)))
-        for example in EXAMPLES
+        len(re.findall(r"\w+|[^\w\s]", world.caption(scene, rng))) for scene in SCENES
     )
     assert longest + 2 <= 48 - 16, "there must be room for 16 learned vectors"
 
