@@ -108,6 +108,36 @@ def test_average_is_the_mean_of_the_young_steps_then_an_exponential_one():
     assert average.values["weight"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
+    torch = pytest.importorskip("torch")
+    from ti_flax.quickstart.training_clock import Training
+
+    def start(path):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(module.parameters())
+        return Training(path, module, optimizer, decay=0.9, seconds=60)
+
+    def advance(training, steps):
+        for _ in range(steps):
+            training.set_rate(0.1, progress=0.5)
+            training.module(torch.full((1, 3), 1.0 + training.step)).sum().backward()
+            training.update()
+
+    whole, first = start(tmp_path / "whole.pt"), start(tmp_path / "run.pt")
+    advance(whole, 5)
+    advance(first, 2)
+    first.save()
+    second = start(tmp_path / "run.pt")
+    assert second.step == 2
+    assert second.clock.spent >= first.clock.spent - 1
+    advance(second, 3)
+    torch.testing.assert_close(
+        second.module.weight, whole.module.weight, rtol=0, atol=0
+    )
+    torch.testing.assert_close(second.average.values, whole.average.values)
+
+
 def test_normalising_latents_leaves_pictures_alone():
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")

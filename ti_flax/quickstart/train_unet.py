@@ -22,10 +22,8 @@ from ti_flax.quickstart import drawing, names, team, world
 from ti_flax.quickstart.latents import Moments
 from ti_flax.quickstart.training_clock import (
     Average,
-    Clock,
+    Training,
     append_log,
-    learning_rate,
-    save_checkpoint,
 )
 
 _BATCH = 16  # in each process
@@ -141,65 +139,42 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), _PEAK_RATE, betas=(0.9, 0.99), fused=True
     )
-    average, clock, step = Average(model, _EMA_DECAY), Clock(seconds), 0
-    checkpoint = folder / "unet.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.values = saved["average"]
-        clock, step = Clock(seconds, saved["spent"]), saved["step"]
-
-    def keep() -> None:
-        save_checkpoint(
-            checkpoint,
-            model=model.state_dict(),
-            optimizer=optimizer.state_dict(),
-            average=average.values,
-            spent=clock.spent,
-            step=step,
-        )
-
+    training = Training(folder / "unet.pt", model, optimizer, _EMA_DECAY, seconds)
     noise_schedule = scheduler()
     losses = []
-    while (progress := team.agreed(clock.progress)) < 1:
-        rate = learning_rate(_PEAK_RATE, step, progress)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        latents, noise, timesteps, *words = _batch(moments, said, seed, step)
+    while (progress := team.agreed(training.clock.progress)) < 1:
+        rate = training.set_rate(_PEAK_RATE, progress)
+        latents, noise, timesteps, *words = _batch(moments, said, seed, training.step)
         noisy = noise_schedule.add_noise(latents, noise, timesteps)
         target = noise_schedule.get_velocity(latents, noise, timesteps)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = model(noisy, timesteps, *words)
         loss = functional.mse_loss(predicted.float(), target)
         loss.backward()
-        team.average_gradients(model.parameters())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(model, step)
+        training.update()
         losses.append(loss.detach())
-        step += 1
         if team.rank() > 0:
             continue
+        step = training.step
         if step % _LOG_STEPS == 0:
             append_log(
                 folder / "log.jsonl",
                 part="unet",
                 step=step,
-                seconds=clock.spent,
+                seconds=training.clock.spent,
                 samples=step * _BATCH * team.size(),
                 rate=rate,
                 loss=torch.stack(losses).mean().item(),
             )
             losses = []
         if step % _SAVE_STEPS == 0:
-            keep()
+            training.save()
         if step % _SHOW_STEPS == 0 or step == _SAVE_STEPS:
-            show(pipeline(average, tokenizer, vae), folder / f"unet_{step:06d}.png")
+            shown = pipeline(training.average, tokenizer, vae)
+            show(shown, folder / f"unet_{step:06d}.png")
     if team.rank() == 0:
-        keep()
-    return pipeline(average, tokenizer, vae)
+        training.save()
+    return pipeline(training.average, tokenizer, vae)
 
 
 def _batch(moments: Moments, said: Said, seed: int, step: int) -> list[Tensor]:

@@ -13,10 +13,8 @@ from torch import Tensor
 from ti_flax.quickstart import team
 from ti_flax.quickstart.training_clock import (
     Average,
-    Clock,
+    Training,
     append_log,
-    learning_rate,
-    save_checkpoint,
 )
 
 _BATCH = 8  # in each process
@@ -59,35 +57,22 @@ def train(
     optimizer = torch.optim.AdamW(
         vae.parameters(), _PEAK_RATE, weight_decay=1e-4, fused=True
     )
-    average, clock, step = Average(vae, _EMA_DECAY), Clock(seconds), 0
-    checkpoint = folder / "vae.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        vae.load_state_dict(saved["vae"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.values = saved["average"]
-        clock, step = Clock(seconds, saved["spent"]), saved["step"]
-
+    training = Training(folder / "vae.pt", vae, optimizer, _EMA_DECAY, seconds)
     compile_blocks(vae)
     losses = []
-    while (progress := team.agreed(clock.progress)) < 1:
-        rate = learning_rate(_PEAK_RATE, step, progress)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    while (progress := team.agreed(training.clock.progress)) < 1:
+        rate = training.set_rate(_PEAK_RATE, progress)
+        step = training.step
         with torch.autocast("cpu", torch.bfloat16):
             parts = _losses(vae, _batch(pictures[:-256], seed, step))
         l1, l2, edge, kl = parts
         kl_weight = _KL_WEIGHT * np.interp(step, _KL_STEPS, (0, 1))
         (l1 + l2 + _EDGE_WEIGHT * edge + kl_weight * kl).backward()
-        team.average_gradients(vae.parameters())
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update(vae, step)
+        training.update()
         losses.append(torch.stack(parts).detach())
-        step += 1
         if team.rank() > 0:
             continue
+        step = training.step
         if step % _LOG_STEPS == 0:
             means = torch.stack(losses).mean(0).tolist()
             losses = []
@@ -95,18 +80,18 @@ def train(
                 folder / "log.jsonl",
                 part="vae",
                 step=step,
-                seconds=clock.spent,
+                seconds=training.clock.spent,
                 samples=step * _BATCH * team.size(),
                 rate=rate,
                 **dict(zip(("l1", "l2", "edge", "kl"), means, strict=True)),
             )
         if step % _SAVE_STEPS == 0:
-            _save(checkpoint, vae, optimizer, average, clock, step)
-            _show(average, pictures[-32:], folder / f"vae_{step:06d}.png")
+            training.save()
+            _show(training.average, pictures[-32:], folder / f"vae_{step:06d}.png")
     if team.rank() == 0:
-        _save(checkpoint, vae, optimizer, average, clock, step)
-        _show(average, pictures[-32:], folder / "vae_final.png")
-    vae.load_state_dict(average.values)
+        training.save()
+        _show(training.average, pictures[-32:], folder / "vae_final.png")
+    vae.load_state_dict(training.average.values)
     return vae.eval()
 
 
@@ -153,17 +138,6 @@ def to_tensor(images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
 def to_pictures(images: Float[Tensor, "B 3 H W"]) -> UInt8[np.ndarray, "B H W 3"]:
     scaled = (images.detach().float() * 127.5 + 127.5).clamp(0, 255).round()
     return scaled.permute(0, 2, 3, 1).to(torch.uint8).numpy()
-
-
-def _save(checkpoint, vae, optimizer, average, clock, step) -> None:
-    save_checkpoint(
-        checkpoint,
-        vae=vae.state_dict(),
-        optimizer=optimizer.state_dict(),
-        average=average.values,
-        spent=clock.spent,
-        step=step,
-    )
 
 
 @torch.no_grad()

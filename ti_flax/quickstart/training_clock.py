@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from ti_flax import files
+from ti_flax.quickstart import team
+
 
 class Clock:
     """Seconds of training spent, across resumed runs, of a budget."""
@@ -62,7 +65,49 @@ def append_log(path: Path, **values: Any) -> None:
         file.write(line + "\n")
 
 
-def save_checkpoint(path: Path, **parts: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(parts, temporary)
-    temporary.replace(path)
+class Training:
+    """A module in training, with all that an interrupted run resumes from in `path`."""
+
+    def __init__(
+        self,
+        path: Path,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        decay: float,
+        seconds: float,
+    ) -> None:
+        self.path, self.module, self.optimizer = path, module, optimizer
+        self.average, self.clock, self.step = Average(module, decay), Clock(seconds), 0
+        if path.exists():
+            saved = torch.load(path, weights_only=True)
+            module.load_state_dict(saved["module"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.average.values = saved["average"]
+            self.clock, self.step = Clock(seconds, saved["spent"]), saved["step"]
+
+    def set_rate(self, peak: float, progress: float) -> float:
+        """The learning rate of the step to come."""
+        rate = learning_rate(peak, self.step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def update(self) -> None:
+        """One step along the gradients of all processes, of norm 1 at most."""
+        team.average_gradients(self.module.parameters())
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.module, self.step)
+        self.step += 1
+
+    def save(self) -> None:
+        saved = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.values,
+            "spent": self.clock.spent,
+            "step": self.step,
+        }
+        with files.atomic_path(self.path) as temporary:
+            torch.save(saved, temporary)
