@@ -47,7 +47,7 @@ def _encode_part(
     means, stds = [], []
     for start in range(0, len(pictures), _BATCH):
         images = train_vae.to_tensor(pictures[start : start + _BATCH])
-        with torch.autocast("cpu", torch.bfloat16):
+        with team.autocast():
             moments = vae.quant_conv(vae.encoder(images)).float()
         mean, log_variance = moments.chunk(2, 1)
         means.append(mean.half().numpy())

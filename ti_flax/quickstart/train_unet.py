@@ -26,7 +26,7 @@ from ti_flax.quickstart.training_clock import (
     append_log,
 )
 
-_BATCH = 16  # in each process
+_BATCH = 8  # in each process
 _PEAK_RATE = 1e-3
 _EMA_DECAY = 0.999
 _LOG_STEPS = 50
@@ -147,7 +147,7 @@ def train(
         latents, noise, timesteps, *words = _batch(moments, said, seed, training.step)
         noisy = noise_schedule.add_noise(latents, noise, timesteps)
         target = noise_schedule.get_velocity(latents, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with team.autocast():
             predicted = model(noisy, timesteps, *words)
         loss = functional.mse_loss(predicted.float(), target)
         loss.backward()

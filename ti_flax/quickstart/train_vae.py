@@ -63,7 +63,7 @@ def train(
     while (progress := team.agreed(training.clock.progress)) < 1:
         rate = training.set_rate(_PEAK_RATE, progress)
         step = training.step
-        with torch.autocast("cpu", torch.bfloat16):
+        with team.autocast():
             parts = _losses(vae, _batch(pictures[:-256], seed, step))
         l1, l2, edge, kl = parts
         kl_weight = _KL_WEIGHT * np.interp(step, _KL_STEPS, (0, 1))
