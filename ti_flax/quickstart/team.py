@@ -41,7 +41,7 @@ def rank() -> int:
 
 
 def autocast() -> torch.autocast:
-    """Bfloat16 where the CPU multiplies in it; where it does not, it is 8 times slower."""
+    """Bfloat16 where the CPU multiplies in it; elsewhere it is 8 times slower."""
     able = torch.cpu.get_capabilities()
     fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
     return torch.autocast("cpu", torch.bfloat16, enabled=fast)
