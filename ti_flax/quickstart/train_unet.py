@@ -28,6 +28,7 @@ from ti_flax.quickstart.training_clock import (
 
 _BATCH = 8  # in each process
 _PEAK_RATE = 1e-3
+_PEAK_RATE_FURTHER = 3e-4  # what is learned already must not be shaken
 _EMA_DECAY = 0.999
 _LOG_STEPS = 50
 _SAVE_STEPS = 500
@@ -136,14 +137,15 @@ def train(
     if initial is not None:
         model.text_encoder.load_state_dict(initial.text_encoder.state_dict())
         model.unet.load_state_dict(initial.unet.state_dict())
+    peak = _PEAK_RATE if initial is None else _PEAK_RATE_FURTHER
     optimizer = torch.optim.AdamW(
-        model.parameters(), _PEAK_RATE, betas=(0.9, 0.99), fused=True
+        model.parameters(), peak, betas=(0.9, 0.99), fused=True
     )
     training = Training(folder / "unet.pt", model, optimizer, _EMA_DECAY, seconds)
     noise_schedule = scheduler()
     losses = []
     while (progress := team.agreed(training.clock.progress)) < 1:
-        rate = training.set_rate(_PEAK_RATE, progress)
+        rate = training.set_rate(peak, progress)
         latents, noise, timesteps, *words = _batch(moments, said, seed, training.step)
         noisy = noise_schedule.add_noise(latents, noise, timesteps)
         target = noise_schedule.get_velocity(latents, noise, timesteps)
