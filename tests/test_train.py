@@ -89,6 +89,7 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
     assert ran.returncode == 0, ran.stderr
     output_dir = Path(arguments["output_dir"])
     assert sorted(path.name for path in output_dir.iterdir()) == [
+        "checkpoints",
         "concept_images",
         "config.yaml",
         "learned_embeds.bin",
@@ -196,6 +197,7 @@ def run_main(monkeypatch, capfd, arguments):
     monkeypatch.setattr(sys, "argv", ["train", *to_argv(arguments)])
     # The handler of an earlier test writes to that test's stderr, closed by now.
     monkeypatch.setattr(logging.getLogger("ti_flax"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("ti_flax"), "propagate", True)
     with pytest.raises(SystemExit) as ended:
         errors.run(train.main)
     return ended.value.code, capfd.readouterr().err

@@ -108,6 +108,8 @@ def show_log() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("ti_flax")
     log.addHandler(handler)
+    # Orbax, as soon as it is imported, makes the root show everything once more.
+    log.propagate = False
     log.setLevel(logging.INFO)
 
 

@@ -55,6 +55,7 @@ OptionalNameOrPath = Annotated[str | None, BeforeValidator(_path)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
+OptionalCount = Annotated[int | None, BeforeValidator(_no_switch), Field(ge=1)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
 Revision = Annotated[
     OptionalName, Field(description="branch, tag or commit of the Hub repository")
@@ -177,6 +178,23 @@ class TrainingKeys(_Keys):
     )
     overwrite_output_dir: bool = Field(
         False, description="allow an output_dir that an earlier run has used"
+    )
+    checkpointing_steps: Count = Field(
+        500,
+        description="steps between checkpoints; each writes learned_embeds.* as well",
+    )
+    checkpoints_total_limit: OptionalCount = Field(
+        None, description="checkpoints that are kept, the newest; none: all"
+    )
+    checkpoint_dir: OptionalNameOrPath = Field(
+        None,
+        description="folder or bucket (gs://...) of the checkpoints; none: "
+        "checkpoints in output_dir",
+    )
+    resume_from_checkpoint: OptionalNameOrPath = Field(
+        None,
+        description="go on from `latest` of this run, or start it where there is none; "
+        "or from the folder of a checkpoint",
     )
     seed: Integer = Field(
         42, ge=0, lt=2**32, description="start of every random number of the run"

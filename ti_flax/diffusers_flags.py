@@ -36,9 +36,6 @@ NOT_YET = {
     "save_steps": "learned_embeds is written at the end",
     "save_as_full_pipeline": "load learned_embeds into the base pipeline with "
     "load_textual_inversion",
-    "checkpointing_steps": "a run is written once, at the end",
-    "checkpoints_total_limit": "a run is written once, at the end",
-    "resume_from_checkpoint": "start the run again, the same seed gives the same run",
     "gradient_checkpointing": "to save memory lower train_batch_size and raise "
     "gradient_accumulation_steps",
     "validation_prompt": "make pictures with learned_embeds after the run",

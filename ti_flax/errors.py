@@ -1,9 +1,11 @@
-"""What a user did wrong, told in one line."""
+"""What a user did wrong, told in one line; and a run that was asked to stop."""
 
 import sys
 from collections.abc import Callable
 
 USAGE_EXIT_CODE = 2
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on.
+AGAIN_EXIT_CODE = 75
 
 
 class UserError(Exception):
@@ -13,6 +15,17 @@ class UserError(Exception):
     """
 
 
+class Stopped(SystemExit):
+    """A run ended early because it was asked to, with all it needs to go on saved."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(AGAIN_EXIT_CODE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def run(main: Callable[[], None]) -> None:
     """Calls an entry point; a `UserError` ends it in one line and exit code 2."""
     try:
@@ -20,3 +33,6 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        raise

@@ -2,8 +2,13 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from ti_flax.errors import UserError
+
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextlib.contextmanager
@@ -15,6 +20,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        # Else the new name may reach the disk before the content does.
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # Without a write there is no file, and a failing disk must not hide the reason.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `atomic_path` left this when its process was killed."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes them from `folder` and the folders in it."""
+    for path in filter(is_leftover, folder.rglob(".*.tmp")):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def one_line_errors(what: str, advice: str) -> Iterator[None]:
+    """Turns what the system refuses (a full disk, a read-only folder) into one line.
+
+    Raises:
+        UserError: `what` could not be written, why, and `advice`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        place = f" ({error.filename})" if error.filename else ""
+        raise UserError(f"cannot write {what}{place}: {reason}; {advice}") from error

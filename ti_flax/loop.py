@@ -33,8 +33,12 @@ def run(
     examples_per_step: int,
     events: Sequence[Event],
     run_report: report.Report,
-) -> step.State:
-    """Takes the steps of `steps` (`steps.start` are taken already); the last state.
+    stop: Callable[[], bool],
+) -> tuple[int, step.State]:
+    """Takes the steps of `steps` (`steps.start` are taken already).
+
+    Returns how many are taken in the end, and the state after them: the last, or where
+    `stop`, which is asked after each dispatch, said so.
 
     A dispatch ends at the next event. Its metrics are read while the one after it
     runs, but for those before an event: what that sees is written down.
@@ -50,15 +54,15 @@ def run(
         run_report.add(metrics, num_steps, num_steps * examples_per_step / seconds)
         return _next_length(num_steps, seconds)
 
-    while done < steps.stop:
-        stop = min([steps.stop, *(event.next_after(done) for event in events)])
-        num_steps = min(length, stop - done)
+    while done < steps.stop and not stop():
+        end = min([steps.stop, *(event.next_after(done) for event in events)])
+        num_steps = min(length, end - done)
         state, metrics = train_steps(state, num_steps)
         done += num_steps
         if pending is not None:
             length = finish(*pending)
         pending = metrics, num_steps
-        if done == stop:
+        if done == end:
             length = finish(*pending)
             pending = None
             for event in events:
@@ -66,7 +70,9 @@ def run(
                     event.act(done, state)
             # What events take is not the steps' time.
             last = time.perf_counter()
-    return state
+    if pending is not None:
+        finish(*pending)
+    return done, state
 
 
 def _next_length(num_steps: int, seconds: float) -> int:

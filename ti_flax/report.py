@@ -7,7 +7,7 @@ from typing import TextIO
 import numpy as np
 from tqdm import tqdm
 
-from ti_flax import step
+from ti_flax import files, step
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -15,6 +15,7 @@ METRICS_NAME = "metrics.jsonl"
 class Report:
     """Shows and writes the metrics of each dispatch; a context manager.
 
+    Lines of steps after `steps.start`, of a run that was ended, are dropped.
     metrics.jsonl gets one line a step: `step` (from 1), `loss`, `learning_rate`,
     `grad_norm`, `row_norm` (one number a vector), `examples_per_second` (of the
     dispatch that ran the step).
@@ -34,7 +35,8 @@ class Report:
         )
 
     def __enter__(self) -> "Report":
-        self._file = self._path.open("w", encoding="utf-8")
+        _keep_lines(self._path, self._step)
+        self._file = self._path.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -66,3 +68,11 @@ class Report:
             f"loss {loss:.4f}, row norm {row_norm:.3f}, "
             f"{examples_per_second:.3g} examples/s"
         )
+
+
+def _keep_lines(path: Path, num_steps: int) -> None:
+    """Keeps the lines of the first `num_steps` steps, whole ones only."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    with files.atomic_path(path) as temporary:
+        kept = [line for line in lines if json.loads(line)["step"] <= num_steps]
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,7 +1,7 @@
 """A run from configuration to files; `python -m ti_flax.train` is its command line."""
 
+import contextlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from ti_flax import (
+    checkpoint,
+    data,
+    diffusion,
+    export,
+    files,
+    loop,
+    report,
+    run_folder,
+    sharding,
+    step,
+    stop_signals,
+    tokens,
+)
 from ti_flax import config as configuration
-from ti_flax import data, diffusion, export, files, loop, report, sharding, step, tokens
-from ti_flax.errors import UserError
+from ti_flax.errors import Stopped, UserError
 from ti_flax.models import weights
 from ti_flax.templates import prompt_templates
 
@@ -34,8 +47,22 @@ def train_concepts(
 
     Raises:
         UserError: what to mend, in one line.
+        Stopped: SIGTERM or SIGINT came; the run goes on from its last checkpoint.
     """
-    _check_output_dir(config)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(stop_signals.StopSignals())
+        folder = None
+        if jax.process_index() == 0:  # the only process that writes
+            folder = stack.enter_context(run_folder.RunFolder(config))
+        return _train(config, folder, signals, progress)
+
+
+def _train(
+    config: configuration.Config,
+    folder: run_folder.RunFolder | None,
+    signals: stop_signals.StopSignals,
+    progress: bool,
+) -> list[export.Embedding]:
     pictures = data.read_pictures(
         config.train_data_dir, config.resolution, config.center_crop
     )
@@ -58,6 +85,14 @@ def train_concepts(
     tokenizer = tokens.load_tokenizer(_tokenizer_folder(config, model))
     prompts = _training_prompts(config, tokenizer, model)
     initial = _initial_rows(config, tokenizer, model)
+    fingerprints = {
+        "pretrained_model_name_or_path": model.fingerprint(),
+        "train_data_dir": checkpoint.fingerprint(pictures.images),
+        "template_file": checkpoint.fingerprint(prompts),
+    }
+    found = folder.found if folder else None
+    if found:
+        checkpoint.check_fingerprints(found, fingerprints)
 
     _log.info("reading %s", model.folder)
     everywhere = sharding.replicated(mesh)
@@ -76,29 +111,70 @@ def train_concepts(
     recipe = make_recipe(config, model, schedule, mesh)
     bank = make_bank(config, moments, prompts, num_rows=len(rows))
     state = step.init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)
+    start, state = checkpoint.restore(found, state)
     state, bank = jax.device_put((state, bank), everywhere)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(config.output_dir / "config.yaml") as path:
-        path.write_text(configuration.dump_yaml(config), encoding="utf-8")
+    steps = range(start, max(start, config.max_train_steps))
+
+    def learned(state: step.State) -> export.Embedding:
+        rows = np.asarray(state.rows["text_encoder"])[0]
+        return export.Embedding(config.placeholder_token, rows)
+
+    def write(state: step.State) -> None:
+        export.export_concept(
+            config.output_dir,
+            learned(state),
+            config.learnable_property,
+            pictures.images,
+        )
+
     train_steps = step.compile_train_steps(recipe)
-    steps = range(0, config.max_train_steps)
-    with report.Report(config.output_dir, steps, progress) as run_report:
-        state = loop.run(
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            files.one_line_errors(
+                "output_dir",
+                "what was saved before is whole; make room, then run again with "
+                "resume_from_checkpoint latest",
+            )
+        )
+        folder.create()
+        checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(
+                checkpoint.folder_of(config),
+                config.checkpoints_total_limit,
+                checkpoint.describe(config, fingerprints),
+            )
+        )
+        run_report = stack.enter_context(
+            report.Report(config.output_dir, steps, progress)
+        )
+
+        def save(done: int, state: step.State) -> None:
+            checkpoints.save(done, state)
+            if done < steps.stop:
+                write(state)
+
+        signals.defer()
+        done, state = loop.run(
             lambda state, num_steps: train_steps(state, frozen, bank, num_steps),
             state,
             steps,
             config.examples_per_step,
-            [],
+            [loop.Event(config.checkpointing_steps, save)],
             run_report,
+            signals.wanted,
         )
-    learned = export.Embedding(
-        config.placeholder_token, np.asarray(state.rows["text_encoder"][0])
-    )
-    export.export_concept(
-        config.output_dir, learned, config.learnable_property, pictures.images
-    )
+        if done < steps.stop:
+            if done > start:
+                save(done, state)
+        else:
+            write(state)
+    if done < steps.stop:
+        raise Stopped(
+            f"{signals.name}: {done} of {steps.stop} steps are saved in "
+            f"{config.output_dir}; resume_from_checkpoint latest goes on"
+        )
     _log.info("wrote %s", config.output_dir)
-    return [learned]
+    return [learned(state)]
 
 
 def make_recipe(
@@ -153,23 +229,6 @@ def make_bank(
         row_mask=jnp.ones((1, num_rows), bool),
         max_train_steps=jnp.array([config.max_train_steps], jnp.int32),
     )
-
-
-def _check_output_dir(config: configuration.Config) -> None:
-    output_dir = config.output_dir
-    nearest = next(
-        p for p in (output_dir, *output_dir.absolute().parents) if p.exists()
-    )
-    if not nearest.is_dir():
-        raise UserError(f"output_dir: {nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK):
-        raise UserError(f"output_dir: {nearest} cannot be written to; choose another")
-    used = output_dir.is_dir() and any(output_dir.iterdir())
-    if used and not config.overwrite_output_dir:
-        raise UserError(
-            f"output_dir: {output_dir} is not empty; choose another folder, or set "
-            "overwrite_output_dir to replace what a run wrote there"
-        )
 
 
 def _tokenizer_folder(config: configuration.Config, model: weights.BaseModel) -> Path:

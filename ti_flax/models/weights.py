@@ -4,6 +4,8 @@ Tensors go from safetensors to the device one at a time, so that loading needs l
 more memory than the params themselves. Torch is not needed.
 """
 
+import concurrent.futures
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -74,6 +76,21 @@ class BaseModel(NamedTuple):
         """
         module = getattr(self, component)
         return load_params(self.folder / component, module, self.variant, sharding)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over configurations and weight files, in hexadecimal."""
+        paths = [self.folder / "scheduler" / "scheduler_config.json"]
+        for name in _STEMS:
+            folder = self.folder / name
+            paths += [folder / "config.json", *_weight_files(folder, self.variant)]
+
+        def digest(path: Path) -> bytes:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+
+        # hashlib lets other threads run: gigabytes take seconds.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            return hashlib.sha256(b"".join(pool.map(digest, paths))).hexdigest()
 
 
 def unet_dtype(mixed_precision: str) -> DTypeLike:

@@ -1,0 +1,65 @@
+"""Small runs of the trainer, and what they leave."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ti_flax import config
+
+
+def draw_pictures(folder: Path, count: int = 3, seed: int = 0) -> Path:
+    """Writes pictures of noise; the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = random.integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def keys(model: Path, pictures: Path, output_dir: Path, **given) -> dict:
+    """The keys of a run of 6 steps that checkpoints every second."""
+    return {
+        "pretrained_model_name_or_path": str(model),
+        "train_data_dir": str(pictures),
+        "output_dir": str(output_dir),
+        "placeholder_token": "<toy>",
+        "initializer_token": "toy",
+        "resolution": 16,
+        "train_batch_size": 8,
+        "max_train_steps": 6,
+        "checkpointing_steps": 2,
+        **given,
+    }
+
+
+def make_config(*arguments, **given) -> config.Config:
+    return config.Config(**keys(*arguments, **given))
+
+
+def to_argv(values: dict) -> list[str]:
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def content(folder: Path) -> dict[str, object]:
+    """What two runs of the same steps must agree in, to the bit.
+
+    Not in how long steps took, nor in the checkpoints that came before the last.
+    """
+    found: dict[str, object] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if name == "metrics.jsonl":
+            found[name] = [
+                {k: v for k, v in json.loads(line).items() if "second" not in k}
+                for line in path.read_text().splitlines()
+            ]
+        elif name != "config.yaml" and not name.startswith("checkpoints/"):
+            found[name] = path.read_bytes()
+    return found
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())

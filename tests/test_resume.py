@@ -1,0 +1,159 @@
+"""A run that is ended at any moment goes on as if it had not been."""
+
+import contextlib
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from ti_flax import checkpoint, errors, export, sharding, trainer
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    return runs.draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def settings(tiny_model, pictures, tmp_path):
+    """Makes the configuration of a run in this test's folder."""
+
+    def make(folder="run", **keys):
+        return runs.make_config(tiny_model, pictures, tmp_path / folder, **keys)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_model, pictures, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    trainer.train_concepts(runs.make_config(tiny_model, pictures, folder), False)
+    return folder
+
+
+@contextlib.contextmanager
+def stopped_after(number, monkeypatch, kind=signal.SIGTERM):
+    """Sends a signal to this process when it checkpoints step `number`."""
+    save, left = checkpoint.Checkpoints.save, [number]
+
+    def save_and_signal(self, done, state):
+        save(self, done, state)
+        if done in left:
+            left.remove(done)
+            os.kill(os.getpid(), kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "save", save_and_signal)
+        yield
+
+
+def go_on(settings, **keys):
+    """The same run again; what it learned."""
+    config = settings(resume_from_checkpoint="latest", **keys)
+    return trainer.train_concepts(config, progress=False)[0]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    kind, settings, whole, monkeypatch
+):
+    handler = signal.getsignal(kind)
+    with (
+        stopped_after(2, monkeypatch, kind),
+        pytest.raises(errors.Stopped, match=kind.name) as stopped,
+    ):
+        go_on(settings)
+    assert stopped.value.code == errors.AGAIN_EXIT_CODE == os.EX_TEMPFAIL
+    assert signal.getsignal(kind) is handler
+    folder = settings().output_dir
+    assert runs.checkpoints(folder) == [2]
+    assert runs.content(folder) != runs.content(whole)
+    go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+    assert runs.checkpoints(folder) == [2, 4, 6]
+
+
+def test_a_signal_between_checkpoints_saves_that_step(settings, whole, monkeypatch):
+    # The first dispatch has one step; it is over when the signal is seen.
+    with (
+        stopped_after(1, monkeypatch),
+        pytest.raises(errors.Stopped, match="1 of 6 steps"),
+    ):
+        trainer.train_concepts(settings(checkpointing_steps=1), progress=False)
+    folder = settings().output_dir
+    assert runs.checkpoints(folder) == [1]
+    go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+
+
+def test_what_was_learned_is_exported_at_each_checkpoint(
+    settings, monkeypatch, tiny_model
+):
+    with stopped_after(2, monkeypatch), pytest.raises(errors.Stopped):
+        trainer.train_concepts(settings(), progress=False)
+    early = export.load_embedding(settings().output_dir)
+    two_steps = settings("two", max_train_steps=2)
+    (learned,) = trainer.train_concepts(two_steps, progress=False)
+    np.testing.assert_array_equal(early.rows, learned.rows)
+
+
+def test_a_finished_run_trains_nothing_more_and_exports(settings, whole, monkeypatch):
+    trainer.train_concepts(settings(), progress=False)
+    folder = settings().output_dir
+    os.remove(folder / export.BIN_NAME)
+    monkeypatch.setattr(trainer.loop.Event, "next_after", None)  # no step is taken
+    for past_it in (6, 3):
+        go_on(settings, max_train_steps=past_it)
+        assert runs.content(folder) == runs.content(whole)
+
+
+def test_raising_max_train_steps_goes_on_exactly(settings, whole):
+    trainer.train_concepts(settings(max_train_steps=3), progress=False)
+    folder = settings().output_dir
+    go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+
+
+def test_a_schedule_with_an_end_is_warned_of_and_followed(settings, caplog):
+    cosine = {"lr_scheduler": "cosine"}
+    trainer.train_concepts(settings(max_train_steps=2, **cosine), progress=False)
+    go_on(settings, **cosine)
+    assert "2 steps were taken on the way to 2, from here it leads to 6" in caplog.text
+    rates = [
+        line["learning_rate"]
+        for line in runs.content(settings().output_dir)["metrics.jsonl"]
+    ]
+    for length, steps in ((2, [0, 1]), (6, [2, 3, 4, 5])):
+        expected = [2e-3 * (1 + np.cos(np.pi * n / length)) / 2 for n in steps]
+        np.testing.assert_allclose([rates[n] for n in steps], expected, rtol=1e-5)
+
+
+def test_an_earlier_checkpoint_is_gone_on_from_elsewhere(settings, whole, tmp_path):
+    path = str(whole / "checkpoints" / "4")
+    config = settings(resume_from_checkpoint=path)
+    (learned,) = trainer.train_concepts(config, progress=False)
+    np.testing.assert_array_equal(learned.rows, export.load_embedding(whole).rows)
+    assert runs.checkpoints(tmp_path / "run") == [6]
+    lines = runs.content(tmp_path / "run")["metrics.jsonl"]
+    assert lines == runs.content(whole)["metrics.jsonl"][4:]
+
+
+def test_one_device_then_eight_then_two_agree(settings, whole, monkeypatch):
+    folder = settings().output_dir
+    make_mesh = sharding.make_mesh
+    for devices, steps in ((1, 2), (8, 4), (2, 6)):
+        chosen = jax.devices()[:devices]
+        monkeypatch.setattr(
+            sharding, "make_mesh", lambda d=chosen, **keys: make_mesh(d, **keys)
+        )
+        learned = go_on(settings, max_train_steps=steps)
+    # As eight devices agree with one in test_step: Adam's first steps are +-lr.
+    rows = export.load_embedding(whole).rows
+    np.testing.assert_allclose(learned.rows, rows, rtol=0, atol=2e-5)
+    assert [line["step"] for line in runs.content(folder)["metrics.jsonl"]] == [
+        *range(1, 7)
+    ]
