@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 
 from ti_flax import config as configuration
-from ti_flax import data, diffusion, export, files, loop, report, sharding, step, tokens
+from ti_flax import (
+    data,
+    diffusion,
+    export,
+    files,
+    looks,
+    loop,
+    metrics_out,
+    previews,
+    report,
+    sharding,
+    step,
+    tokens,
+)
 from ti_flax.errors import UserError
 from ti_flax.models import weights
 from ti_flax.templates import prompt_templates
@@ -36,6 +49,7 @@ def train_concepts(
         UserError: what to mend, in one line.
     """
     _check_output_dir(config)
+    metrics_out.check(config.report_to)
     pictures = data.read_pictures(
         config.train_data_dir, config.resolution, config.center_crop
     )
@@ -56,20 +70,37 @@ def train_concepts(
         )
     schedule = diffusion.Schedule.from_json(model.scheduler)
     tokenizer = tokens.load_tokenizer(_tokenizer_folder(config, model))
-    prompts = _training_prompts(config, tokenizer, model)
+    tokenize = _prompt_tokenizer(config, tokenizer, model)
+    prompts = tokenize(
+        [
+            template.replace("{}", config.placeholder_token)
+            for template in prompt_templates(
+                config.learnable_property, config.template_file
+            )
+        ]
+    )
+    shown = None
+    if config.validation_prompt:
+        shown = previews.Previews(config, model, tokenize, mesh)
     initial = _initial_rows(config, tokenizer, model)
 
     _log.info("reading %s", model.folder)
     everywhere = sharding.replicated(mesh)
+    vae_params = model.load("vae")
     moments = encode_pictures(
         model,
-        model.load("vae"),
+        vae_params,
         pictures.images,
         config.random_flip,
         _ENCODE_BATCH_SIZE,
         progress,
     )
     frozen = {name: model.load(name, everywhere) for name in ("text_encoder", "unet")}
+    resident = dict(frozen)
+    if shown is not None:
+        decoder = previews.decoder_params(vae_params)
+        resident["vae"] = jax.device_put(decoder, everywhere)
+    del vae_params
     table = frozen["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
     rows = initial(np.asarray(table))
 
@@ -82,13 +113,27 @@ def train_concepts(
         path.write_text(configuration.dump_yaml(config), encoding="utf-8")
     train_steps = step.compile_train_steps(recipe)
     steps = range(0, config.max_train_steps)
-    with report.Report(config.output_dir, steps, progress) as run_report:
+    with report.Report(config, steps, progress) as run_report:
+        look = looks.compile_look(
+            looks.Run(
+                params=resident,
+                bank=bank,
+                recipe=recipe,
+                initial_rows=rows,
+                tokenizer=tokenizer,
+                previews=shown,
+                output_dir=config.output_dir,
+            ),
+            run_report,
+        )
+        if steps.start == 0:
+            look(0, state)
         state = loop.run(
             lambda state, num_steps: train_steps(state, frozen, bank, num_steps),
             state,
             steps,
             config.examples_per_step,
-            [],
+            [loop.Event(config.validation_steps, look)],
             run_report,
         )
     learned = export.Embedding(
@@ -178,12 +223,12 @@ def _tokenizer_folder(config: configuration.Config, model: weights.BaseModel) ->
     return weights.find_tokenizer(config.tokenizer_name, config.revision)
 
 
-def _training_prompts(
+def _prompt_tokenizer(
     config: configuration.Config,
     tokenizer: "transformers.CLIPTokenizer",
     model: weights.BaseModel,
-) -> Int32[np.ndarray, "P L"]:
-    """Token ids of every template with the placeholder in it."""
+) -> tokens.PromptTokenizer:
+    """Reads prompts with the placeholder in them for the model's text encoder."""
     if config.num_vectors > 1 and config.placeholder_token.lower() != (
         config.placeholder_token
     ):
@@ -204,10 +249,7 @@ def _training_prompts(
             f"{model.text_encoder.config.max_position_embeddings}; use the tokenizer "
             "and text encoder of one model"
         )
-    templates = prompt_templates(config.learnable_property, config.template_file)
-    return tokenize(
-        [template.replace("{}", config.placeholder_token) for template in templates]
-    )
+    return tokenize
 
 
 def _initial_rows(
