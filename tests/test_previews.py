@@ -1,4 +1,4 @@
-"""Previews and looks show a run as it is, change nothing in it, and can be gone on with."""
+"""Previews and looks show a run as it is and change nothing in it."""
 
 import json
 import sys
@@ -306,7 +306,7 @@ def test_the_numbers_of_a_look_are_those_of_the_rows(run, tiny_model, settings):
     np.testing.assert_allclose(metrics[-1]["row_norm"], norms, rtol=1e-5)
     # The first step starts at the initial rows and goes 0.3 in each of 32 directions.
     np.testing.assert_allclose(metrics[0]["row_step"], 0.3 * 32**0.5, rtol=1e-2)
-    # In the tiny vocabulary "toy" is spelt; the first vector starts as its first letter.
+    # In the tiny vocabulary "toy" is spelt; the first vector starts as its "t".
     assert first["nearest"][0][0] == ["t…", 1.0]
 
 
@@ -421,7 +421,7 @@ def test_wandb_that_does_not_start_is_told_in_one_line(settings, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nAPI key"))
-    with pytest.raises(errors.UserError, match="no API key.*WANDB_MODE=offline"):
+    with pytest.raises(errors.UserError, match=r"no API key.*WANDB_MODE=offline"):
         metrics_out.open_sink("wandb", settings["output_dir"], {}, 0)
 
 
