@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_named(folder, damage):
         (place / "state" / "_METADATA").unlink()
     else:
         (place / "run" / "metadata").write_bytes(b"{")
-    with pytest.raises(errors.UserError, match="3 is damaged .* delete it") as told:
+    with pytest.raises(errors.UserError, match=r"3 is damaged .* delete it") as told:
         checkpoint._read_run(folder, 3)
         checkpoint.restore(checkpoint.Found(folder, 3, RUN), zeros(state))
     assert "\n" not in str(told.value)

@@ -94,6 +94,8 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
         "config.yaml",
         "learned_embeds.bin",
         "learned_embeds.safetensors",
+        "logs",
+        "looks.jsonl",
         "metrics.jsonl",
         "token_identifier.txt",
         "type_of_concept.txt",

@@ -20,6 +20,7 @@ from ti_flax.config_keys import (
     ConceptKeys,
     DataKeys,
     ModelKeys,
+    ReportKeys,
     TrainingKeys,
 )
 from ti_flax.errors import UserError
@@ -46,7 +47,7 @@ _EXPECTED = {
 
 
 # pydantic lists the fields of the last base first.
-class Config(TrainingKeys, DataKeys, ConceptKeys, ModelKeys):
+class Config(ReportKeys, TrainingKeys, DataKeys, ConceptKeys, ModelKeys):
     """All keys of a run, checked and frozen."""
 
     @model_validator(mode="before")

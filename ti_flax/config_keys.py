@@ -30,7 +30,8 @@ def _path(value: Any) -> Any:
     # An empty text, such as an unset shell variable, would mean the current folder.
     if value == "":
         raise ValueError("expected a path, found an empty text")
-    return os.path.expanduser(value) if isinstance(value, str) else value
+    named = isinstance(value, str | os.PathLike)
+    return os.path.expanduser(value) if named else value
 
 
 def _precision(value: Any) -> Any:
@@ -79,6 +80,19 @@ LrScheduler = Literal[
     "cosine_with_restarts",
     "polynomial",
 ]
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, str | os.PathLike):
+        value = (value,)
+    return tuple(map(_text, value)) if isinstance(value, list | tuple) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 
 
 class _Keys(BaseModel):
@@ -269,10 +283,40 @@ class TrainingKeys(_Keys):
         return self.learning_rate * (self.examples_per_step if self.scale_lr else 1)
 
 
+class ReportKeys(_Keys):
+    """What a run shows of itself."""
+
+    validation_prompt: Texts = Field(
+        (),
+        description="prompts with the new word to make previews of, as samples/ and in "
+        "report.html; empty: no previews",
+    )
+    num_validation_images: Count = Field(
+        4, description="previews of each prompt, with seeds seed, seed + 1, ..."
+    )
+    validation_control: bool = Field(
+        False,
+        description="once make the same previews with the new word left out of the "
+        "prompts",
+    )
+    validation_steps: Count = Field(
+        100,
+        description="steps of the optimizer between looks at the run: previews, the "
+        "loss on a fixed set, nearest words, report.html",
+    )
+    report_to: Literal["tensorboard", "wandb", "none"] = Field(
+        "tensorboard", description="where numbers and pictures go beside report.html"
+    )
+    logging_dir: FilePath = Field(
+        Path("logs"), description="folder for report_to, inside output_dir"
+    )
+
+
 # Title in --help and in a dumped YAML -> its keys.
 GROUPS: dict[str, type[BaseModel]] = {
     "Model": ModelKeys,
     "Concept": ConceptKeys,
     "Data": DataKeys,
     "Training": TrainingKeys,
+    "Report": ReportKeys,
 }

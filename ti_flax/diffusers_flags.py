@@ -16,7 +16,7 @@ NO_MEANING = {
     "repeats": "each step draws its pictures at random, so a data set has no length "
     "to stretch; max_train_steps sets the length of a run",
     "num_train_epochs": "a run has no epochs; max_train_steps sets its length",
-    "validation_epochs": "a run has no epochs",
+    "validation_epochs": "a run has no epochs; validation_steps says how often",
     "dataloader_num_workers": "pictures are encoded once and then stay on the device; "
     "no loader runs during training",
     "allow_tf32": "it switches PyTorch's CUDA kernels; here mixed_precision chooses "
@@ -38,11 +38,6 @@ NOT_YET = {
     "load_textual_inversion",
     "gradient_checkpointing": "to save memory lower train_batch_size and raise "
     "gradient_accumulation_steps",
-    "validation_prompt": "make pictures with learned_embeds after the run",
-    "num_validation_images": "make pictures with learned_embeds after the run",
-    "validation_steps": "make pictures with learned_embeds after the run",
-    "report_to": "read metrics.jsonl in output_dir",
-    "logging_dir": "read metrics.jsonl in output_dir",
     "push_to_hub": "upload output_dir with `hf upload`",
     "hub_token": "upload output_dir with `hf upload`",
     "hub_model_id": "upload output_dir with `hf upload`",

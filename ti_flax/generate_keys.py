@@ -1,9 +1,8 @@
 """Every key of `python -m ti_flax.generate`: its type, default, unit and limits."""
 
-import os
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ti_flax.config_keys import (
     Count,
@@ -14,21 +13,9 @@ from ti_flax.config_keys import (
     OptionalInteger,
     Precision,
     Revision,
+    Texts,
     Variant,
 )
-
-
-def _text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _texts(value: Any) -> Any:
-    if isinstance(value, str | os.PathLike):
-        value = (value,)
-    return tuple(map(_text, value)) if isinstance(value, list | tuple) else value
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 
 
 class _Keys(BaseModel):
@@ -38,7 +25,7 @@ class _Keys(BaseModel):
 class ModelKeys(_Keys):
     """The frozen model, and the words it has learned."""
 
-    model: Annotated[NameOrPath, BeforeValidator(_text)] = Field(
+    model: NameOrPath = Field(
         description="Stable Diffusion 1.x or 2.x in diffusers' layout: a folder or a "
         "Hub repository"
     )

@@ -1,47 +1,102 @@
-"""What a run tells while it runs: the progress bar and metrics.jsonl."""
+"""What a run tells while it runs: the progress bar, files of numbers, and a sink."""
 
 import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NamedTuple, TextIO
 
+import jax
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
-from ti_flax import files, step
+from ti_flax import config as configuration
+from ti_flax import files, metrics_out, step
 
 METRICS_NAME = "metrics.jsonl"
+LOOKS_NAME = "looks.jsonl"
+SAMPLES_NAME = "samples"
+
+
+class Shown(NamedTuple):
+    """The previews of a prompt; `files` are relative to output_dir."""
+
+    prompt: str
+    files: list[str]
+    pictures: UInt8[np.ndarray, "N H W 3"]
+
+
+class Look(NamedTuple):
+    """What is seen of the rows after `step` steps.
+
+    `fixed_loss` is the loss on the fixed set; for each of the K vectors there is its
+    L2 distance from where it started, and the nearest words of the vocabulary with
+    their cosines, the nearest first. `control` are previews without the word; only the
+    first look has them.
+    """
+
+    step: int
+    fixed_loss: float
+    distance: list[float]
+    nearest: list[list[tuple[str, float]]]
+    previews: list[Shown]
+    control: list[Shown]
 
 
 class Report:
-    """Shows and writes the metrics of each dispatch; a context manager.
+    """Shows and writes the metrics of each dispatch and each look; a context manager.
 
     Lines of steps after `steps.start`, of a run that was ended, are dropped.
     metrics.jsonl gets one line a step: `step` (from 1), `loss`, `learning_rate`,
-    `grad_norm`, `row_norm` (one number a vector), `examples_per_second` (of the
-    dispatch that ran the step).
+    `grad_norm`, `row_norm` and `row_step` (one number a vector: the L2 norms of the
+    row and of its last change), `examples_per_second` (of the dispatch that ran the
+    step). looks.jsonl gets one line a look: the fields of `Look`, with previews as
+    `prompt` and `files`. Numbers that are not finite are null.
+
+    With `steps.start` > 0 the files of the run that took the steps before are gone on
+    with, without what they say of later steps. Of several processes, one writes.
     """
 
-    def __init__(self, output_dir: Path, steps: range, progress: bool) -> None:
-        self._path = output_dir / METRICS_NAME
+    def __init__(
+        self, config: configuration.Config, steps: range, progress: bool
+    ) -> None:
+        self._config = config
         self._step = steps.start
-        self._file: TextIO | None = None
+        self._writes = jax.process_index() == 0
+        self._metrics: TextIO | None = None
+        self._looks: TextIO | None = None
+        self._sink: metrics_out.Sink | None = None
         self._bar = tqdm(
             total=steps.stop,
             initial=steps.start,
             unit="step",
             desc="training",
             dynamic_ncols=True,
-            disable=not progress,
+            disable=not (progress and self._writes),
         )
 
     def __enter__(self) -> "Report":
-        _keep_lines(self._path, self._step)
-        self._file = self._path.open("a", encoding="utf-8")
+        if self._writes:
+            folder = self._config.output_dir
+            if self._step == 0:
+                _remove_samples(folder / SAMPLES_NAME)
+            self._metrics = _open_lines(folder / METRICS_NAME, self._step)
+            self._looks = _open_lines(folder / LOOKS_NAME, self._step)
+            self._sink = metrics_out.open_sink(
+                self._config.report_to,
+                folder / self._config.logging_dir,
+                self._config.model_dump(mode="json"),
+                self._step,
+            )
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
-        self._file.close()
+        for opened in (self._metrics, self._looks, self._sink):
+            if opened is not None:
+                opened.close()
 
     def add(
         self, metrics: step.Metrics, num_steps: int, examples_per_second: float
@@ -50,18 +105,17 @@ class Report:
         metrics = step.Metrics(
             *(np.asarray(buffer)[:num_steps, 0] for buffer in metrics)
         )
-        for loss, grad_norm, learning_rate, row_norm in zip(*metrics, strict=True):
+        for index in range(num_steps):
             self._step += 1
-            line = {
-                "step": self._step,
-                "loss": float(loss),
-                "learning_rate": float(learning_rate),
-                "grad_norm": float(grad_norm),
-                "row_norm": [float(norm) for norm in row_norm],
-                "examples_per_second": round(examples_per_second, 3),
+            values = {
+                name: buffer[index].tolist()
+                for name, buffer in metrics._asdict().items()
             }
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+            values["examples_per_second"] = round(examples_per_second, 3)
+            self._write(self._metrics, {"step": self._step, **values})
+            self._tell({f"train/{name}": value for name, value in values.items()})
+        if self._metrics is not None:
+            self._metrics.flush()
         self._bar.update(num_steps)
         loss, row_norm = metrics.loss.mean(), metrics.row_norm[-1].mean()
         self._bar.set_postfix_str(
@@ -69,10 +123,98 @@ class Report:
             f"{examples_per_second:.3g} examples/s"
         )
 
+    def look(self, look: Look) -> None:
+        """Adds a look at the rows after the steps that were added last."""
+        line = look._asdict()
+        for key in ("previews", "control"):
+            line[key] = [
+                {"prompt": shown.prompt, "files": shown.files} for shown in line[key]
+            ]
+        self._write(self._looks, line)
+        if self._looks is not None:
+            self._looks.flush()
+        # The bar tells the time of steps.
+        self._bar.unpause()
+        closest = [near[0][1] for near in look.nearest]
+        self._tell(
+            {
+                "look/fixed_loss": look.fixed_loss,
+                "look/distance": look.distance,
+                "look/nearest_cosine": closest,
+            }
+        )
+        if self._sink is None:
+            return
+        self._sink.text(look.step, "nearest words", _table(look.nearest))
+        for name in ("previews", "control"):
+            for number, shown in enumerate(getattr(look, name)):
+                side_by_side = np.concatenate(list(shown.pictures), axis=1)
+                self._sink.picture(
+                    look.step, f"{name}/{number} {shown.prompt}", side_by_side
+                )
 
-def _keep_lines(path: Path, num_steps: int) -> None:
-    """Keeps the lines of the first `num_steps` steps, whole ones only."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    with files.atomic_path(path) as temporary:
-        kept = [line for line in lines if json.loads(line)["step"] <= num_steps]
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    def _write(self, file: TextIO | None, line: Mapping[str, Any]) -> None:
+        if file is not None:
+            file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+
+    def _tell(self, values: Mapping[str, float | list[float]]) -> None:
+        """Hands the sink numbers, those of several vectors one by one."""
+        if self._sink is None:
+            return
+        flat = {}
+        for name, value in values.items():
+            if isinstance(value, list):
+                flat |= {f"{name}/{index}": one for index, one in enumerate(value)}
+            else:
+                flat[name] = value
+        self._sink.scalars(self._step, flat)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl or looks.jsonl, without one that was cut short."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _open_lines(path: Path, start: int) -> TextIO:
+    """Opens for more lines, without those of steps after `start`; all, if it is 0."""
+    if start == 0 or not path.exists():
+        return path.open("w", encoding="utf-8")
+    kept = [line for line in read_lines(path) if line["step"] <= start]
+    with (
+        files.atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        for line in kept:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return path.open("a", encoding="utf-8")
+
+
+def _remove_samples(folder: Path) -> None:
+    """Removes the previews of another run: they would pass for those of this one."""
+    for path in folder.glob("*"):
+        if re.fullmatch(r"step_\d+|control", path.name):
+            shutil.rmtree(path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    match value:
+        case float():
+            return value if np.isfinite(value) else None
+        case dict():
+            return {key: _finite(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_finite(one) for one in value]
+    return value
+
+
+def _table(nearest: Sequence[Sequence[tuple[str, float]]]) -> str:
+    """Markdown of the words nearest to each vector."""
+    lines = ["| vector | nearest words |", "|---|---|"]
+    for index, near in enumerate(nearest):
+        words = ", ".join(f"`{word}` {cosine:.3f}" for word, cosine in near)
+        lines.append(f"| {index} | {words} |")
+    return "\n".join(lines)

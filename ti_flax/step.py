@@ -64,6 +64,7 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, "*steps S"]
     learning_rate: Float[Array, "*steps S"]
     row_norm: Float[Array, "*steps S K"]
+    row_step: Float[Array, "*steps S K"]
 
 
 class Recipe(NamedTuple):
@@ -263,6 +264,7 @@ def apply_gradients(
         grad_norm=jax.vmap(optax.tree.norm)(grads),
         learning_rate=jax.vmap(recipe.learning_rate)(state.step),
         row_norm=jnp.linalg.norm(rows["text_encoder"], axis=-1),
+        row_step=jnp.linalg.norm(updates["text_encoder"], axis=-1),
     )
     return State(state.step + running, rows, opt_state), metrics
 

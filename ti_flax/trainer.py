@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 
 from ti_flax import (
     checkpoint,
@@ -17,7 +17,10 @@ from ti_flax import (
     diffusion,
     export,
     files,
+    looks,
     loop,
+    metrics_out,
+    previews,
     report,
     run_folder,
     sharding,
@@ -49,6 +52,7 @@ def train_concepts(
         UserError: what to mend, in one line.
         Stopped: SIGTERM or SIGINT came; the run goes on from its last checkpoint.
     """
+    metrics_out.check(config.report_to)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(stop_signals.StopSignals())
         folder = None
@@ -83,7 +87,18 @@ def _train(
         )
     schedule = diffusion.Schedule.from_json(model.scheduler)
     tokenizer = tokens.load_tokenizer(_tokenizer_folder(config, model))
-    prompts = _training_prompts(config, tokenizer, model)
+    tokenize = _prompt_tokenizer(config, tokenizer, model)
+    prompts = tokenize(
+        [
+            template.replace("{}", config.placeholder_token)
+            for template in prompt_templates(
+                config.learnable_property, config.template_file
+            )
+        ]
+    )
+    shown = None
+    if config.validation_prompt:
+        shown = previews.Previews(config, model, tokenize, mesh)
     initial = _initial_rows(config, tokenizer, model)
     fingerprints = {
         "pretrained_model_name_or_path": model.fingerprint(),
@@ -96,15 +111,21 @@ def _train(
 
     _log.info("reading %s", model.folder)
     everywhere = sharding.replicated(mesh)
+    vae_params = model.load("vae")
     moments = encode_pictures(
         model,
-        model.load("vae"),
+        vae_params,
         pictures.images,
         config.random_flip,
         _ENCODE_BATCH_SIZE,
         progress,
     )
     frozen = {name: model.load(name, everywhere) for name in ("text_encoder", "unet")}
+    resident = dict(frozen)
+    if shown is not None:
+        decoder = previews.decoder_params(vae_params)
+        resident["vae"] = jax.device_put(decoder, everywhere)
+    del vae_params
     table = frozen["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
     rows = initial(np.asarray(table))
 
@@ -144,8 +165,18 @@ def _train(
                 checkpoint.describe(config, fingerprints),
             )
         )
-        run_report = stack.enter_context(
-            report.Report(config.output_dir, steps, progress)
+        run_report = stack.enter_context(report.Report(config, steps, progress))
+        look = looks.compile_look(
+            looks.Run(
+                params=resident,
+                bank=bank,
+                recipe=recipe,
+                initial_rows=rows,
+                tokenizer=tokenizer,
+                previews=shown,
+                output_dir=config.output_dir,
+            ),
+            run_report,
         )
 
         def save(done: int, state: step.State) -> None:
@@ -154,12 +185,17 @@ def _train(
                 write(state)
 
         signals.defer()
+        if start == 0:
+            look(0, state)
         done, state = loop.run(
             lambda state, num_steps: train_steps(state, frozen, bank, num_steps),
             state,
             steps,
             config.examples_per_step,
-            [loop.Event(config.checkpointing_steps, save)],
+            [
+                loop.Event(config.checkpointing_steps, save),
+                loop.Event(config.validation_steps, look),
+            ],
             run_report,
             signals.wanted,
         )
@@ -237,12 +273,12 @@ def _tokenizer_folder(config: configuration.Config, model: weights.BaseModel) ->
     return weights.find_tokenizer(config.tokenizer_name, config.revision)
 
 
-def _training_prompts(
+def _prompt_tokenizer(
     config: configuration.Config,
     tokenizer: "transformers.CLIPTokenizer",
     model: weights.BaseModel,
-) -> Int32[np.ndarray, "P L"]:
-    """Token ids of every template with the placeholder in it."""
+) -> tokens.PromptTokenizer:
+    """Reads prompts with the placeholder in them for the model's text encoder."""
     if config.num_vectors > 1 and config.placeholder_token.lower() != (
         config.placeholder_token
     ):
@@ -263,10 +299,7 @@ def _training_prompts(
             f"{model.text_encoder.config.max_position_embeddings}; use the tokenizer "
             "and text encoder of one model"
         )
-    templates = prompt_templates(config.learnable_property, config.template_file)
-    return tokenize(
-        [template.replace("{}", config.placeholder_token) for template in templates]
-    )
+    return tokenize
 
 
 def _initial_rows(
