@@ -30,7 +30,8 @@ def _path(value: Any) -> Any:
     # An empty text, such as an unset shell variable, would mean the current folder.
     if value == "":
         raise ValueError("expected a path, found an empty text")
-    return os.path.expanduser(value) if isinstance(value, str) else value
+    is_path = isinstance(value, str | os.PathLike)
+    return os.path.expanduser(value) if is_path else value
 
 
 def _precision(value: Any) -> Any:
