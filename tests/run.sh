@@ -15,6 +15,9 @@ if [ "$version" = 3.11 ]; then
     # First and by itself: nothing that follows may pull another build of it.
     "${pip[@]}" torch==2.13.0
     "${pip[@]}" -e '.[test,oracle]'
+    # InvokeAI's loader of embeddings, with what its import needs: it pins a PyTorch.
+    "${pip[@]}" --no-deps invokeai compel \
+        blake3 pydantic-settings pyparsing python-dotenv
 else
     "${pip[@]}" -e '.[test]'
 fi

@@ -35,9 +35,22 @@ ORDER = [
     "sharding",
     "step",
     "checkpoint",
+    "pickle_machine",
     "torch_pickle",
     "torch_zip",
+    "formats",
+    "formats.embedding",
+    "formats.metadata",
+    "formats.npy",
+    "formats.png",
+    "formats.containers",
+    "formats.diffusers",
+    "formats.named_rows",
+    "formats.string_to_param",
+    "formats.registry",
+    "hub_download",
     "export",
+    "provenance",
     "pictures",
     "pictures_out",
     "previews",
@@ -52,6 +65,8 @@ ORDER = [
     "generate",
     "random_model",
     "benchmark",
+    "convert",
+    "inspect",
     "train",
 ]
 
@@ -95,11 +110,11 @@ def test_every_module_has_its_place():
         for path in PACKAGE.rglob("*.py")
         if path.name != "__init__.py" and "quickstart" not in path.parts
     }
-    assert modules == set(ORDER) - {"models"}
+    assert modules == set(ORDER) - {"models", "formats"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--no_such_key"]])
-@pytest.mark.parametrize("module", ["train", "generate"])
+@pytest.mark.parametrize("module", ["convert", "generate", "inspect", "train"])
 def test_help_and_errors_come_without_jax(module, arguments):
     code = (
         "import sys, runpy\n"

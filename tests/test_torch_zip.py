@@ -210,7 +210,7 @@ def test_saved_pickle_calls_torch_as_torch_does():
             kind, storage, *rest = identity
             return (kind, storage()[0], *rest)
 
-    program = torch_pickle.dumps({"<cat>": np.zeros((2, 3), np.float32)})
+    program, _ = torch_pickle.dumps({"<cat>": np.zeros((2, 3), np.float32)})
     pickletools.dis(program, out=io.StringIO())
     storage = ("storage", "FloatStorage", "0", "cpu", 6)
     hooks = ("OrderedDict",)

@@ -82,7 +82,11 @@ def parse(
 
 
 def parse_keys(
-    argv: Sequence[str], groups: Mapping[str, type[BaseModel]], module: str, usage: str
+    argv: Sequence[str],
+    groups: Mapping[str, type[BaseModel]],
+    module: str,
+    usage: str,
+    positional: str | None = None,
 ) -> Values:
     """Reads `--key value` of every field, where there is no configuration file.
 
@@ -91,12 +95,14 @@ def parse_keys(
       groups: title in `--help` -> model with the fields that stand under it.
       module: the entry point, `python -m ti_flax.<module>`.
       usage: its arguments, as the first line of `--help` shows them.
+      positional: the key that is given without its name, if any.
 
     Raises:
       UserError: an unknown flag, or a flag that lacks its value.
       SystemExit: `--help`, with code 0.
     """
-    return _read(_make_parser(module, usage, _EPILOG, groups), argv, groups, [])
+    parser = _make_parser(module, usage, _EPILOG, groups, positional)
+    return _read(parser, argv, groups, [])
 
 
 def show_log() -> None:
@@ -120,7 +126,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _make_parser(
-    module: str, usage: str, epilog: str, groups: Mapping[str, type[BaseModel]]
+    module: str,
+    usage: str,
+    epilog: str,
+    groups: Mapping[str, type[BaseModel]],
+    positional: str | None = None,
 ) -> _Parser:
     parser = _Parser(
         prog=f"python -m ti_flax.{module}",
@@ -132,7 +142,12 @@ def _make_parser(
     for title, group in groups.items():
         section = parser.add_argument_group(title)
         for key, field in _fields(group):
-            _add_key(section, key, field)
+            if key == positional:
+                section.add_argument(
+                    key, metavar=usage.split()[0], help=field.description
+                )
+            else:
+                _add_key(section, key, field)
     return parser
 
 

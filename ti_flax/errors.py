@@ -26,6 +26,10 @@ class Stopped(SystemExit):
         return self.message
 
 
+class Refused(Exception):
+    """Why a file is refused: the rest of the sentence that begins with its path."""
+
+
 def run(main: Callable[[], None]) -> None:
     """Calls an entry point; a `UserError` ends it in one line and exit code 2."""
     try:

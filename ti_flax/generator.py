@@ -136,14 +136,10 @@ def _load_words(embeddings: Sequence[str], width: int) -> Words:
     files: dict[str, str] = {}
     for given in embeddings:
         name, file = _split_name(given)
-        learned = export.load_embedding(Path(file).expanduser())
+        learned = export.load_for_model(
+            Path(file).expanduser(), width, "embedding", name or None
+        )
         word = name or learned.token
-        if learned.rows.shape[1] != width:
-            raise UserError(
-                f"embedding: {file} has rows of width {learned.rows.shape[1]}, the "
-                f"model's text encoder of {width} (768 is Stable Diffusion 1.x, 1024 "
-                "2.x); use a model of the kind it was trained with"
-            )
         if word in words:
             raise UserError(
                 f"embedding: {files[word]} and {file} both have the word {word!r}; "

@@ -4,22 +4,21 @@ It is of protocol 2. A tensor is a call of `torch._utils._rebuild_tensor_v2` on 
 storage that a persistent id names; the bytes of storages lie elsewhere
 (torch/serialization.py, `_save`).
 
-A pickle is a program for a stack machine, and Python's own machine lets it call
-anything. `loads` is a machine of its own: it knows the instructions torch.save writes,
-calls only the functions in `_GLOBALS`, and imports nothing. Its time and memory are
-bounded by the length of the program and of the storages.
+The pickle is run by `pickle_machine`, which calls only the functions in `_GLOBALS` and
+imports nothing.
 """
 
-import io
 import math
 import pickle
-import pickletools
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from ti_flax import pickle_machine
+from ti_flax.errors import Refused
 
 _DTYPES = {
     "FloatStorage": np.dtype(np.float32),
@@ -35,31 +34,92 @@ _DTYPES = {
 }
 _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
 
-_MAX_TEXT = 60
+
+class ParameterDict(NamedTuple):
+    """To be written as a `torch.nn.ParameterDict`, which rinongal's loader wants."""
+
+    parameters: dict[str, np.ndarray]
 
 
-class Refused(Exception):
-    """Why a file is refused: the rest of the sentence that begins with its path."""
+def dumps(value: object) -> tuple[bytes, list[np.ndarray]]:
+    """A pickle, and its tensors in the order of their storages "0", "1", ...
 
-
-def dumps(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle of a dict of tensors; tensor number i is storage `str(i)`, contiguous.
-
-    A dtype torch has no storage for is a `KeyError`.
+    Takes text, whole numbers, None, tensors, `ParameterDict` and dictionaries of these.
+    Tensors are written contiguous. A dtype torch has no storage for is a `KeyError`.
     """
-    items = [
-        _string(name) + _tensor(str(key), tensor)
-        for key, (name, tensor) in enumerate(tensors.items())
+    tensors: list[np.ndarray] = []
+    program = pickle.PROTO + b"\x02" + _value(value, tensors) + pickle.STOP
+    return program, tensors
+
+
+def _value(value: object, tensors: list[np.ndarray]) -> bytes:
+    match value:
+        case str():
+            return _string(value)
+        case int():
+            return _integer(value)
+        case None:
+            return pickle.NONE
+        case np.ndarray():
+            tensors.append(value)
+            return _tensor(str(len(tensors) - 1), value)
+        case dict():
+            return _dict(value, tensors)
+        case ParameterDict(parameters):
+            return _parameter_dict(parameters, tensors)
+    raise TypeError(f"no pickle for {type(value)}")
+
+
+def _dict(items: dict[str, object], tensors: list[np.ndarray]) -> bytes:
+    written = [_string(key) + _value(value, tensors) for key, value in items.items()]
+    return pickle.EMPTY_DICT + pickle.MARK + b"".join(written) + pickle.SETITEMS
+
+
+def _parameter_dict(parameters: dict[str, np.ndarray], tensors: list) -> bytes:
+    """As torch.nn.Module pickles itself: the class, then its attributes.
+
+    `_keys` is where torch from 1.12 on has the order of the keys; before, `_parameters`
+    alone holds them. What is left out, torch sets when it loads.
+    """
+    written = [
+        _string(key) + _parameter(tensor, tensors) for key, tensor in parameters.items()
+    ]
+    state = [
+        _string("training") + pickle.NEWTRUE,
+        _string("_parameters")
+        + _ORDERED_DICT
+        + pickle.MARK
+        + b"".join(written)
+        + pickle.SETITEMS,
+        *(
+            _string(name) + _ORDERED_DICT
+            for name in (
+                "_buffers",
+                "_backward_hooks",
+                "_forward_hooks",
+                "_forward_pre_hooks",
+                "_state_dict_hooks",
+                "_load_state_dict_pre_hooks",
+                "_modules",
+            )
+        ),
+        _string("_keys") + _dict(dict.fromkeys(parameters), tensors),
     ]
     return (
-        pickle.PROTO
-        + b"\x02"
+        _global("torch.nn.modules.container", "ParameterDict")
+        + pickle.EMPTY_TUPLE
+        + pickle.NEWOBJ
         + pickle.EMPTY_DICT
         + pickle.MARK
-        + b"".join(items)
+        + b"".join(state)
         + pickle.SETITEMS
-        + pickle.STOP
+        + pickle.BUILD
     )
+
+
+def _parameter(tensor: np.ndarray, tensors: list[np.ndarray]) -> bytes:
+    arguments = _tuple(_value(tensor, tensors), pickle.NEWTRUE, _ORDERED_DICT)
+    return _global("torch._utils", "_rebuild_parameter") + arguments + pickle.REDUCE
 
 
 def _tensor(key: str, tensor: np.ndarray) -> bytes:
@@ -77,7 +137,7 @@ def _tensor(key: str, tensor: np.ndarray) -> bytes:
         _tuple(*map(_integer, tensor.shape)),
         _tuple(*map(_integer, strides)),
         pickle.NEWFALSE,
-        _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE,
+        _ORDERED_DICT,
     )
     return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
@@ -97,6 +157,11 @@ def _tuple(*items: bytes) -> bytes:
 
 def _global(module: str, name: str) -> bytes:
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+_ORDERED_DICT = (
+    _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+)
 
 
 def loads(program: bytes, read_storage: Callable[[str], bytes]) -> object:
@@ -171,90 +236,16 @@ _GLOBALS: dict[str, Callable | np.dtype] = {
 }
 
 
-class _Machine:
-    """Runs a pickle; pickletools names and explains the instructions."""
+class _Machine(pickle_machine.Machine):
+    """Knows what torch.save writes."""
 
     def __init__(self, read_storage: Callable[[str], bytes]) -> None:
+        super().__init__(_GLOBALS, _INSTRUCTIONS, "torch.save")
         self._read_storage = read_storage
-        self._stack: list = []
-        self._outer_stacks: list[list] = []
-        # A dict, not an array as in the C unpickler, whose length a file may choose.
-        self._memo: dict[int, object] = {}
-
-    def run(self, program: bytes) -> object:
-        stream = io.BytesIO(program)
-        while (code := stream.read(1)) != pickle.STOP:
-            opcode = _OPCODES[code]
-            if opcode.name not in _INSTRUCTIONS:
-                raise Refused(
-                    f"holds the pickle instruction {opcode.name}, which torch.save "
-                    "does not write: get it as .safetensors"
-                )
-            argument = opcode.arg.reader(stream) if opcode.arg else None
-            _INSTRUCTIONS[opcode.name](self, argument)
-        return self._stack.pop()
-
-    def push(self, value: object) -> None:
-        self._stack.append(value)
-
-    def mark(self, _: None) -> None:
-        self._outer_stacks.append(self._stack)
-        self._stack = []
-
-    def put(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
-
-    def get(self, index: int) -> None:
-        self.push(self._memo[index])
-
-    def pop(self, count: int) -> list:
-        return [self._stack.pop() for _ in range(count)][::-1]
-
-    def pop_to_mark(self) -> list:
-        items, self._stack = self._stack, self._outer_stacks.pop()
-        return items
-
-    def extend(self, items: list) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, list):
-            raise ValueError("elements for something that is no list")
-        target.extend(items)
-
-    def update(self, items: list) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, dict):
-            raise ValueError("items for something that is no dictionary")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # Hashing nested tuples takes exponential time, or all of the C stack.
-            if not isinstance(key, str | int | float | None):
-                raise ValueError("a key that is no plain value")
-            target[key] = value
-
-    def find(self, name: str) -> None:
-        if name not in _GLOBALS:
-            shown = name.replace(" ", ".")[:_MAX_TEXT]
-            raise Refused(
-                f"asks for {shown!r}, which no embedding needs; nothing was executed: "
-                "get it as .safetensors"
-            )
-        self.push(_GLOBALS[name])
-
-    def call(self, _: None) -> None:
-        function, arguments = self.pop(2)
-        self.push(function(*arguments))
-
-    def build(self, _: None) -> None:
-        """Sets attributes; the only ones that matter are a ParameterDict's items."""
-        target, attributes = self.pop(2)
-        self.push(target)
-        parameters = attributes.get("_parameters", {})
-        if not isinstance(target, dict) or not isinstance(parameters, dict):
-            raise ValueError("attributes for something that has none")
-        target.update(parameters)
 
     def read_storage(self, _: None) -> None:
         """The storage of a persistent id `("storage", dtype, key, device, length)`."""
-        kind, dtype, key, _device, length = self._stack.pop()
+        kind, dtype, key, _device, length = self.pop(1)[0]
         # A key of another type could be a tuple nested so deep that printing it hangs.
         if kind != "storage" or not isinstance(key, str) or not _is_size(length):
             raise ValueError("a persistent id that is not a storage's")
@@ -264,37 +255,7 @@ class _Machine:
         self.push(_Storage(values))
 
 
-_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": lambda machine, version: None,
-    "MARK": _Machine.mark,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "BININT": _Machine.push,
-    "BININT1": _Machine.push,
-    "BININT2": _Machine.push,
-    "LONG1": _Machine.push,
-    "BINFLOAT": _Machine.push,
-    "BINUNICODE": _Machine.push,
-    "NONE": lambda machine, _: machine.push(None),
-    "NEWTRUE": lambda machine, _: machine.push(True),
-    "NEWFALSE": lambda machine, _: machine.push(False),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
-    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
-    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
-    "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
-    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
-    "SETITEM": lambda machine, _: machine.update(machine.pop(2)),
-    "SETITEMS": lambda machine, _: machine.update(machine.pop_to_mark()),
-    "GLOBAL": _Machine.find,
+_INSTRUCTIONS: dict[str, pickle_machine.Instruction] = {
+    **pickle_machine.BASE_INSTRUCTIONS,
     "BINPERSID": _Machine.read_storage,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BUILD": _Machine.build,
 }

@@ -9,14 +9,10 @@ reading takes time and memory in proportion to the file's length.
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from ti_flax import torch_pickle
-from ti_flax.errors import UserError
-from ti_flax.torch_pickle import Refused
+from ti_flax.errors import Refused, UserError
 
 # torch aligns storages so that it can map them into memory.
 _ALIGNMENT = 64
@@ -29,12 +25,14 @@ _MAX_PICKLE_BYTES = 256 * 1024
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
-def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes what `torch.save({name: tensor, ...}, path)` writes.
+def save(path: Path, value: object) -> None:
+    """Writes what `torch.save(value, path)` writes; `value` as in `torch_pickle.dumps`.
 
-    `torch.load(path, weights_only=True)` reads it. The same tensors give the same
-    bytes: no time, no random id. A dtype torch has no storage for is a `KeyError`.
+    `torch.load(path, weights_only=True)` reads it, unless it holds a `ParameterDict`.
+    The same value gives the same bytes: no time, no random id. A dtype torch has no
+    storage for is a `KeyError`.
     """
+    program, tensors = torch_pickle.dumps(value)
     with open(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
 
         def write(name: str, data: bytes) -> None:
@@ -45,9 +43,9 @@ def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             )
             archive.writestr(entry, data)
 
-        write("data.pkl", torch_pickle.dumps(tensors))
+        write("data.pkl", program)
         write("byteorder", b"little")
-        for key, tensor in enumerate(tensors.values()):
+        for key, tensor in enumerate(tensors):
             write(f"data/{key}", tensor.tobytes())
         write("version", b"3\n")
 

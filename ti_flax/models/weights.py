@@ -245,7 +245,7 @@ def load_params(
     Raises `UserError` that lists every unknown, missing, doubled and misshapen key.
     """
     shapes = param_shapes(module)
-    sources = _match(folder.name, _weight_files(folder, variant), shapes)
+    sources = _match(folder.name, weight_files(folder, variant), shapes)
 
     def load(path: tuple[DictKey, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         file, key = sources[torch_key(path)]
@@ -289,7 +289,7 @@ def _from_torch(path: tuple[DictKey, ...], leaf: Any) -> tuple[int, ...]:
     return {4: (2, 3, 1, 0), 2: (1, 0)}[len(leaf.shape)]
 
 
-def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files of one network: a single one, or those of an index."""
     stem, suffix = _STEMS[folder.name], f".{variant}" if variant else ""
     single = folder / f"{stem}{suffix}.safetensors"

@@ -1,0 +1,1 @@
+"""Every file format of an embedding, read and written; `registry` lists them."""

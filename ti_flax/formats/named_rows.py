@@ -1,0 +1,148 @@
+"""Formats with a fixed name for the rows of each text encoder, and none for the token.
+
+kohya and InvokeAI call those of a single encoder `emb_params`, OneTrainer `emp_params`.
+For SDXL all three write `clip_l` and `clip_g`, Replicate `text_encoders_0` and
+`text_encoders_1`. The token is in metadata, or is the file's name.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from ti_flax.errors import Refused, UserError
+from ti_flax.formats.containers import BUNDLE_PREFIX, Content
+from ti_flax.formats.embedding import SD2_WIDTH, Embedding, Reading, Word, shown
+from ti_flax.formats.metadata import to_texts, token_in
+
+_log = logging.getLogger(__name__)
+
+_ARCHITECTURES = {
+    "SDXL": "stable-diffusion-xl-v1-base",
+    "Stable Diffusion 1.x": "stable-diffusion-v1",
+}
+_SPEC = "modelspec."
+
+
+def find_kohya(content: Content) -> Reading | None:
+    """kohya's safetensors name their ModelSpec; its .pt is a torch file."""
+    spec = f"{_SPEC}sai_model_spec" in content.metadata
+    if content.kind != "torch" and not spec:
+        return None
+    return _find(content, "emb_params") or _find(content, "clip_l", "clip_g")
+
+
+def find_plain(content: Content) -> Reading | None:
+    return _find(content, "emb_params")
+
+
+def find_sdxl(content: Content) -> Reading | None:
+    """Rows of both encoders, or `clip_l` alone, which is Stable Diffusion 1.x."""
+    return _find(content, "clip_l", "clip_g")
+
+
+def find_onetrainer(content: Content) -> Reading | None:
+    return _find(content, "emp_params")
+
+
+def find_replicate(content: Content) -> Reading | None:
+    return _find(content, "text_encoders_0", "text_encoders_1")
+
+
+def _find(content: Content, name: str, name_2: str = "") -> Reading | None:
+    value = content.value
+    if not isinstance(value, dict) or name not in value:
+        return None
+    for other in set(value) - {name, name_2}:
+        _refuse_or_skip(other)
+    word = Word(token_in(content.metadata), value[name], value.get(name_2))
+    return Reading([word], content.metadata)
+
+
+def _refuse_or_skip(name: object) -> None:
+    """What lies beside the rows: OneTrainer's output vectors, or other encoders."""
+    if not str(name).endswith("_out"):
+        raise Refused(
+            f"has {shown(name)} beside CLIP's rows: it is of another family (t5 is of "
+            "SD3 and Flux), expected Stable Diffusion 1.x, 2.x or SDXL"
+        )
+    _log.warning("%s is left out: only OneTrainer knows output vectors", shown(name))
+
+
+def find_bundle(content: Content) -> Reading | None:
+    """The embeddings in a OneTrainer LoRA: `bundle_emb.{token}.{encoder}`."""
+    if not isinstance(content.value, dict):
+        return None
+    words: dict[str, dict[str, object]] = {}
+    for key, tensor in content.value.items():
+        if isinstance(key, str) and key.startswith(BUNDLE_PREFIX):
+            # A token may have dots of its own, an encoder's name has none.
+            token, _, encoder = key.removeprefix(BUNDLE_PREFIX).rpartition(".")
+            words.setdefault(token, {})[encoder] = tensor
+    if not words:
+        return None
+    for rows in words.values():
+        for name in set(rows) - {"clip_l", "clip_g"}:
+            _refuse_or_skip(name)
+    found = [
+        Word(token, rows.get("clip_l"), rows.get("clip_g"))
+        for token, rows in words.items()
+    ]
+    return Reading(found, content.metadata)
+
+
+def make_sdxl(embedding: Embedding) -> dict[str, np.ndarray]:
+    if embedding.rows_2 is None:
+        raise UserError(
+            f"{embedding.token} has rows for one text encoder ({embedding.family}): "
+            "SDXL has two"
+        )
+    return {"clip_l": embedding.rows, "clip_g": embedding.rows_2}
+
+
+def make_plain(embedding: Embedding) -> dict[str, np.ndarray]:
+    if embedding.rows_2 is not None:
+        return make_sdxl(embedding)
+    return {"emb_params": embedding.rows}
+
+
+def make_onetrainer(embedding: Embedding) -> dict[str, np.ndarray]:
+    if embedding.rows_2 is not None:
+        return make_sdxl(embedding)
+    return {"emp_params": embedding.rows}
+
+
+def make_bundle(embedding: Embedding) -> dict[str, np.ndarray]:
+    rows = {"clip_l": embedding.rows}
+    if embedding.rows_2 is not None:
+        rows["clip_g"] = embedding.rows_2
+    return {f"{BUNDLE_PREFIX}{embedding.token}.{key}": rows[key] for key in rows}
+
+
+def make_replicate(embedding: Embedding) -> dict[str, np.ndarray]:
+    rows = {"text_encoders_0": embedding.rows}
+    if embedding.rows_2 is not None:
+        rows["text_encoders_1"] = embedding.rows_2
+    return rows
+
+
+def model_spec(embedding: Embedding) -> Mapping[str, str]:
+    """ModelSpec 1.0.1, without the date: the same input gives the same bytes."""
+    provenance = embedding.provenance
+    prediction = provenance.get("prediction_type", "epsilon")
+    architecture = _ARCHITECTURES.get(embedding.family)
+    if embedding.rows.shape[1] == SD2_WIDTH:
+        v_prediction = prediction == "v_prediction"
+        architecture = f"stable-diffusion-v2-{'768-v' if v_prediction else '512'}"
+    spec = {
+        "sai_model_spec": "1.0.1",
+        # The widths of other models' encoders have no entry in ModelSpec's list.
+        "architecture": f"{architecture or 'stable-diffusion'}/textual-inversion",
+        "implementation": "https://github.com/huggingface/diffusers",
+        "title": embedding.token,
+        "trigger_phrase": embedding.token,
+        "prediction_type": "v" if prediction == "v_prediction" else prediction,
+    }
+    if resolution := provenance.get("resolution"):
+        spec["resolution"] = f"{resolution}x{resolution}"
+    return {**to_texts(embedding), **{_SPEC + key: text for key, text in spec.items()}}

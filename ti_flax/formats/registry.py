@@ -1,0 +1,246 @@
+"""The list of formats, and the two things done with it: reading and writing a file."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ti_flax import files
+from ti_flax.errors import Refused, UserError
+from ti_flax.formats import (
+    containers,
+    diffusers,
+    named_rows,
+    string_to_param,
+)
+from ti_flax.formats.containers import Content, Kind
+from ti_flax.formats.embedding import Embedding, Reading, Word, checked, shown
+from ti_flax.formats.metadata import provenance_in, to_texts
+
+# Replicate's place for the token, beside the rows: {token: names of its vectors}.
+_REPLICATE_TOKENS = "special_params.json"
+
+
+class Found(NamedTuple):
+    """A file that has been read: its format, its word, and all that it says of it."""
+
+    file: Path
+    format: str
+    embedding: Embedding
+    metadata: Mapping[str, object]
+
+
+class Format(NamedTuple):
+    """How a program names the tensors of an embedding."""
+
+    program: str
+    # The words in a file's content; None when it is not laid out so.
+    find: Callable[[Content], Reading | None]
+    make: Callable[[Embedding], Any]
+    # Programs go by a file's suffix; the first is the usual one.
+    suffixes: Mapping[str, Kind]
+    # Whether the rows of SDXL's second text encoder have a place.
+    holds_two: bool = True
+    metadata: Callable[[Embedding], Mapping[str, str]] = to_texts
+
+
+# In the order in which a file is tried; the names are those of `convert --to`.
+FORMATS = {
+    "onetrainer-bundle": Format(
+        "OneTrainer's LoRA files",
+        named_rows.find_bundle,
+        named_rows.make_bundle,
+        {".safetensors": "safetensors"},
+    ),
+    "flax": Format(
+        "diffusers' Flax script",
+        diffusers.find_flax,
+        diffusers.make_flat,
+        {".npy": "npy"},
+        holds_two=False,
+    ),
+    "diffusers-flat": Format(
+        "diffusers up to 0.15",
+        diffusers.find_flat,
+        diffusers.make_flat,
+        {".bin": "torch", ".safetensors": "safetensors"},
+        holds_two=False,
+    ),
+    "diffusers": Format(
+        "diffusers",
+        diffusers.find,
+        diffusers.make,
+        {".safetensors": "safetensors", ".bin": "torch"},
+    ),
+    "kohya": Format(
+        "kohya's sd-scripts",
+        named_rows.find_kohya,
+        named_rows.make_plain,
+        {".safetensors": "safetensors", ".pt": "torch"},
+        metadata=named_rows.model_spec,
+    ),
+    "invokeai": Format(
+        "InvokeAI",
+        named_rows.find_plain,
+        named_rows.make_plain,
+        {".safetensors": "safetensors"},
+    ),
+    "sdxl": Format(
+        "ComfyUI, AUTOMATIC1111 and Forge with SDXL",
+        named_rows.find_sdxl,
+        named_rows.make_sdxl,
+        {".safetensors": "safetensors"},
+    ),
+    "onetrainer": Format(
+        "OneTrainer",
+        named_rows.find_onetrainer,
+        named_rows.make_onetrainer,
+        {".safetensors": "safetensors"},
+    ),
+    "replicate": Format(
+        "Replicate's cog-sdxl",
+        named_rows.find_replicate,
+        named_rows.make_replicate,
+        {".pti": "safetensors"},
+    ),
+    "a1111-png": Format(
+        "AUTOMATIC1111, a picture",
+        string_to_param.find_png,
+        string_to_param.make_a1111,
+        {".png": "png"},
+        holds_two=False,
+    ),
+    "a1111": Format(
+        "AUTOMATIC1111",
+        string_to_param.find_a1111,
+        string_to_param.make_a1111,
+        {".pt": "torch"},
+        holds_two=False,
+    ),
+    "rinongal": Format(
+        "the original code, rinongal/textual_inversion",
+        string_to_param.find_rinongal,
+        string_to_param.make_rinongal,
+        {".pt": "torch"},
+        holds_two=False,
+    ),
+}
+
+
+def read(file: Path, token: str | None = None) -> Found:
+    """Reads an embedding file of any format; nothing in it is executed.
+
+    Of a file with several words, `token` says which.
+
+    Raises `UserError` in one line when there is no such file, it is damaged, its format
+    is unknown, `token` is needed, or its rows are not finite.
+    """
+    content = containers.read(file)
+    try:
+        name, reading = _recognise(content)
+        word = _choose(reading.words, token)
+        if name.startswith("diffusers"):
+            word = _joined(file, word)
+    except Refused as refusal:
+        raise UserError(f"{file} {refusal}") from None
+    if name == "replicate" and word.token is None:
+        word = word._replace(token=_replicate_token(file))
+    embedding = checked(file, word, provenance_in(reading.metadata))
+    return Found(file, name, embedding, reading.metadata)
+
+
+def _recognise(content: Content) -> tuple[str, Reading]:
+    for name, layout in FORMATS.items():
+        reading = layout.find(content)
+        if reading is not None:
+            return name, reading
+    raise Refused(
+        f"holds no embedding in a known format ({', '.join(FORMATS)}): "
+        f"found {_described(content.value)}"
+    )
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    return f"{len(value)} key(s) {shown(', '.join(map(str, value)))}"
+
+
+def _choose(words: list[Word], token: str | None) -> Word:
+    if len(words) == 1:
+        return words[0]
+    chosen = [word for word in words if word.token == token]
+    if not chosen:
+        names = shown(", ".join(str(word.token) for word in words))
+        raise Refused(
+            f"holds {len(words)} words ({names}) where one is needed: say which, by "
+            "WORD=FILE in --embedding or by --token of convert and inspect"
+        )
+    return chosen[0]
+
+
+def _joined(file: Path, word: Word) -> Word:
+    """With the rows of the second file, where diffusers' SDXL script wrote one."""
+    second = diffusers.second_file(file)
+    if second is None or not second.is_file():
+        return word
+    return diffusers.join(word, containers.read(second), second)
+
+
+def _replicate_token(file: Path) -> str | None:
+    path = file.with_name(_REPLICATE_TOKENS)
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, RecursionError, ValueError):
+        return None
+    return next(iter(content)) if isinstance(content, dict) and content else None
+
+
+def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
+    """Writes an embedding in the format `name`; returns the files written.
+
+    `path` is a file, or a folder that gets a file of the usual name; in diffusers'
+    format SDXL's rows are two files.
+
+    Raises `UserError` when the format has no place for the embedding's rows, or its
+    program would not know the file's suffix.
+    """
+    layout = FORMATS[name]
+    if embedding.rows_2 is not None and not layout.holds_two:
+        fitting = [other for other in FORMATS if FORMATS[other].holds_two]
+        raise UserError(
+            f"{embedding.token} has rows for two text encoders (SDXL), a file of "
+            f"format {name} holds those of one: convert to {', '.join(fitting)}"
+        )
+    path = target(path, name)
+    if path.suffix not in layout.suffixes:
+        raise UserError(
+            f"{path}: {layout.program} knows format {name} by the suffix "
+            f"{' or '.join(layout.suffixes)}, found {path.suffix!r}; name it so"
+        )
+    parts = {path: embedding}
+    if name == "diffusers" and embedding.rows_2 is not None:
+        parts = diffusers.split(path, embedding)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = layout.suffixes[path.suffix]
+    for part, rows in parts.items():
+        metadata = layout.metadata(embedding)
+        containers.write(part, Content(kind, layout.make(rows), metadata))
+    written = list(parts)
+    if name == "replicate":
+        written.append(_write_replicate_tokens(path, embedding))
+    return written
+
+
+def target(path: Path, name: str) -> Path:
+    """The file that `write` makes of a path: in a folder it has the usual name."""
+    usual = next(iter(FORMATS[name].suffixes))
+    return path / f"learned_embeds{usual}" if path.is_dir() or not path.suffix else path
+
+
+def _write_replicate_tokens(path: Path, embedding: Embedding) -> Path:
+    tokens = path.with_name(_REPLICATE_TOKENS)
+    vectors = "".join(f"<s{i}>" for i in range(len(embedding.rows)))
+    with files.atomic_path(tokens) as temporary:
+        temporary.write_text(json.dumps({embedding.token: vectors}))
+    return tokens

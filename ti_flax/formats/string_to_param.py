@@ -1,0 +1,87 @@
+"""AUTOMATIC1111's dictionary, in a .pt and in a PNG, and its ancestor, rinongal's.
+
+Both have the rows in `string_to_param`, by token. AUTOMATIC1111 always writes the token
+`*` there, says the real one in `name`, and adds the step and the checkpoint. The
+original code has the token itself, rows in a ParameterDict, and no name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ti_flax.formats.containers import Content
+from ti_flax.formats.embedding import Embedding, Reading, Word
+from ti_flax.formats.metadata import to_texts
+from ti_flax.torch_pickle import ParameterDict
+
+_ANY_TOKEN = "*"
+# The id of "*" in CLIP's vocabulary, as AUTOMATIC1111 writes it.
+_ANY_TOKEN_ID = 265
+# The first id past CLIP's vocabulary.
+_FIRST_FREE_ID = 49408
+# Programs ignore keys that they do not know.
+_OURS = "ti_flax"
+
+
+def find_a1111(content: Content) -> Reading | None:
+    words = _words(content)
+    if words is None or "name" not in content.value:
+        return None
+    name = content.value["name"]
+    if len(words) == 1 and words[0].token == _ANY_TOKEN:
+        words = [words[0]._replace(token=name)]
+    facts = {
+        key: content.value[key]
+        for key in ("name", "step", "sd_checkpoint", "sd_checkpoint_name")
+        if content.value.get(key) is not None
+    }
+    return Reading(words, {**facts, **_ours(content)})
+
+
+def find_png(content: Content) -> Reading | None:
+    return find_a1111(content) if content.kind == "png" else None
+
+
+def find_rinongal(content: Content) -> Reading | None:
+    words = _words(content)
+    if words is None or "name" in content.value:
+        return None
+    # "*" is what the original recipe calls every concept: the file's name says more.
+    named = [w._replace(token=None) if w.token == _ANY_TOKEN else w for w in words]
+    return Reading(named, _ours(content))
+
+
+def _words(content: Content) -> list[Word] | None:
+    if not isinstance(content.value, dict):
+        return None
+    rows = content.value.get("string_to_param")
+    if not isinstance(rows, dict) or not rows:
+        return None
+    return [Word(token, tensor) for token, tensor in rows.items()]
+
+
+def _ours(content: Content) -> Mapping[str, object]:
+    ours = content.value.get(_OURS)
+    return ours if isinstance(ours, dict) else {}
+
+
+def make_a1111(embedding: Embedding) -> dict[str, Any]:
+    provenance = embedding.provenance
+    steps = provenance.get("steps", "")
+    return {
+        "string_to_token": {_ANY_TOKEN: _ANY_TOKEN_ID},
+        "string_to_param": {_ANY_TOKEN: embedding.rows},
+        "name": embedding.token,
+        "step": int(steps) if steps.isdecimal() else None,
+        # AUTOMATIC1111's own hash of a single-file checkpoint, which a folder lacks.
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": provenance.get("base_model"),
+        _OURS: to_texts(embedding),
+    }
+
+
+def make_rinongal(embedding: Embedding) -> dict[str, Any]:
+    return {
+        "string_to_token": {embedding.token: _FIRST_FREE_ID},
+        "string_to_param": ParameterDict({embedding.token: embedding.rows}),
+        _OURS: to_texts(embedding),
+    }

@@ -1,0 +1,40 @@
+"""Embeddings out of Hub repositories, `sd-concepts-library/...` among them."""
+
+import re
+from pathlib import Path
+
+from ti_flax.errors import UserError
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pti", ".npy", ".png")
+# A repository may hold a whole pipeline: only the files at its top are embeddings.
+_PATTERNS = ["learned_embeds*.safetensors", "learned_embeds*.bin"]
+
+
+def is_name(name: str) -> bool:
+    """Whether a text may be a repository, `owner/name`, or a file in one."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)+", name, re.ASCII) is not None
+
+
+def embedding(name: str) -> Path:
+    """The local copy of a repository's embeddings (a folder), or of one file.
+
+    What the cache holds is not fetched again, and without a network it serves alone.
+
+    Raises `UserError` when the repository cannot be read.
+    """
+    # Slow to import, and not needed for a local file.
+    import huggingface_hub
+    from huggingface_hub import errors as hub_errors
+
+    owner, repository, *rest = name.split("/")
+    repo_id = f"{owner}/{repository}"
+    patterns = ["/".join(rest)] if rest else _PATTERNS
+    try:
+        folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
+    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name} is no local file or folder, and cannot be fetched from the Hub "
+            f"({reason}); check the name, the network and your access"
+        ) from error
+    return Path(folder, *rest)
