@@ -33,6 +33,7 @@ ORDER = [
     "samplers",
     "schedulers",
     "sharding",
+    "distributed",
     "step",
     "torch_pickle",
     "torch_zip",

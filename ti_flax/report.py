@@ -1,9 +1,11 @@
 """What a run tells while it runs: the progress bar and metrics.jsonl."""
 
 import json
+import os
 from pathlib import Path
 from typing import TextIO
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -21,7 +23,8 @@ class Report:
     """
 
     def __init__(self, output_dir: Path, steps: range, progress: bool) -> None:
-        self._path = output_dir / METRICS_NAME
+        first = jax.process_index() == 0  # the only process that writes
+        self._path = output_dir / METRICS_NAME if first else Path(os.devnull)
         self._step = steps.start
         self._file: TextIO | None = None
         self._bar = tqdm(

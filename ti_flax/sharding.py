@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ti_flax.errors import UserError
@@ -16,9 +17,12 @@ def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     if len(devices) % fsdp:
         raise UserError(f"fsdp: {fsdp} does not divide the {len(devices)} devices")
     # Auto axes, spelt: jax.make_mesh made them Explicit in newer versions.
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    grid = np.asarray(devices).reshape(-1, fsdp)
-    return Mesh(grid, (DATA, FSDP), axis_types=axis_types)
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp),
+        (DATA, FSDP),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,6 +33,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_examples(mesh: Mesh) -> NamedSharding:
     """The first axis, examples, split over all devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """A frozen weight split along its largest axis that divides, else whole."""
+    size = mesh.shape[FSDP]
+    axes = [axis for axis in range(len(shape)) if shape[axis] % size == 0]
+    if size == 1 or not axes:
+        return replicated(mesh)
+    largest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, FSDP))
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """The values of an array on any devices, in every process."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_batch(train_batch_size: int, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """A run from configuration to files; `python -m ti_flax.train` is its command line."""
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -12,7 +13,18 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from ti_flax import config as configuration
-from ti_flax import data, diffusion, export, files, loop, report, sharding, step, tokens
+from ti_flax import (
+    data,
+    diffusion,
+    distributed,
+    export,
+    files,
+    loop,
+    report,
+    sharding,
+    step,
+    tokens,
+)
 from ti_flax.errors import UserError
 from ti_flax.models import weights
 from ti_flax.templates import prompt_templates
@@ -35,13 +47,17 @@ def train_concepts(
     Raises:
         UserError: what to mend, in one line.
     """
-    _check_output_dir(config)
+    first = jax.process_index() == 0  # the only process that writes
+    if first:
+        _check_output_dir(config)
     pictures = data.read_pictures(
         config.train_data_dir, config.resolution, config.center_crop
     )
     for note in pictures.notes:
         _log.warning("train_data_dir: %s", note)
-    mesh = sharding.make_mesh()
+    distributed.check_equal("config", configuration.dump_yaml(config).splitlines())
+    distributed.check_equal("train_data_dir", pictures.fingerprints())
+    mesh = sharding.make_mesh(fsdp=config.fsdp)
     sharding.check_batch(config.train_batch_size, mesh)
     model = weights.open_model(
         config.pretrained_model_name_or_path,
@@ -67,22 +83,26 @@ def train_concepts(
         pictures.images,
         config.random_flip,
         _ENCODE_BATCH_SIZE,
-        progress,
+        progress and first,
     )
-    frozen = {name: model.load(name, everywhere) for name in ("text_encoder", "unet")}
+    over_fsdp = functools.partial(sharding.over_fsdp, mesh)
+    frozen = {name: model.load(name, over_fsdp) for name in ("text_encoder", "unet")}
     table = frozen["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
-    rows = initial(np.asarray(table))
+    distributed.meet()
+    rows = initial(sharding.whole(table))
 
     recipe = make_recipe(config, model, schedule, mesh)
     bank = make_bank(config, moments, prompts, num_rows=len(rows))
     state = step.init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)
-    state, bank = jax.device_put((state, bank), everywhere)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(config.output_dir / "config.yaml") as path:
-        path.write_text(configuration.dump_yaml(config), encoding="utf-8")
+    # Not device_put, which refuses keys where there are several processes.
+    state, bank = jax.jit(lambda *trees: trees, out_shardings=everywhere)(state, bank)
+    if first:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        with files.atomic_path(config.output_dir / "config.yaml") as path:
+            path.write_text(configuration.dump_yaml(config), encoding="utf-8")
     train_steps = step.compile_train_steps(recipe)
     steps = range(0, config.max_train_steps)
-    with report.Report(config.output_dir, steps, progress) as run_report:
+    with report.Report(config.output_dir, steps, progress and first) as run_report:
         state = loop.run(
             lambda state, num_steps: train_steps(state, frozen, bank, num_steps),
             state,
@@ -92,12 +112,13 @@ def train_concepts(
             run_report,
         )
     learned = export.Embedding(
-        config.placeholder_token, np.asarray(state.rows["text_encoder"][0])
+        config.placeholder_token, np.asarray(state.rows["text_encoder"])[0]
     )
-    export.export_concept(
-        config.output_dir, learned, config.learnable_property, pictures.images
-    )
-    _log.info("wrote %s", config.output_dir)
+    if first:
+        export.export_concept(
+            config.output_dir, learned, config.learnable_property, pictures.images
+        )
+        _log.info("wrote %s", config.output_dir)
     return [learned]
 
 

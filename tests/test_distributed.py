@@ -1,0 +1,177 @@
+"""Several processes, each with devices and a folder of its own, train as one."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ti_flax import config, distributed, errors, export, trainer
+
+ROOT = Path(__file__).parent.parent
+DEVICES = 4  # of all processes together
+
+
+class Ended(NamedTuple):
+    code: int
+    stderr: str
+    seconds: float
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(program, folder, process, processes, port, *arguments, devices=None):
+    """One process of a job, as on a host of its own: with its own current folder."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices or DEVICES // processes),
+    }
+    return subprocess.Popen(
+        [
+            *(sys.executable, *program),
+            *(f"--coordinator_address=127.0.0.1:{port}", f"--process_id={process}"),
+            *(f"--num_processes={processes}", *arguments),
+        ],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait(running, seconds=120):
+    """How each process ended; none may outlive the time."""
+    start, ended = time.monotonic(), []
+    try:
+        for process in running:
+            _, stderr = process.communicate(timeout=seconds)
+            ended.append(Ended(process.returncode, stderr, time.monotonic() - start))
+    finally:
+        for process in running:
+            process.kill()
+    return ended
+
+
+def draw(folder, count=3):
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(count):
+        pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    """Makes folders of hosts, each with the same pictures in `pictures`."""
+
+    def make(count):
+        folders = [tmp_path / f"host{i}" for i in range(count)]
+        for folder in folders:
+            draw(folder / "pictures")
+        return folders
+
+    return make
+
+
+def arguments(tiny_model, **keys):
+    settings = {
+        "pretrained_model_name_or_path": tiny_model,
+        "train_data_dir": "pictures",
+        "placeholder_token": "<toy>",
+        "initializer_token": "toy",
+        "num_vectors": 2,
+        "resolution": 32,
+        "train_batch_size": 4,
+        "max_train_steps": 4,
+        "output_dir": "out",
+        **keys,
+    }
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+TRAIN = ["-m", "ti_flax.train"]
+
+# Trains with the frozen weights whole and split, in one start of the processes.
+_TRAIN_EACH_WAY = """
+import sys
+import jax
+from ti_flax import command_line, config, distributed, errors, trainer
+from ti_flax.models import weights
+
+def main():
+    split = set()
+    load = weights.BaseModel.load
+    def watched(self, component, sharding=None):
+        params = load(self, component, sharding)
+        for leaf in jax.tree.leaves(params):
+            held = sum(s.data.nbytes for s in leaf.addressable_shards if s.replica_id == 0)
+            if not leaf.is_fully_replicated:
+                split.add((component, leaf.shape, leaf.addressable_shards[0].data.shape))
+        return params
+    weights.BaseModel.load = watched
+    first = config.load_config(sys.argv[1:])
+    with distributed.joined(first):
+        for fsdp in (1, 2, 4):
+            split.clear()
+            trainer.train_concepts(first.model_copy(update={
+                "fsdp": fsdp, "output_dir": first.output_dir / str(fsdp)}))
+            assert bool(split) == (fsdp > 1), split
+            for _, shape, shard in split:
+                assert sum(a != b for a, b in zip(shape, shard)) == 1
+                assert max(a // b for a, b in zip(shape, shard)) == fsdp
+errors.run(main)
+"""
+
+
+@pytest.fixture(scope="session")
+def alone(tiny_model, tmp_path_factory):
+    """The rows that one process learns on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    draw(folder / "pictures")
+    (end,) = wait([start(TRAIN, folder, 0, 1, 0, *arguments(tiny_model), devices=1)])
+    assert end.code == 0, end.stderr
+    return export.load_embedding(folder / "out" / export.SAFETENSORS_NAME).rows
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
+    processes, hosts, tiny_model, alone
+):
+    folders, port = hosts(processes), free_port()
+    ended = wait(
+        [
+            start(
+                ["-W", "error", "-c", _TRAIN_EACH_WAY],
+                *(folder, i, processes, port),
+                *arguments(tiny_model),
+            )
+            for i, folder in enumerate(folders)
+        ]
+    )
+    assert [end.code for end in ended] == [0] * processes, "\n".join(
+        end.stderr for end in ended
+    )
+    for fsdp in ("1", "2", "4"):
+        output = folders[0] / "out" / fsdp
+        rows = export.load_embedding(output / export.SAFETENSORS_NAME).rows
+        # Sums in another order: rounding of float32, once through Adam's quotient.
+        np.testing.assert_allclose(rows, alone, rtol=0, atol=2e-6)
+        lines = (output / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    for folder in folders[1:]:
+        assert [path.name for path in folder.iterdir()] == ["pictures"]
