@@ -57,11 +57,11 @@ def start(program, folder, process, processes, port, *arguments, devices=None):
 
 def wait(running, seconds=600):
     """How each process ended; none may outlive the time."""
-    start, ended = time.monotonic(), []
+    running, began, ended = list(running), time.monotonic(), []
     try:
         for process in running:
             _, stderr = process.communicate(timeout=seconds)
-            ended.append(Ended(process.returncode, stderr, time.monotonic() - start))
+            ended.append(Ended(process.returncode, stderr, time.monotonic() - began))
     finally:
         for process in running:
             process.kill()
@@ -172,15 +172,10 @@ def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
 ):
     folders, port = hosts(processes), free_port()
     monkeypatch.setenv("WAYS", ways)
+    program = ["-W", "error", "-c", _TRAIN_EACH_WAY]
     ended = wait(
-        [
-            start(
-                ["-W", "error", "-c", _TRAIN_EACH_WAY],
-                *(folder, i, processes, port),
-                *arguments(small_model),
-            )
-            for i, folder in enumerate(folders)
-        ]
+        start(program, folder, i, processes, port, *arguments(small_model))
+        for i, folder in enumerate(folders)
     )
     assert [end.code for end in ended] == [0] * processes, "\n".join(
         end.stderr for end in ended
@@ -194,3 +189,95 @@ def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     for folder in folders[1:]:
         assert [path.name for path in folder.iterdir()] == ["pictures"]
+
+
+def last_line(end):
+    return end.stderr.strip().splitlines()[-1]
+
+
+def test_a_host_that_fails_ends_all_with_its_message(hosts, small_model):
+    folders, port = hosts(2), free_port()
+    for picture in (folders[1] / "pictures").iterdir():
+        picture.unlink()
+    ended = wait(
+        start(TRAIN, folder, i, 2, port, *arguments(small_model))
+        for i, folder in enumerate(folders)
+    )
+    assert [end.code for end in ended] == [2, 2], ended
+    assert last_line(ended[1]).startswith("error: train_data_dir: no readable picture")
+    assert last_line(ended[0]).startswith("error: process 1 (")
+    assert "train_data_dir: no readable picture in pictures" in last_line(ended[0])
+    assert not (folders[0] / "out").exists()
+
+
+def test_hosts_with_unequal_pictures_are_told_which(hosts, small_model):
+    folders, port = hosts(2), free_port()
+    (folders[1] / "pictures" / "1.png").unlink()
+    ended = wait(
+        start(TRAIN, folder, i, 2, port, *arguments(small_model))
+        for i, folder in enumerate(folders)
+    )
+    for end in ended:
+        assert end.code == 2, end
+        assert "error: " in last_line(end)
+        assert "train_data_dir: process 1 (" in last_line(end)
+        assert "has 2.png" in last_line(end) and "has 1.png" in last_line(end)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_does_not_wait_for_ever_for_the_others(process, hosts, small_model):
+    (folder,), port = hosts(1), free_port()
+    waits = "--initialization_timeout=3"
+    (end,) = wait(
+        [start(TRAIN, folder, process, 2, port, *arguments(small_model), waits)], 60
+    )
+    assert end.code == 75  # run again
+    (line,) = end.stderr.strip().splitlines()
+    assert line.startswith("error: not all processes met at 127.0.0.1:")
+    assert "within 3 s" in line
+
+
+# Process 1 fails in the middle of training, in Python or by being killed.
+_FAIL_LATE = """
+import os, signal, sys
+import jax
+from ti_flax import config, distributed, errors, loop, trainer
+
+def main():
+    settings = config.load_config(sys.argv[1:])
+    run = loop.run
+    def failing(train_steps, *rest):
+        def fails(state, num_steps):
+            if jax.process_index() == 1 and state.step[0] > 0:
+                if os.environ["FAIL"] == "raise":
+                    raise RuntimeError("a wire is loose")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return train_steps(state, num_steps)
+        return run(fails, *rest)
+    loop.run = failing
+    with distributed.joined(settings):
+        trainer.train_concepts(settings)
+errors.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fail", ["raise", "kill"])
+def test_a_host_that_fails_while_training_ends_all(
+    fail, hosts, small_model, monkeypatch
+):
+    folders, port = hosts(2), free_port()
+    monkeypatch.setenv("FAIL", fail)
+    ended = wait(
+        start(["-c", _FAIL_LATE], folder, i, 2, port, *arguments(small_model))
+        for i, folder in enumerate(folders)
+    )
+    if fail == "raise":
+        assert [end.code for end in ended] == [1, 1]
+        assert last_line(ended[1]) == "error: RuntimeError: a wire is loose"
+        assert last_line(ended[0]).startswith("error: process 1 (")
+        assert last_line(ended[0]).endswith("): RuntimeError: a wire is loose")
+    else:
+        assert ended[1].code == -9
+        assert ended[0].code not in (0, -9)
+    assert not (folders[0] / "out" / export.SAFETENSORS_NAME).exists()

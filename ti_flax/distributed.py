@@ -25,19 +25,20 @@ import jax
 from jax._src import distributed as jax_distributed
 
 from ti_flax import config_keys
-from ti_flax.errors import USAGE_EXIT_CODE, UserError
-
-# EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, run it again.
-AGAIN_EXIT_CODE = 75
+from ti_flax.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError
 
 _log = logging.getLogger("ti_flax")
 
+_END = "ti_flax/end"
 _FAILED = "ti_flax/failed"
 _LOOK_SECONDS = 1.0
 # Of a process that fails `_watch` hears, so that no wait need be short.
+_STOP_MS = 30 * 1000
 _FOREVER_MS = 24 * 3600 * 1000
 # Gathers are told apart by their order, which is the same in every process.
 _serial = itertools.count()
+# Taken for good by the thread that ends the process, so that one message is the last.
+_speaking = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -61,13 +62,17 @@ def joined(hosts: config_keys.HostKeys) -> Iterator[None]:
     watch.start()
     leaving = None
     try:
-        yield
-    except SystemExit as asked:
-        leaving = asked
+        try:
+            yield
+        except SystemExit as asked:
+            leaving = asked
+        # The first process may still be writing. One that is asked to stop while the
+        # others are not will not see them here.
+        wait_ms = _STOP_MS if leaving else _FOREVER_MS
+        jax_distributed.global_state.client.wait_at_barrier(_END, wait_ms)
     except BaseException as error:
         over.set()
-        _stop_all(error)
-    meet()  # the first process may still be writing
+        _stop_all(leaving or error)
     over.set()
     watch.join()
     jax.distributed.shutdown()
@@ -211,24 +216,33 @@ def _watch(over: threading.Event) -> None:
     while not over.wait(_LOOK_SECONDS):
         failures = client.key_value_dir_get(_FAILED)
         if failures and not over.is_set():
+            _speaking.acquire()
             _, failure = failures[0]
             code, message = failure.split(" ", 1)
-            _exit(message, int(code))
+            _leave(message, int(code))
 
 
 def _stop_all(error: BaseException) -> None:
+    _speaking.acquire()
     code, message = USAGE_EXIT_CODE, str(error)
-    if not isinstance(error, UserError):
+    if isinstance(error, SystemExit):
+        code = error.code
+    elif not isinstance(error, UserError):
         traceback.print_exception(error)
         code, message = 1, f"{type(error).__name__}: {_first_line(error)}"
     process = jax.process_index()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first process is gone
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone
         jax_distributed.global_state.client.key_value_set(
             f"{_FAILED}/{process}",
-            f"{code} process {process} ({socket.gethostname()}) failed: {message}",
+            f"{code} process {process} ({socket.gethostname()}): {message}",
         )
-    # They hear it from process 0, which must not end before all have looked.
-    time.sleep(3 * _LOOK_SECONDS)
+    _leave(message, code)
+
+
+def _leave(message: str, code: int) -> None:
+    if jax.process_index() == 0:
+        # The others hear from here what has failed, and JAX aborts them without it.
+        time.sleep(3 * _LOOK_SECONDS)
     _exit(message, code)
 
 

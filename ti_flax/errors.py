@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 
 USAGE_EXIT_CODE = 2
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on.
+AGAIN_EXIT_CODE = 75
 
 
 class UserError(Exception):
