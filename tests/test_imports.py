@@ -33,6 +33,7 @@ ORDER = [
     "samplers",
     "schedulers",
     "sharding",
+    "distributed",
     "step",
     "checkpoint",
     "pickle_machine",

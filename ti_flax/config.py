@@ -19,6 +19,7 @@ from ti_flax.config_keys import (
     PRESETS,
     ConceptKeys,
     DataKeys,
+    HostKeys,
     ModelKeys,
     ReportKeys,
     TrainingKeys,
@@ -47,7 +48,7 @@ _EXPECTED = {
 
 
 # pydantic lists the fields of the last base first.
-class Config(ReportKeys, TrainingKeys, DataKeys, ConceptKeys, ModelKeys):
+class Config(HostKeys, ReportKeys, TrainingKeys, DataKeys, ConceptKeys, ModelKeys):
     """All keys of a run, checked and frozen."""
 
     @model_validator(mode="before")
@@ -100,12 +101,15 @@ def load_config(argv: Sequence[str]) -> Config:
 
 
 def dump_yaml(config: Config) -> str:
-    """Returns all keys as YAML under their groups; `load_config` reads it back."""
+    """Returns the keys as YAML under their groups; `load_config` reads it back.
+
+    Left out are those that tell the hosts of one job apart.
+    """
     values = config.model_dump(mode="json")
     return "\n".join(
         f"# {title}\n"
         + yaml.safe_dump(
-            {key: values[key] for key in group.model_fields},
+            {key: values[key] for key in group.model_fields if key in values},
             sort_keys=False,
             allow_unicode=True,
         )

@@ -312,6 +312,59 @@ class ReportKeys(_Keys):
     )
 
 
+class HostKeys(_Keys):
+    """The devices, and the processes that train together, one a host."""
+
+    fsdp: Count = Field(
+        1,
+        description="devices that hold the frozen weights together, for a model that "
+        "does not fit one; must divide the number of devices",
+    )
+    # Each host has its own, or none in the next run: not kept in config.yaml.
+    coordinator_address: OptionalName = Field(
+        None,
+        exclude=True,
+        description="HOST:PORT of process 0, for every process of a job on several "
+        "hosts; TPU pods, GKE and SLURM are found without",
+    )
+    num_processes: OptionalInteger = Field(
+        None,
+        ge=1,
+        exclude=True,
+        description="processes of the job, with coordinator_address",
+    )
+    process_id: OptionalInteger = Field(
+        None, ge=0, exclude=True, description="number of this process, from 0"
+    )
+    initialization_timeout: Count = Field(
+        300, description="seconds to wait for the other processes at the start"
+    )
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> "HostKeys":
+        given = (self.coordinator_address, self.num_processes, self.process_id)
+        if self.num_processes == 1:
+            return self
+        if None in given and given != (None, None, None):
+            raise ValueError(
+                "expected coordinator_address, num_processes and process_id together, "
+                f"found {given[0]!r}, {given[1]} and {given[2]}"
+            )
+        if self.coordinator_address is not None:
+            host, _, port = self.coordinator_address.rpartition(":")
+            if not (host and port.isdigit()):
+                raise ValueError(
+                    "expected coordinator_address as HOST:PORT, found "
+                    f"{self.coordinator_address!r}"
+                )
+            if self.process_id >= self.num_processes:
+                raise ValueError(
+                    "expected process_id < num_processes, found "
+                    f"{self.process_id} >= {self.num_processes}"
+                )
+        return self
+
+
 # Title in --help and in a dumped YAML -> its keys.
 GROUPS: dict[str, type[BaseModel]] = {
     "Model": ModelKeys,
@@ -319,4 +372,5 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Data": DataKeys,
     "Training": TrainingKeys,
     "Report": ReportKeys,
+    "Devices and hosts": HostKeys,
 }

@@ -40,6 +40,13 @@ class Pictures(NamedTuple):
     # One line per file that was skipped or is not used as it is.
     notes: tuple[str, ...]
 
+    def fingerprints(self) -> list[str]:
+        """A line for each picture that tells whether another host has the same."""
+        return [
+            f"{_printable(name)} {hashlib.sha256(image).hexdigest()[:12]}"
+            for name, image in zip(self.names, self.images, strict=True)
+        ]
+
 
 class _SkippedError(Exception):
     """Why a file is not read."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from ti_flax import report, step
+from ti_flax import distributed, report, step
 
 # A dispatch runs about this long: seldom enough to cost nothing, often enough to watch.
 _DISPATCH_SECONDS = 1.0
@@ -52,7 +52,7 @@ def run(
         jax.block_until_ready(metrics)
         seconds, last = time.perf_counter() - last, time.perf_counter()
         run_report.add(metrics, num_steps, num_steps * examples_per_step / seconds)
-        return _next_length(num_steps, seconds)
+        return distributed.from_first(_next_length(num_steps, seconds))
 
     while done < steps.stop and not stop():
         end = min([steps.stop, *(event.next_after(done) for event in events)])

@@ -1,7 +1,10 @@
 """One mesh for everything, and where arrays lie on it."""
 
+from typing import Any
+
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ti_flax.errors import UserError
@@ -16,9 +19,12 @@ def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     if len(devices) % fsdp:
         raise UserError(f"fsdp: {fsdp} does not divide the {len(devices)} devices")
     # Auto axes, spelt: jax.make_mesh made them Explicit in newer versions.
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    grid = np.asarray(devices).reshape(-1, fsdp)
-    return Mesh(grid, (DATA, FSDP), axis_types=axis_types)
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp),
+        (DATA, FSDP),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,9 +32,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays, the same in every process, on every device."""
+    # Not device_put, which refuses random keys where there are several processes.
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+
+
 def over_examples(mesh: Mesh) -> NamedSharding:
     """The first axis, examples, split over all devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """A frozen weight split along its largest axis that divides, else whole."""
+    size = mesh.shape[FSDP]
+    axes = [axis for axis in range(len(shape)) if shape[axis] % size == 0]
+    if size == 1 or not axes:
+        return replicated(mesh)
+    largest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, FSDP))
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """The values of an array on any devices, in every process."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_batch(train_batch_size: int, mesh: Mesh) -> None:

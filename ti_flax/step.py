@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ti_flax import diffusion, sharding
+from ti_flax import diffusion, distributed, sharding
 from ti_flax.models import clip_text, unet, vae, weights
 
 # The most steps of one dispatch. Metrics of every step come back in buffers this long.
@@ -335,9 +335,17 @@ def compile_train_steps(
         out_shardings=everywhere,
     )
 
+    met = False
+
     def run(state, frozen, bank, num_steps):
+        nonlocal met
         if not 0 < num_steps <= MAX_STEPS_A_DISPATCH:
             raise ValueError(f"num_steps {num_steps} not in 1..{MAX_STEPS_A_DISPATCH}")
+        if not met:
+            # Processes compile at their own speed, and their networks do not wait long.
+            steps.lower(state, frozen, bank, np.int32(num_steps)).compile()
+            distributed.meet()
+            met = True
         return steps(state, frozen, bank, np.int32(num_steps))
 
     return run

@@ -10,9 +10,10 @@ def main() -> None:
     command_line.show_log()
     config = configuration.load_config(sys.argv[1:])
     # Imported late: --help and a mistyped key must not wait for JAX.
-    from ti_flax import trainer
+    from ti_flax import distributed, trainer
 
-    trainer.train_concepts(config)
+    with distributed.joined(config):
+        trainer.train_concepts(config)
 
 
 def command() -> None:

@@ -1,20 +1,22 @@
 """A run from configuration to files; `python -m ti_flax.train` is its command line."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from ti_flax import (
     checkpoint,
     data,
     diffusion,
+    distributed,
     export,
     files,
     looks,
@@ -41,12 +43,48 @@ _log = logging.getLogger(__name__)
 _ENCODE_BATCH_SIZE = 4
 
 
+class Inputs(NamedTuple):
+    """All that a run reads and checks before its weights."""
+
+    pictures: data.Pictures
+    mesh: jax.sharding.Mesh
+    model: weights.BaseModel
+    schedule: diffusion.Schedule
+    tokenizer: "transformers.CLIPTokenizer"
+    prompts: Int32[np.ndarray, "P L"]
+    # The initial rows [K, D], given the vocabulary's table [V, D].
+    initial_rows: Callable[[np.ndarray], np.ndarray]
+    previews: previews.Previews | None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what a checkpoint must be gone on with, by the key that says where it is.
+
+        Reads the weights' files.
+        """
+        return {
+            "pretrained_model_name_or_path": self.model.fingerprint(),
+            "train_data_dir": checkpoint.fingerprint(self.pictures.images),
+            "template_file": checkpoint.fingerprint(self.prompts),
+        }
+
+
+class Resident(NamedTuple):
+    """What lies on the devices during a run."""
+
+    # Of `text_encoder` and `unet`; with previews, of `vae` what decodes.
+    params: Mapping[str, weights.Params]
+    bank: step.Bank
+    recipe: step.Recipe
+    initial_rows: Float32[np.ndarray, "K D"]
+
+
 def train_concepts(
     config: configuration.Config, progress: bool = True
 ) -> list[export.Embedding]:
     """Trains what `config` describes, writes `output_dir`, returns what was learned.
 
-    Everything a user may have got wrong is checked before weights are read.
+    Everything a user may have got wrong is checked before weights are read. Of several
+    processes, the first writes.
 
     Raises:
         UserError: what to mend, in one line.
@@ -55,24 +93,106 @@ def train_concepts(
     metrics_out.check(config.report_to)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(stop_signals.StopSignals())
-        folder = None
-        if jax.process_index() == 0:  # the only process that writes
+        folder, found = None, None
+        if jax.process_index() == 0:
             folder = stack.enter_context(run_folder.RunFolder(config))
-        return _train(config, folder, signals, progress)
+            found = folder.found
+        inputs = read_inputs(config)
+        if folder is not None:
+            fingerprints = inputs.fingerprints()
+        if found is not None:
+            checkpoint.check_fingerprints(found, fingerprints)
+        _log.info("reading %s", inputs.model.folder)
+        resident = load(config, inputs, progress and folder is not None)
+        rows = {"text_encoder": jnp.asarray(resident.initial_rows)[None]}
+        state = step.init_state(rows, resident.recipe.optimizer)
+        start, state = checkpoint.restore(found, state)
+        state = sharding.replicate(state, inputs.mesh)
+        steps = range(start, max(start, config.max_train_steps))
+
+        stack.enter_context(
+            files.one_line_errors(
+                "output_dir",
+                "what was saved before is whole; make room, then run again with "
+                "resume_from_checkpoint latest",
+            )
+        )
+        save = write = _ignore
+        if folder is not None:
+            folder.create()
+            write = functools.partial(_export, config, inputs)
+            checkpoints = stack.enter_context(
+                checkpoint.Checkpoints(
+                    checkpoint.folder_of(config),
+                    config.checkpoints_total_limit,
+                    checkpoint.describe(config, fingerprints),
+                )
+            )
+            save = checkpoints.save
+        run_report = stack.enter_context(
+            report.Report(config, steps, progress and folder is not None)
+        )
+        look = looks.compile_look(
+            looks.Run(
+                params=resident.params,
+                bank=resident.bank,
+                recipe=resident.recipe,
+                initial_rows=resident.initial_rows,
+                tokenizer=inputs.tokenizer,
+                previews=inputs.previews,
+                output_dir=config.output_dir,
+            ),
+            run_report,
+        )
+
+        def keep(done: int, state: step.State) -> None:
+            save(done, state)
+            write(done, state)
+
+        signals.defer()
+        if start == 0:
+            look(0, state)
+        train_steps = step.compile_train_steps(resident.recipe)
+        frozen = {name: resident.params[name] for name in ("text_encoder", "unet")}
+        done, state = loop.run(
+            lambda state, count: train_steps(state, frozen, resident.bank, count),
+            state,
+            steps,
+            config.examples_per_step,
+            [
+                loop.Event(config.checkpointing_steps, keep),
+                loop.Event(config.validation_steps, look),
+            ],
+            run_report,
+            signals.wanted,
+        )
+        if start < done < steps.stop:
+            keep(done, state)
+        elif start == steps.stop:  # nothing was left to train
+            write(done, state)
+    if done < steps.stop:
+        raise Stopped(
+            f"{signals.name}: {done} of {steps.stop} steps are saved in "
+            f"{config.output_dir}; resume_from_checkpoint latest goes on"
+        )
+    _log.info("wrote %s", config.output_dir)
+    return [_learned(config, state)]
 
 
-def _train(
-    config: configuration.Config,
-    folder: run_folder.RunFolder | None,
-    signals: stop_signals.StopSignals,
-    progress: bool,
-) -> list[export.Embedding]:
+def read_inputs(config: configuration.Config) -> Inputs:
+    """Reads pictures, the model's settings and prompts, and checks them.
+
+    Raises:
+        UserError: what to mend; in every process, when they differ.
+    """
     pictures = data.read_pictures(
         config.train_data_dir, config.resolution, config.center_crop
     )
     for note in pictures.notes:
         _log.warning("train_data_dir: %s", note)
-    mesh = sharding.make_mesh()
+    distributed.check_equal("config", configuration.dump_yaml(config).splitlines())
+    distributed.check_equal("train_data_dir", pictures.fingerprints())
+    mesh = sharding.make_mesh(fsdp=config.fsdp)
     sharding.check_batch(config.train_batch_size, mesh)
     model = weights.open_model(
         config.pretrained_model_name_or_path,
@@ -88,129 +208,75 @@ def _train(
     schedule = diffusion.Schedule.from_json(model.scheduler)
     tokenizer = tokens.load_tokenizer(_tokenizer_folder(config, model))
     tokenize = _prompt_tokenizer(config, tokenizer, model)
-    prompts = tokenize(
-        [
-            template.replace("{}", config.placeholder_token)
-            for template in prompt_templates(
-                config.learnable_property, config.template_file
-            )
-        ]
-    )
+    templates = prompt_templates(config.learnable_property, config.template_file)
     shown = None
     if config.validation_prompt:
         shown = previews.Previews(config, model, tokenize, mesh)
-    initial = _initial_rows(config, tokenizer, model)
-    fingerprints = {
-        "pretrained_model_name_or_path": model.fingerprint(),
-        "train_data_dir": checkpoint.fingerprint(pictures.images),
-        "template_file": checkpoint.fingerprint(prompts),
-    }
-    found = folder.found if folder else None
-    if found:
-        checkpoint.check_fingerprints(found, fingerprints)
+    return Inputs(
+        pictures=pictures,
+        mesh=mesh,
+        model=model,
+        schedule=schedule,
+        tokenizer=tokenizer,
+        prompts=tokenize(
+            [t.replace("{}", config.placeholder_token) for t in templates]
+        ),
+        initial_rows=_initial_rows(config, tokenizer, model),
+        previews=shown,
+    )
 
-    _log.info("reading %s", model.folder)
-    everywhere = sharding.replicated(mesh)
+
+def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Resident:
+    """Reads the weights, encodes the pictures and puts all on the devices.
+
+    The VAE stays there only as far as previews need it.
+    """
+    model, mesh = inputs.model, inputs.mesh
     vae_params = model.load("vae")
     moments = encode_pictures(
         model,
         vae_params,
-        pictures.images,
+        inputs.pictures.images,
         config.random_flip,
         _ENCODE_BATCH_SIZE,
         progress,
     )
-    frozen = {name: model.load(name, everywhere) for name in ("text_encoder", "unet")}
-    resident = dict(frozen)
-    if shown is not None:
+    layout = functools.partial(sharding.over_fsdp, mesh)
+    params = {name: model.load(name, layout) for name in ("text_encoder", "unet")}
+    table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
+    if inputs.previews is not None:
         decoder = previews.decoder_params(vae_params)
-        resident["vae"] = jax.device_put(decoder, everywhere)
-    del vae_params
-    table = frozen["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
-    rows = initial(np.asarray(table))
+        params["vae"] = sharding.replicate(decoder, mesh)
+    distributed.meet()
+    rows = inputs.initial_rows(sharding.whole(table))
+    bank = make_bank(config, moments, inputs.prompts, num_rows=len(rows))
+    return Resident(
+        params=params,
+        bank=sharding.replicate(bank, mesh),
+        recipe=make_recipe(config, model, inputs.schedule, mesh),
+        initial_rows=rows,
+    )
 
-    recipe = make_recipe(config, model, schedule, mesh)
-    bank = make_bank(config, moments, prompts, num_rows=len(rows))
-    state = step.init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)
-    start, state = checkpoint.restore(found, state)
-    state, bank = jax.device_put((state, bank), everywhere)
-    steps = range(start, max(start, config.max_train_steps))
 
-    def learned(state: step.State) -> export.Embedding:
-        rows = np.asarray(state.rows["text_encoder"])[0]
-        return export.Embedding(config.placeholder_token, rows)
+def _learned(config: configuration.Config, state: step.State) -> export.Embedding:
+    rows = np.asarray(state.rows["text_encoder"])[0]
+    return export.Embedding(config.placeholder_token, rows)
 
-    def write(state: step.State) -> None:
-        export.export_concept(
-            config.output_dir,
-            learned(state),
-            config.learnable_property,
-            pictures.images,
-        )
 
-    train_steps = step.compile_train_steps(recipe)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(
-            files.one_line_errors(
-                "output_dir",
-                "what was saved before is whole; make room, then run again with "
-                "resume_from_checkpoint latest",
-            )
-        )
-        folder.create()
-        checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(
-                checkpoint.folder_of(config),
-                config.checkpoints_total_limit,
-                checkpoint.describe(config, fingerprints),
-            )
-        )
-        run_report = stack.enter_context(report.Report(config, steps, progress))
-        look = looks.compile_look(
-            looks.Run(
-                params=resident,
-                bank=bank,
-                recipe=recipe,
-                initial_rows=rows,
-                tokenizer=tokenizer,
-                previews=shown,
-                output_dir=config.output_dir,
-            ),
-            run_report,
-        )
+def _export(
+    config: configuration.Config, inputs: Inputs, done: int, state: step.State
+) -> None:
+    """Writes what was learned in `done` steps for other programs."""
+    export.export_concept(
+        config.output_dir,
+        _learned(config, state),
+        config.learnable_property,
+        inputs.pictures.images,
+    )
 
-        def save(done: int, state: step.State) -> None:
-            checkpoints.save(done, state)
-            if done < steps.stop:
-                write(state)
 
-        signals.defer()
-        if start == 0:
-            look(0, state)
-        done, state = loop.run(
-            lambda state, num_steps: train_steps(state, frozen, bank, num_steps),
-            state,
-            steps,
-            config.examples_per_step,
-            [
-                loop.Event(config.checkpointing_steps, save),
-                loop.Event(config.validation_steps, look),
-            ],
-            run_report,
-            signals.wanted,
-        )
-        if done < steps.stop:
-            if done > start:
-                save(done, state)
-        else:
-            write(state)
-    if done < steps.stop:
-        raise Stopped(
-            f"{signals.name}: {done} of {steps.stop} steps are saved in "
-            f"{config.output_dir}; resume_from_checkpoint latest goes on"
-        )
-    _log.info("wrote %s", config.output_dir)
-    return [learned(state)]
+def _ignore(done: int, state: step.State) -> None:
+    """What a process does that does not write."""
 
 
 def make_recipe(

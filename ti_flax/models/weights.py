@@ -8,7 +8,7 @@ import concurrent.futures
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from ti_flax.errors import UserError
 from ti_flax.models import clip_text, unet, vae
 
 Params = dict[str, Any]
+# Where a weight of a given shape lies.
+Layout = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 
 _STEMS = {
     "text_encoder": "model",
@@ -68,7 +70,7 @@ class BaseModel(NamedTuple):
     sample_size: int
 
     def load(
-        self, component: str, sharding: jax.sharding.Sharding | None = None
+        self, component: str, sharding: jax.sharding.Sharding | Layout | None = None
     ) -> Params:
         """The params of `text_encoder`, `unet` or `vae`, placed as `sharding` says.
 
@@ -238,9 +240,11 @@ def load_params(
     folder: Path,
     module: nn.Module,
     variant: str | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.Sharding | Layout | None = None,
 ) -> Params:
     """The params of one network from the safetensors files of its folder.
+
+    Each tensor is read once; of one that is split over hosts, each places its shards.
 
     Raises `UserError` that lists every unknown, missing, doubled and misshapen key.
     """
@@ -251,7 +255,15 @@ def load_params(
         file, key = sources[torch_key(path)]
         with safetensors.safe_open(file, framework="numpy") as tensors:
             array = tensors.get_tensor(key).transpose(_from_torch(path, leaf))
-        return jax.device_put(np.ascontiguousarray(array, leaf.dtype), sharding)
+        array = np.ascontiguousarray(array, leaf.dtype)
+        if sharding is None:
+            return jax.device_put(array)
+        # device_put would compare the values of all hosts over the network.
+        return jax.make_array_from_callback(
+            array.shape,
+            sharding(array.shape) if callable(sharding) else sharding,
+            lambda index: array[index],
+        )
 
     return jax.tree_util.tree_map_with_path(load, shapes)
 
