@@ -56,7 +56,7 @@ OptionalNameOrPath = Annotated[str | None, BeforeValidator(_path)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
-OptionalCount = Annotated[int | None, BeforeValidator(_no_switch), Field(ge=1)]
+OptionalCount = Annotated[Count | None, BeforeValidator(_no_switch)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
 Revision = Annotated[
     OptionalName, Field(description="branch, tag or commit of the Hub repository")
