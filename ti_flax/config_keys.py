@@ -56,7 +56,6 @@ OptionalNameOrPath = Annotated[str | None, BeforeValidator(_path)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
-OptionalCount = Annotated[Count | None, BeforeValidator(_no_switch)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
 Revision = Annotated[
     OptionalName, Field(description="branch, tag or commit of the Hub repository")
@@ -197,8 +196,8 @@ class TrainingKeys(_Keys):
         500,
         description="steps between checkpoints; each writes learned_embeds.* as well",
     )
-    checkpoints_total_limit: OptionalCount = Field(
-        None, description="checkpoints that are kept, the newest; none: all"
+    checkpoints_total_limit: OptionalInteger = Field(
+        None, ge=1, description="checkpoints that are kept, the newest; none: all"
     )
     checkpoint_dir: OptionalNameOrPath = Field(
         None,
