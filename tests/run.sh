@@ -14,7 +14,7 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 if [ "$version" = 3.11 ]; then
     # First and by itself: nothing that follows may pull another build of it.
     "${pip[@]}" torch==2.13.0
-    "${pip[@]}" -e '.[test,oracle]'
+    "${pip[@]}" -e '.[test,torch]'
     # InvokeAI's loader of embeddings, with what its import needs: it pins a PyTorch.
     "${pip[@]}" --no-deps invokeai compel \
         blake3 pydantic-settings pyparsing python-dotenv

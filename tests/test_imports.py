@@ -52,6 +52,10 @@ ORDER = [
     "hub_download",
     "export",
     "provenance",
+    "model_card",
+    "full_pipeline",
+    "hub",
+    "publish",
     "pictures",
     "pictures_out",
     "previews",
@@ -68,6 +72,7 @@ ORDER = [
     "benchmark",
     "convert",
     "inspect",
+    "push",
     "train",
 ]
 
@@ -115,7 +120,7 @@ def test_every_module_has_its_place():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--no_such_key"]])
-@pytest.mark.parametrize("module", ["convert", "generate", "inspect", "train"])
+@pytest.mark.parametrize("module", ["convert", "generate", "inspect", "push", "train"])
 def test_help_and_errors_come_without_jax(module, arguments):
     code = (
         "import sys, runpy\n"

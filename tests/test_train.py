@@ -89,6 +89,7 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
     assert ran.returncode == 0, ran.stderr
     output_dir = Path(arguments["output_dir"])
     assert sorted(path.name for path in output_dir.iterdir()) == [
+        "README.md",
         "checkpoints",
         "concept_images",
         "config.yaml",

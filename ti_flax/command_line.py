@@ -8,12 +8,19 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from ti_flax.errors import UserError
 
-_METAVARS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_METAVARS = {
+    bool: "true|false",
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    SecretStr: "TEXT",
+    Path: "PATH",
+}
 
 _EPILOG = """\
 A switch is turned off by --KEY false or --no_KEY; `none` empties a key that may be

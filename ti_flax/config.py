@@ -22,6 +22,7 @@ from ti_flax.config_keys import (
     HostKeys,
     ModelKeys,
     ReportKeys,
+    ResultKeys,
     TrainingKeys,
 )
 from ti_flax.errors import UserError
@@ -48,7 +49,9 @@ _EXPECTED = {
 
 
 # pydantic lists the fields of the last base first.
-class Config(HostKeys, ReportKeys, TrainingKeys, DataKeys, ConceptKeys, ModelKeys):
+class Config(
+    HostKeys, ResultKeys, ReportKeys, TrainingKeys, DataKeys, ConceptKeys, ModelKeys
+):
     """All keys of a run, checked and frozen."""
 
     @model_validator(mode="before")

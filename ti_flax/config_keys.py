@@ -4,7 +4,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 
 # Values that a preset gives to the keys that the user does not set.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,6 +52,11 @@ def _precision(value: Any) -> Any:
     return value
 
 
+def _secret(value: Any) -> Any:
+    # Never refused: an error message would show the value.
+    return None if value in (None, "") else SecretStr(str(value))
+
+
 Integer = Annotated[int, BeforeValidator(_no_switch)]
 Count = Annotated[Integer, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_no_switch)]
@@ -57,6 +69,8 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
+# Left out of everything that is written or printed.
+Secret = Annotated[SecretStr | None, BeforeValidator(_secret), Field(exclude=True)]
 Revision = Annotated[
     OptionalName, Field(description="branch, tag or commit of the Hub repository")
 ]
@@ -133,10 +147,10 @@ class ConceptKeys(_Keys):
         description="word or words that the vectors start from, spread over them; none "
         "starts them at random at the vocabulary's scale",
     )
-    initializer_embedding: OptionalFilePath = Field(
+    initializer_embedding: OptionalNameOrPath = Field(
         None,
-        description="embedding file that the vectors start from, in place of "
-        "initializer_token",
+        description="embedding that the vectors start from, in place of "
+        "initializer_token: a file of any format, a folder or a Hub id",
     )
     initializer_jitter: Number = Field(
         0.1,
@@ -311,6 +325,35 @@ class ReportKeys(_Keys):
     )
 
 
+class ResultKeys(_Keys):
+    """What a run leaves, and for whom."""
+
+    save_as_full_pipeline: bool = Field(
+        False,
+        description="also write the base model with the word in it, a folder that "
+        "diffusers loads with no further step (gigabytes for a full-size model)",
+    )
+    license: OptionalName = Field(
+        None,
+        description="licence of the concept for its README.md, as the Hub calls it, "
+        "such as mit or other",
+    )
+    push_to_hub: bool = Field(
+        False, description="upload the concept's own files to the Hub after the run"
+    )
+    hub_model_id: OptionalName = Field(
+        None, description="repository, owner/name or name; none: the name of output_dir"
+    )
+    hub_private_repo: bool = Field(
+        False, description="make the repository private, if it is new"
+    )
+    hub_token: Secret = Field(
+        None,
+        description="better HF_TOKEN or `hf auth login`: other users of this machine "
+        "can see a command line; never written or printed",
+    )
+
+
 class HostKeys(_Keys):
     """The devices, and the processes that train together, one a host."""
 
@@ -371,5 +414,6 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Data": DataKeys,
     "Training": TrainingKeys,
     "Report": ReportKeys,
+    "Result": ResultKeys,
     "Devices and hosts": HostKeys,
 }

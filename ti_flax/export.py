@@ -62,8 +62,9 @@ def check_fits(
     if learned.rows.shape[1] != width:
         raise UserError(
             f"{key}: {name_or_path} has rows of width {learned.rows.shape[1]} "
-            f"({learned.family}), the model's text encoder of {width} (768 is Stable "
-            "Diffusion 1.x, 1024 2.x); use a model of the kind it was trained with"
+            f"({learned.family}), the model's text encoder has width {width} (768 is "
+            "Stable Diffusion 1.x, 1024 2.x); use a model of the kind it was trained "
+            "with"
         )
 
 

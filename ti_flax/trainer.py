@@ -23,6 +23,8 @@ from ti_flax import (
     loop,
     metrics_out,
     previews,
+    provenance,
+    publish,
     report,
     run_folder,
     sharding,
@@ -91,6 +93,8 @@ def train_concepts(
         Stopped: SIGTERM or SIGINT came; the run goes on from its last checkpoint.
     """
     metrics_out.check(config.report_to)
+    if jax.process_index() == 0:
+        publish.check(config)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(stop_signals.StopSignals())
         folder, found = None, None
@@ -120,7 +124,7 @@ def train_concepts(
         save = write = _ignore
         if folder is not None:
             folder.create()
-            write = functools.partial(_export, config, inputs)
+            write = functools.partial(_export, config, inputs, fingerprints)
             checkpoints = stack.enter_context(
                 checkpoint.Checkpoints(
                     checkpoint.folder_of(config),
@@ -176,7 +180,10 @@ def train_concepts(
             f"{config.output_dir}; resume_from_checkpoint latest goes on"
         )
     _log.info("wrote %s", config.output_dir)
-    return [_learned(config, state)]
+    learned = _learned(config, state)
+    if folder is not None:
+        publish.finish(config, inputs.model, inputs.tokenizer, learned)
+    return [learned]
 
 
 def read_inputs(config: configuration.Config) -> Inputs:
@@ -264,15 +271,16 @@ def _learned(config: configuration.Config, state: step.State) -> export.Embeddin
 
 
 def _export(
-    config: configuration.Config, inputs: Inputs, done: int, state: step.State
+    config: configuration.Config,
+    inputs: Inputs,
+    fingerprints: Mapping[str, str],
+    done: int,
+    state: step.State,
 ) -> None:
     """Writes what was learned in `done` steps for other programs."""
-    export.export_concept(
-        config.output_dir,
-        _learned(config, state),
-        config.learnable_property,
-        inputs.pictures.images,
-    )
+    about = provenance.of_run(config, inputs.model.scheduler, fingerprints, done)
+    learned = _learned(config, state)._replace(provenance=about)
+    publish.write(config, learned, inputs.pictures.images)
 
 
 def _ignore(done: int, state: step.State) -> None:
@@ -375,13 +383,14 @@ def _initial_rows(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Checks the initializer; the rows follow when the table has been loaded."""
     if config.initializer_embedding is not None:
-        rows = export.load_embedding(config.initializer_embedding).rows
-        wanted = (config.num_vectors, model.text_encoder.config.hidden_size)
-        if rows.shape != wanted:
+        width = model.text_encoder.config.hidden_size
+        rows = export.load_for_model(
+            config.initializer_embedding, width, "initializer_embedding"
+        ).rows
+        if len(rows) != config.num_vectors:
             raise UserError(
-                f"initializer_embedding: expected {wanted[0]} vectors of width "
-                f"{wanted[1]} (num_vectors, the model's width), found {rows.shape[0]} "
-                f"of {rows.shape[1]}; set num_vectors, or use a file for this model"
+                f"initializer_embedding: expected {config.num_vectors} vectors "
+                f"(num_vectors), found {len(rows)}; set num_vectors to {len(rows)}"
             )
         return lambda table: rows
     ids = None
