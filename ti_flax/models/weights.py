@@ -84,7 +84,7 @@ class BaseModel(NamedTuple):
         paths = [self.folder / "scheduler" / "scheduler_config.json"]
         for name in _STEMS:
             folder = self.folder / name
-            paths += [folder / "config.json", *_weight_files(folder, self.variant)]
+            paths += [folder / "config.json", *weight_files(folder, self.variant)]
 
         def digest(path: Path) -> bytes:
             with path.open("rb") as file:
