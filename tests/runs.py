@@ -8,6 +8,9 @@ from PIL import Image
 
 from ti_flax import config
 
+# Files with times in them, and those of the checkpoints before the last.
+_OF_ONE_PROCESS = ("checkpoints/", "config.yaml", "logs/", "report.html")
+
 
 def draw_pictures(folder: Path, count: int = 3, seed: int = 0) -> Path:
     """Writes pictures of noise; the folder."""
@@ -56,7 +59,7 @@ def content(folder: Path) -> dict[str, object]:
                 {k: v for k, v in json.loads(line).items() if "second" not in k}
                 for line in path.read_text().splitlines()
             ]
-        elif name != "config.yaml" and not name.startswith("checkpoints/"):
+        elif not name.startswith(_OF_ONE_PROCESS):
             found[name] = path.read_bytes()
     return found
 

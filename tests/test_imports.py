@@ -60,6 +60,8 @@ ORDER = [
     "pictures_out",
     "previews",
     "metrics_out",
+    "run_files",
+    "html_report",
     "report",
     "run_folder",
     "stop_signals",

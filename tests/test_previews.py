@@ -19,6 +19,7 @@ from ti_flax import (
     looks,
     metrics_out,
     report,
+    run_files,
     samplers,
     step,
     tokens,
@@ -29,6 +30,7 @@ from ti_flax.models import weights
 PROMPT = "a <toy> on a table"
 CONTROL = "a on a table"
 SEED = 7
+PICTURES = np.zeros((1, 8, 8, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def run(tiny_model, pictures, tmp_path_factory):
 def lines(path, *left_out):
     return [
         {key: value for key, value in line.items() if key not in left_out}
-        for line in report.read_lines(path)
+        for line in run_files.read_lines(path)
     ]
 
 
@@ -114,14 +116,14 @@ def test_previews_do_not_change_what_is_learned(run, settings):
     learned = learn(settings, validation_steps=1, report_to="none")
     np.testing.assert_array_equal(learned.rows, run.learned.rows)
     ours, theirs = (
-        lines(folder / report.METRICS_NAME, "examples_per_second")
+        lines(folder / run_files.METRICS_NAME, "examples_per_second")
         for folder in (settings["output_dir"], run.folder)
     )
     assert ours == theirs and len(ours) == 4
     ours, theirs = (
         {
             line["step"]: line
-            for line in lines(folder / report.LOOKS_NAME, "previews", "control")
+            for line in lines(folder / run_files.LOOKS_NAME, "previews", "control")
         }
         for folder in (settings["output_dir"], run.folder)
     )
@@ -132,7 +134,7 @@ def test_previews_do_not_change_what_is_learned(run, settings):
 
 
 def test_every_look_has_its_files(run):
-    found = lines(run.folder / report.LOOKS_NAME)
+    found = lines(run.folder / run_files.LOOKS_NAME)
     assert [line["step"] for line in found] == [0, 3, 4]
     for line in found:
         folder = f"samples/step_{line['step']:06d}"
@@ -205,9 +207,9 @@ def test_samples_of_another_run_do_not_stay(run, settings):
     old.mkdir(parents=True)
     (folder / "samples" / "mine").mkdir()
     keys = config.Config(**settings, report_to="none")
-    with report.Report(keys, range(9000, 9001), progress=False):
+    with report.Report(keys, range(9000, 9001), False, PICTURES, []):
         assert old.exists()
-    with report.Report(keys, range(0, 1), progress=False):
+    with report.Report(keys, range(0, 1), False, PICTURES, []):
         assert not old.exists()
     assert (folder / "samples" / "mine").exists()
 
@@ -250,29 +252,28 @@ def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():
     found = fixed_loss(state.rows, frozen, bank)
     np.testing.assert_array_equal(found, fixed_loss(state.rows, frozen, bank))
 
-    # One example at a time, by the formulas.
+    # The same by the formulas.
     never = jnp.full(2, 2**31 - 1)
     batch = step.draw_batch(bank, never, jnp.arange(16), 0.18215, 1000)
     timesteps = [round(1000 * (2 * i + 1) / 32 - 0.5) for i in range(16)]
     assert timesteps[0] == 31 and timesteps[-1] == 968
+    abar = recipe.schedule.alphas_cumprod[jnp.array(timesteps)][:, None, None, None]
+
+    @jax.jit
+    def predict(rows, latents, noise, ids):
+        context = slots.MODULES["text_encoder"].apply(
+            {"params": frozen["text_encoder"]}, ids, jnp.stack([rows] * 16)
+        )
+        x_t = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
+        return slots.MODULES["unet"].apply(
+            {"params": frozen["unet"]}, x_t, jnp.array(timesteps), context
+        )
+
     for slot in range(2):
-        losses = []
-        for i, timestep in enumerate(timesteps):
-            abar = float(recipe.schedule.alphas_cumprod[timestep])
-            latents, noise = batch.latents[slot, i], batch.noise[slot, i]
-            context = slots.MODULES["text_encoder"].apply(
-                {"params": frozen["text_encoder"]},
-                batch.ids[slot, i][None],
-                state.rows["text_encoder"][slot][None],
-            )
-            predicted = slots.MODULES["unet"].apply(
-                {"params": frozen["unet"]},
-                (abar**0.5 * latents + (1 - abar) ** 0.5 * noise)[None],
-                jnp.array([timestep]),
-                context,
-            )
-            losses.append(float(((predicted[0] - noise) ** 2).mean()))
-        np.testing.assert_allclose(found[slot], np.mean(losses), rtol=1e-5)
+        latents, noise, _, ids = (array[slot] for array in batch)
+        predicted = predict(state.rows["text_encoder"][slot], latents, noise, ids)
+        loss = np.mean((np.asarray(predicted) - np.asarray(noise)) ** 2)
+        np.testing.assert_allclose(found[slot], loss, rtol=1e-5)
 
 
 def test_nearest_words_are_those_of_the_largest_cosine():
@@ -297,11 +298,11 @@ def test_nearest_words_are_those_of_the_largest_cosine():
 
 def test_the_numbers_of_a_look_are_those_of_the_rows(run, tiny_model, settings):
     [initial] = initial_rows(tiny_model, settings)
-    first, *_, last = lines(run.folder / report.LOOKS_NAME)
+    first, *_, last = lines(run.folder / run_files.LOOKS_NAME)
     assert first["distance"] == [0, 0]
     moved = np.linalg.norm(run.learned.rows - initial, axis=1)
     np.testing.assert_allclose(last["distance"], moved, rtol=1e-5)
-    metrics = lines(run.folder / report.METRICS_NAME)
+    metrics = lines(run.folder / run_files.METRICS_NAME)
     norms = np.linalg.norm(run.learned.rows, axis=1)
     np.testing.assert_allclose(metrics[-1]["row_norm"], norms, rtol=1e-5)
     # The first step starts at the initial rows and goes 0.3 in each of 32 directions.
@@ -326,7 +327,7 @@ def scalars(events, tag):
 
 def test_tensorboard_shows_the_numbers_by_step(run):
     events = read_events(run.folder / "logs")
-    for line in lines(run.folder / report.METRICS_NAME):
+    for line in lines(run.folder / run_files.METRICS_NAME):
         for name in ("loss", "learning_rate", "grad_norm", "examples_per_second"):
             shown = scalars(events, f"train/{name}")[line["step"]]
             assert shown == pytest.approx(line[name])
@@ -334,7 +335,7 @@ def test_tensorboard_shows_the_numbers_by_step(run):
             for k in range(2):
                 shown = scalars(events, f"train/{name}/{k}")[line["step"]]
                 assert shown == pytest.approx(line[name][k])
-    for line in lines(run.folder / report.LOOKS_NAME):
+    for line in lines(run.folder / run_files.LOOKS_NAME):
         shown = scalars(events, "look/fixed_loss")[line["step"]]
         assert shown == pytest.approx(line["fixed_loss"])
         for k in range(2):
@@ -349,7 +350,7 @@ def test_tensorboard_shows_the_numbers_by_step(run):
 
 def test_tensorboard_shows_the_pictures_by_step(run, tmp_path):
     events = read_events(run.folder / "logs")
-    shown = events.Images(f"previews/0 {PROMPT}")
+    shown = events.Images("previews/0_a_toy_on_a_table")
     assert [event.step for event in shown] == [0, 3, 4]
     for event in shown:
         (tmp_path / "shown.png").write_bytes(event.encoded_image_string)
@@ -357,7 +358,7 @@ def test_tensorboard_shows_the_pictures_by_step(run, tmp_path):
             sheet = np.asarray(image)
         ours = read_samples(run.folder / "samples" / f"step_{event.step:06d}")
         np.testing.assert_array_equal(sheet, np.concatenate(list(ours), axis=1))
-    assert len(events.Images(f"control/0 {CONTROL}")) == 1
+    assert len(events.Images("control/0_a_on_a_table")) == 1
 
 
 class FakeWandb(types.ModuleType):
@@ -404,17 +405,17 @@ def test_wandb_gets_the_same_and_goes_on_with_its_run(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     keys = config.Config(**settings, report_to="wandb")
     keys.output_dir.mkdir()
-    with report.Report(keys, range(0, 4), progress=False) as run_report:
+    with report.Report(keys, range(0, 4), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 2)
         run_report.look(make_look(2))
-    with report.Report(keys, range(2, 4), progress=False) as run_report:
+    with report.Report(keys, range(2, 4), False, PICTURES, []) as run_report:
         add_steps(run_report, 3, 1)
     assert fake.finished == 2
     assert [begun["id"] for begun in fake.begun] == [None, "run-1"]
     assert fake.begun[0]["config"]["learning_rate"] == 0.3
     losses = [(at, v["train/loss"]) for at, v in fake.logged if "train/loss" in v]
     assert losses == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert (2, {f"previews/0 {PROMPT}": (8, 8, 3)}) in fake.logged
+    assert (2, {"previews/0_a_toy_on_a_table": (8, 8, 3)}) in fake.logged
 
 
 def test_wandb_that_does_not_start_is_told_in_one_line(settings, monkeypatch):
@@ -432,43 +433,43 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
     keys = config.Config(**settings)
     folder = keys.output_dir
     folder.mkdir()
-    with report.Report(keys, range(0, 6), progress=False) as run_report:
+    with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
         run_report.look(make_look(0))
         for number in range(1, 6):
             add_steps(run_report, number, 1)
             run_report.look(make_look(number))
-    with (folder / report.METRICS_NAME).open("a") as file:
+    with (folder / run_files.METRICS_NAME).open("a") as file:
         file.write('{"step": 6, "lo')  # the machine was switched off
-    with report.Report(keys, range(3, 6), progress=False) as run_report:
-        kept = lines(folder / report.METRICS_NAME)
+    with report.Report(keys, range(3, 6), False, PICTURES, []) as run_report:
+        kept = lines(folder / run_files.METRICS_NAME)
         assert [line["step"] for line in kept] == [1, 2, 3]
         add_steps(run_report, 40, 2)
         run_report.look(make_look(5))
-    metrics = lines(folder / report.METRICS_NAME)
+    metrics = lines(folder / run_files.METRICS_NAME)
     assert [(line["step"], line["loss"]) for line in metrics] == [
         (1, 1), (2, 2), (3, 3), (4, 40), (5, 41),
     ]  # fmt: skip
-    found = lines(folder / report.LOOKS_NAME)
+    found = lines(folder / run_files.LOOKS_NAME)
     assert [line["step"] for line in found] == [0, 1, 2, 3, 5]
     events = read_events(folder / "logs")
     assert scalars(events, "train/loss") == {1: 1, 2: 2, 3: 3, 4: 40, 5: 41}
-    shown = [event.step for event in events.Images(f"previews/0 {PROMPT}")]
+    shown = [event.step for event in events.Images("previews/0_a_toy_on_a_table")]
     assert shown == [0, 1, 2, 3, 5]
 
     # A new run shows nothing of this one.
-    with report.Report(keys, range(0, 6), progress=False) as run_report:
+    with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 1)
-    assert len(lines(folder / report.METRICS_NAME)) == 1
-    assert lines(folder / report.LOOKS_NAME) == []
+    assert len(lines(folder / run_files.METRICS_NAME)) == 1
+    assert lines(folder / run_files.LOOKS_NAME) == []
     assert scalars(read_events(folder / "logs"), "train/loss") == {1: 1}
 
 
 def test_numbers_that_are_not_finite_are_null(settings):
     keys = config.Config(**settings, report_to="none")
     keys.output_dir.mkdir()
-    with report.Report(keys, range(0, 1), progress=False) as run_report:
+    with report.Report(keys, range(0, 1), False, PICTURES, []) as run_report:
         nan = np.full((8, 1), np.nan, np.float32)
         infinite = np.full((8, 1, 2), np.inf, np.float32)
         run_report.add(step.Metrics(nan, nan, nan, infinite, infinite), 1, 1.0)
-    [line] = lines(keys.output_dir / report.METRICS_NAME)
+    [line] = lines(keys.output_dir / run_files.METRICS_NAME)
     assert line["loss"] is None and line["row_norm"] == [None, None]

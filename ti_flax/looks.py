@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from ti_flax import previews, report, sharding, step
+from ti_flax import previews, report, run_files, sharding, step
 from ti_flax.models import weights
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ def compile_look(
 ) -> Callable[[int, step.State], None]:
     """The event that looks at a state of the run and reports what it sees."""
     fixed_loss = compile_fixed_loss(run.recipe)
-    first = True
 
     def look(done: int, state: step.State) -> None:
-        nonlocal first
         rows = state.rows["text_encoder"][0]
         cosines, ids = nearest(_table(run.params["text_encoder"]), rows)
         moved = np.asarray(rows) - run.initial_rows
@@ -56,10 +54,10 @@ def compile_look(
                 distance=np.linalg.norm(moved, axis=-1).tolist(),
                 nearest=_words(run.tokenizer, np.asarray(ids), np.asarray(cosines)),
                 previews=_show(run, rows, f"step_{done:06d}"),
-                control=_show(run, rows, "control") if first else [],
+                # Without the word, nothing changes from step to step.
+                control=_show(run, rows, "control") if done == 0 else [],
             )
         )
-        first = False
 
     return look
 
@@ -117,7 +115,7 @@ def _show(run: Run, rows: Float[Array, "K D"], name: str) -> list[report.Shown]:
     """Makes previews, or with the name `control` those, and writes them."""
     if run.previews is None:
         return []
-    folder = Path(report.SAMPLES_NAME, name)
+    folder = Path(run_files.SAMPLES_NAME, name)
     shown = []
     made = run.previews.make(rows, run.params, control=name == "control")
     for number, (prompt, pictures) in enumerate(made):

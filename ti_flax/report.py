@@ -1,10 +1,11 @@
-"""What a run tells while it runs: the progress bar, files of numbers, and a sink."""
+"""What a run tells while it runs: the progress bar, numbers and pictures, the page."""
 
+import contextlib
 import json
+import logging
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -13,11 +14,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from ti_flax import config as configuration
-from ti_flax import files, metrics_out, step
-
-METRICS_NAME = "metrics.jsonl"
-LOOKS_NAME = "looks.jsonl"
-SAMPLES_NAME = "samples"
+from ti_flax import files, html_report, metrics_out, run_files, step
 
 
 class Shown(NamedTuple):
@@ -60,10 +57,20 @@ class Report:
     """
 
     def __init__(
-        self, config: configuration.Config, steps: range, progress: bool
+        self,
+        config: configuration.Config,
+        steps: range,
+        progress: bool,
+        pictures: UInt8[np.ndarray, "N H W 3"],
+        warnings: Sequence[str],
     ) -> None:
+        """`pictures` are those of the training; to `warnings` others may be added."""
         self._config = config
+        self._steps = steps
         self._step = steps.start
+        self._pictures = pictures
+        self._warnings = warnings
+        self._earlier_warnings: list[str] = []
         self._writes = jax.process_index() == 0
         self._metrics: TextIO | None = None
         self._looks: TextIO | None = None
@@ -80,10 +87,18 @@ class Report:
     def __enter__(self) -> "Report":
         if self._writes:
             folder = self._config.output_dir
+            warnings = folder / run_files.WARNINGS_NAME
             if self._step == 0:
-                _remove_samples(folder / SAMPLES_NAME)
-            self._metrics = _open_lines(folder / METRICS_NAME, self._step)
-            self._looks = _open_lines(folder / LOOKS_NAME, self._step)
+                run_files.remove_samples(folder / run_files.SAMPLES_NAME)
+                warnings.unlink(missing_ok=True)
+            elif warnings.exists():
+                self._earlier_warnings = warnings.read_text("utf-8").splitlines()
+            self._metrics = run_files.open_lines(
+                folder / run_files.METRICS_NAME, self._step
+            )
+            self._looks = run_files.open_lines(
+                folder / run_files.LOOKS_NAME, self._step
+            )
             self._sink = metrics_out.open_sink(
                 self._config.report_to,
                 folder / self._config.logging_dir,
@@ -92,11 +107,22 @@ class Report:
             )
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.close()
         for opened in (self._metrics, self._looks, self._sink):
             if opened is not None:
                 opened.close()
+        stopped = ""
+        if error is not None:
+            stopped = f"{kind.__name__}: {error}"
+        elif self._step < self._steps.stop:
+            stopped = "It goes on with resume_from_checkpoint latest."
+        self._write_page(running=False, stopped=stopped)
 
     def add(
         self, metrics: step.Metrics, num_steps: int, examples_per_second: float
@@ -143,15 +169,30 @@ class Report:
                 "look/nearest_cosine": closest,
             }
         )
-        if self._sink is None:
-            return
+        if self._sink is not None:
+            self._show(look)
+        self._write_page(running=True)
+
+    def _show(self, look: Look) -> None:
+        """Hands the sink words and pictures."""
         self._sink.text(look.step, "nearest words", _table(look.nearest))
         for name in ("previews", "control"):
             for number, shown in enumerate(getattr(look, name)):
                 side_by_side = np.concatenate(list(shown.pictures), axis=1)
-                self._sink.picture(
-                    look.step, f"{name}/{number} {shown.prompt}", side_by_side
-                )
+                # TensorBoard replaces other characters by itself, one by one.
+                words = re.sub(r"\W+", "_", shown.prompt).strip("_")
+                self._sink.picture(look.step, f"{name}/{number}_{words}", side_by_side)
+
+    def _write_page(self, running: bool, stopped: str = "") -> None:
+        if not self._writes:
+            return
+        warnings = list(dict.fromkeys([*self._earlier_warnings, *self._warnings]))
+        if warnings:
+            path = self._config.output_dir / run_files.WARNINGS_NAME
+            with files.atomic_path(path) as temporary:
+                temporary.write_text("\n".join(warnings) + "\n", encoding="utf-8")
+        status = html_report.Status(self._step, self._steps.stop, running, stopped)
+        html_report.write(self._config, self._pictures, status, warnings)
 
     def _write(self, file: TextIO | None, line: Mapping[str, Any]) -> None:
         if file is not None:
@@ -167,36 +208,26 @@ class Report:
                 flat |= {f"{name}/{index}": one for index, one in enumerate(value)}
             else:
                 flat[name] = value
-        self._sink.scalars(self._step, flat)
+        finite = {name: value for name, value in flat.items() if np.isfinite(value)}
+        self._sink.scalars(self._step, finite)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl or looks.jsonl, without one that was cut short."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+@contextlib.contextmanager
+def heard_warnings() -> Iterator[list[str]]:
+    """Yields a list that gets each of our warnings, as one line."""
+    heard: list[str] = []
 
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(" ".join(record.getMessage().split()))
 
-def _open_lines(path: Path, start: int) -> TextIO:
-    """Opens for more lines, without those of steps after `start`; all, if it is 0."""
-    if start == 0 or not path.exists():
-        return path.open("w", encoding="utf-8")
-    kept = [line for line in read_lines(path) if line["step"] <= start]
-    with (
-        files.atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8") as file,
-    ):
-        for line in kept:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    return path.open("a", encoding="utf-8")
-
-
-def _remove_samples(folder: Path) -> None:
-    """Removes the previews of another run: they would pass for those of this one."""
-    for path in folder.glob("*"):
-        if re.fullmatch(r"step_\d+|control", path.name):
-            shutil.rmtree(path)
+    listener = Listener(logging.WARNING)
+    log = logging.getLogger("ti_flax")
+    log.addHandler(listener)
+    try:
+        yield heard
+    finally:
+        log.removeHandler(listener)
 
 
 def _finite(value: Any) -> Any:

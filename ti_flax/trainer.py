@@ -97,6 +97,7 @@ def train_concepts(
         publish.check(config)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(stop_signals.StopSignals())
+        warnings = stack.enter_context(report.heard_warnings())
         folder, found = None, None
         if jax.process_index() == 0:
             folder = stack.enter_context(run_folder.RunFolder(config))
@@ -134,7 +135,13 @@ def train_concepts(
             )
             save = checkpoints.save
         run_report = stack.enter_context(
-            report.Report(config, steps, progress and folder is not None)
+            report.Report(
+                config,
+                steps,
+                progress and folder is not None,
+                inputs.pictures.images,
+                warnings,
+            )
         )
         look = looks.compile_look(
             looks.Run(
