@@ -297,7 +297,9 @@ def finished(tiny_model, tmp_path_factory):
     pictures = runs.draw_pictures(folder / "pictures")
     arguments = tiny_model, pictures, folder / "run"
     config = runs.make_config(*arguments, max_train_steps=2)
-    trainer.train_concepts(config, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        runs.skip_networks(patch)
+        trainer.train_concepts(config, progress=False)
     return arguments
 
 

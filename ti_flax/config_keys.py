@@ -55,7 +55,6 @@ OptionalNameOrPath = Annotated[str | None, BeforeValidator(_path)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
-OptionalCount = Annotated[int | None, BeforeValidator(_no_switch), Field(ge=1)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
 Revision = Annotated[
     OptionalName, Field(description="branch, tag or commit of the Hub repository")
@@ -183,8 +182,8 @@ class TrainingKeys(_Keys):
         500,
         description="steps between checkpoints; each writes learned_embeds.* as well",
     )
-    checkpoints_total_limit: OptionalCount = Field(
-        None, description="checkpoints that are kept, the newest; none: all"
+    checkpoints_total_limit: OptionalInteger = Field(
+        None, ge=1, description="checkpoints that are kept, the newest; none: all"
     )
     checkpoint_dir: OptionalNameOrPath = Field(
         None,
@@ -247,6 +246,19 @@ class TrainingKeys(_Keys):
     )
     max_grad_norm: OptionalNumber = Field(
         None, gt=0, description="L2 norm that gradients are clipped to; none: no limit"
+    )
+
+    hold_row_norm: Literal["clip", "median", "decay"] | None = Field(
+        None,
+        description="keep the vectors as long as a word's: clip them to the 99th "
+        "percentile of the vocabulary, hold them at its median, or let them decay to "
+        "where they started",
+    )
+    row_decay: Number = Field(
+        1e-2,
+        ge=0,
+        description="with hold_row_norm decay, the share of the way back per step, "
+        "times the learning rate",
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,8 @@ class Report:
     Lines of steps after `steps.start`, of a run that was ended, are dropped.
     metrics.jsonl gets one line a step: `step` (from 1), `loss`, `learning_rate`,
     `grad_norm`, `row_norm` (one number a vector), `examples_per_second` (of the
-    dispatch that ran the step).
+    dispatch that ran the step). A step that was not finite has `skipped`, and null for
+    what JSON cannot hold.
     """
 
     def __init__(self, output_dir: Path, steps: range, progress: bool) -> None:
@@ -50,16 +51,20 @@ class Report:
         metrics = step.Metrics(
             *(np.asarray(buffer)[:num_steps, 0] for buffer in metrics)
         )
-        for loss, grad_norm, learning_rate, row_norm in zip(*metrics, strict=True):
+        for loss, grad_norm, learning_rate, row_norm, skipped in zip(
+            *metrics, strict=True
+        ):
             self._step += 1
             line = {
                 "step": self._step,
-                "loss": float(loss),
+                "loss": _finite(loss),
                 "learning_rate": float(learning_rate),
-                "grad_norm": float(grad_norm),
+                "grad_norm": _finite(grad_norm),
                 "row_norm": [float(norm) for norm in row_norm],
                 "examples_per_second": round(examples_per_second, 3),
             }
+            if skipped:
+                line["skipped"] = True
             self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self._bar.update(num_steps)
@@ -68,6 +73,10 @@ class Report:
             f"loss {loss:.4f}, row norm {row_norm:.3f}, "
             f"{examples_per_second:.3g} examples/s"
         )
+
+
+def _finite(number: np.floating) -> float | None:
+    return float(number) if np.isfinite(number) else None
 
 
 def _keep_lines(path: Path, num_steps: int) -> None:

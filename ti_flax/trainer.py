@@ -24,6 +24,7 @@ from ti_flax import (
     step,
     stop_signals,
     tokens,
+    watch,
 )
 from ti_flax import config as configuration
 from ti_flax.errors import Stopped, UserError
@@ -107,10 +108,16 @@ def _train(
     frozen = {name: model.load(name, everywhere) for name in ("text_encoder", "unet")}
     table = frozen["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
     rows = initial(np.asarray(table))
+    median_norm, high_norm = watch.vocabulary_norms(np.asarray(table))
 
     recipe = make_recipe(config, model, schedule, mesh)
+    if config.hold_row_norm is not None:
+        norm = median_norm if config.hold_row_norm == "median" else high_norm
+        hold = step.Hold(config.hold_row_norm, norm, config.row_decay)
+        recipe = recipe._replace(hold=hold)
     bank = make_bank(config, moments, prompts, num_rows=len(rows))
     state = step.init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)
+    bank = bank._replace(initial=state.rows)
     start, state = checkpoint.restore(found, state)
     state, bank = jax.device_put((state, bank), everywhere)
     steps = range(start, max(start, config.max_train_steps))
@@ -153,6 +160,7 @@ def _train(
             if done < steps.stop:
                 write(state)
 
+        run_watch = watch.Watch(start, high_norm)
         signals.defer()
         done, state = loop.run(
             lambda state, num_steps: train_steps(state, frozen, bank, num_steps),
@@ -161,13 +169,15 @@ def _train(
             config.examples_per_step,
             [loop.Event(config.checkpointing_steps, save)],
             run_report,
-            signals.wanted,
+            run_watch.add,
+            lambda: run_watch.diverged or signals.wanted(),
         )
-        if done < steps.stop:
-            if done > start:
-                save(done, state)
-        else:
+        if done == steps.stop or run_watch.diverged:
             write(state)
+        elif done > start:
+            save(done, state)
+    if run_watch.diverged:
+        raise UserError(run_watch.explanation())
     if done < steps.stop:
         raise Stopped(
             f"{signals.name}: {done} of {steps.stop} steps are saved in "
