@@ -5,12 +5,14 @@ frozen model and the pictures are not in it, their fingerprints are. Only the fi
 process writes and reads, so that the hosts need no common disk.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import logging
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -151,7 +153,7 @@ def restore(found: Found | None, initial: step.State) -> tuple[int, step.State]:
     Raises:
         UserError: the checkpoint is damaged.
     """
-    number, state = 0, jax.tree.map(np.asarray, initial)
+    number, state = 0, jax.tree.map(np.array, initial)
     if found is not None:
         number, state = found.step, _read_state(found, state)
     if jax.process_count() == 1:
@@ -174,29 +176,28 @@ class Checkpoints:
             run: what they say of their run, from `describe`.
         """
         self._folder, self._run = folder, run
-        # Orbax logs what its threads raise, with their stacks, and raises it again.
-        self._absl_level = logging.getLogger("absl").level
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._quiet = _quietly()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=total_limit,
             cleanup_tmp_directories=True,
             multiprocessing_options=_only_first_process(),
         )
-        with _Writing(self._folder):
+        with _Writing(self._folder), _quietly():
             self._manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
+        self._quiet.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
-        try:
-            self.wait()
-        except UserError:
-            if kind is None:
-                raise
-        finally:
-            self._manager.close()
-            logging.getLogger("absl").setLevel(self._absl_level)
+        with contextlib.ExitStack() as stack:
+            stack.push(self._quiet)
+            stack.callback(self._manager.close)
+            try:
+                self.wait()
+            except UserError:
+                if kind is None:
+                    raise
 
     def save(self, number: int, state: step.State) -> None:
         """Begins to write the state after `number` steps; the state may be given up.
@@ -246,6 +247,29 @@ class _Writing:
         ) from error
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leaves it to the exception to say what failed.
+
+    Orbax logs, with their stacks, what its threads raise and it raises again. What
+    TensorStore still has to do then finds nobody waiting, and complains, maybe late.
+    """
+    absl, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+
+    def show(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = show
+    try:
+        yield
+        sys.unraisablehook = hook
+    finally:
+        absl.setLevel(level)
+
+
 def _only_first_process() -> ocp.options.MultiprocessingOptions:
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
@@ -281,7 +305,7 @@ def _read(folder: epath.Path, number: int, item: str, args: Any) -> Any:
         read_only=True, multiprocessing_options=_only_first_process()
     )
     try:
-        with ocp.CheckpointManager(folder, options=options) as manager:
+        with _quietly(), ocp.CheckpointManager(folder, options=options) as manager:
             content = manager.restore(number, args=ocp.args.Composite(**{item: args}))
             return content[item]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -276,6 +276,19 @@ class TrainingKeys(_Keys):
         None, gt=0, description="L2 norm that gradients are clipped to; none: no limit"
     )
 
+    hold_row_norm: Literal["clip", "median", "decay"] | None = Field(
+        None,
+        description="keep the vectors as long as a word's: clip them to the 99th "
+        "percentile of the vocabulary, hold them at its median, or let them decay to "
+        "where they started",
+    )
+    row_decay: Number = Field(
+        1e-2,
+        ge=0,
+        description="with hold_row_norm decay, the share of the way back per step, "
+        "times the learning rate",
+    )
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> "TrainingKeys":
         if self.lr_warmup_steps > self.max_train_steps:

@@ -33,12 +33,14 @@ def run(
     examples_per_step: int,
     events: Sequence[Event],
     run_report: report.Report,
+    watch: Callable[[step.Metrics, int], None],
     stop: Callable[[], bool],
 ) -> tuple[int, step.State]:
     """Takes the steps of `steps` (`steps.start` are taken already).
 
-    Returns how many are taken in the end, and the state after them: the last, or where
-    `stop`, which is asked after each dispatch, said so.
+    `watch` sees the metrics of every dispatch, in every process. Returns how many steps
+    are taken in the end, and the state after them: the last, or where `stop`, which is
+    asked after each dispatch, said so.
 
     A dispatch ends at the next event. Its metrics are read while the one after it
     runs, but for those before an event: what that sees is written down.
@@ -51,6 +53,7 @@ def run(
         nonlocal last
         jax.block_until_ready(metrics)
         seconds, last = time.perf_counter() - last, time.perf_counter()
+        watch(metrics, num_steps)
         run_report.add(metrics, num_steps, num_steps * examples_per_step / seconds)
         return distributed.from_first(_next_length(num_steps, seconds))
 

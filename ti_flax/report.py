@@ -50,7 +50,8 @@ class Report:
     `grad_norm`, `row_norm` and `row_step` (one number a vector: the L2 norms of the
     row and of its last change), `examples_per_second` (of the dispatch that ran the
     step). looks.jsonl gets one line a look: the fields of `Look`, with previews as
-    `prompt` and `files`. Numbers that are not finite are null.
+    `prompt` and `files`. Numbers that are not finite are null,
+    and a step that had them is `skipped`.
 
     With `steps.start` > 0 the files of the run that took the steps before are gone on
     with, without what they say of later steps. Of several processes, one writes.

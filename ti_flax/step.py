@@ -7,7 +7,7 @@ the same rows whether it is trained alone or beside others.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,13 @@ Rows = dict[str, Float[Array, "S K D"]]
 
 
 class State(NamedTuple):
-    """All that training changes: a few kilobytes."""
+    """All that training changes: a few kilobytes.
+
+    `skipped` counts those of the steps that were not finite and changed nothing else.
+    """
 
     step: Int[Array, "S"]
+    skipped: Int[Array, "S"]
     rows: Rows
     opt_state: optax.OptState
 
@@ -46,6 +50,8 @@ class Bank(NamedTuple):
     num_prompts: Int[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
+    # Where rows started, for a `Hold` that draws them back.
+    initial: Rows | None = None
 
 
 class Batch(NamedTuple):
@@ -65,6 +71,33 @@ class Metrics(NamedTuple):
     learning_rate: Float[Array, "*steps S"]
     row_norm: Float[Array, "*steps S K"]
     row_step: Float[Array, "*steps S K"]
+    # Loss, gradient or update was not finite: the slot's rows are as before.
+    skipped: Bool[Array, "*steps S"]
+
+
+class Hold(NamedTuple):
+    """What keeps rows from outgrowing the vocabulary, after each step.
+
+    `clip`: no row is longer than `norm`; `median`: each is as long as `norm`; `decay`:
+    each goes the share `rate`, times the learning rate, of its way back to `initial`.
+    """
+
+    kind: Literal["clip", "median", "decay"]
+    norm: float
+    rate: float
+
+    def __call__(
+        self,
+        rows: Float[Array, "K D"],
+        initial: Float[Array, "K D"] | None,
+        learning_rate: Float[Array, ""],
+    ) -> Float[Array, "K D"]:
+        if self.kind == "decay":
+            return rows - learning_rate * self.rate * (rows - initial)
+        # A row of zeros has no direction to be lengthened in.
+        norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        scale = self.norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
+        return rows * (jnp.minimum(scale, 1) if self.kind == "clip" else scale)
 
 
 class Recipe(NamedTuple):
@@ -79,6 +112,7 @@ class Recipe(NamedTuple):
     train_batch_size: int
     gradient_accumulation_steps: int
     mesh: jax.sharding.Mesh
+    hold: Hold | None = None
 
 
 def learning_rate_schedule(
@@ -164,7 +198,9 @@ def only_active_rows(
 def init_state(rows: Rows, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step; `rows` are the initial rows [S, K, D]."""
     slots = next(iter(rows.values())).shape[0]
-    return State(jnp.zeros(slots, jnp.int32), rows, jax.vmap(optimizer.init)(rows))
+    zeros = jnp.zeros(slots, jnp.int32)
+    # Two arrays: a buffer is given up only once.
+    return State(zeros, zeros.copy(), rows, jax.vmap(optimizer.init)(rows))
 
 
 def draw_batch(
@@ -253,20 +289,60 @@ def gradients(
 def apply_gradients(
     state: State, loss: Float[Array, "S"], grads: Rows, bank: Bank, recipe: Recipe
 ) -> tuple[State, Metrics]:
-    """One optimizer step of every slot that has not reached its last step."""
+    """One optimizer step of every slot that has not reached its last step.
+
+    A slot whose loss, gradient or new state is not finite keeps what it had, to the
+    bit, but for the counters: the next step draws another batch.
+    """
     running = state.step < bank.max_train_steps
+    active = bank.row_mask & running[:, None]
     updates, opt_state = jax.vmap(
         lambda g, s, r, active: recipe.optimizer.update(g, s, r, active=active)
-    )(grads, state.opt_state, state.rows, bank.row_mask & running[:, None])
+    )(grads, state.opt_state, state.rows, active)
     rows = optax.apply_updates(state.rows, updates)
+    learning_rate = jax.vmap(recipe.learning_rate)(state.step - state.skipped)
+    if recipe.hold is not None:
+        held = jax.tree.map(
+            lambda new, first: jax.vmap(recipe.hold)(new, first, learning_rate),
+            rows,
+            rows if bank.initial is None else bank.initial,
+        )
+        rows = jax.tree.map(
+            lambda held, new: jnp.where(active[..., None], held, new), held, rows
+        )
+    finite = _all_finite((loss, grads, rows, opt_state))
+
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    rows, opt_state = jax.tree.map(
+        keep, (rows, opt_state), (state.rows, state.opt_state)
+    )
+    skipped = running & ~finite
     metrics = Metrics(
         loss=loss,
         grad_norm=jax.vmap(optax.tree.norm)(grads),
-        learning_rate=jax.vmap(recipe.learning_rate)(state.step),
+        learning_rate=learning_rate,
         row_norm=jnp.linalg.norm(rows["text_encoder"], axis=-1),
-        row_step=jnp.linalg.norm(updates["text_encoder"], axis=-1),
+        row_step=jnp.linalg.norm(
+            rows["text_encoder"] - state.rows["text_encoder"], axis=-1
+        ),
+        skipped=skipped,
     )
-    return State(state.step + running, rows, opt_state), metrics
+    return State(
+        state.step + running, state.skipped + skipped, rows, opt_state
+    ), metrics
+
+
+def _all_finite(tree: Any) -> Bool[Array, "S"]:
+    """Whether every number of a slot is finite; all leaves have the slots first."""
+    return functools.reduce(
+        jnp.logical_and,
+        (
+            jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+            for leaf in jax.tree.leaves(tree)
+        ),
+    )
 
 
 def train_step(

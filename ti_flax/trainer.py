@@ -31,6 +31,7 @@ from ti_flax import (
     step,
     stop_signals,
     tokens,
+    watch,
 )
 from ti_flax import config as configuration
 from ti_flax.errors import Stopped, UserError
@@ -78,6 +79,8 @@ class Resident(NamedTuple):
     bank: step.Bank
     recipe: step.Recipe
     initial_rows: Float32[np.ndarray, "K D"]
+    # 99 % of the vocabulary's rows are shorter.
+    high_norm: float
 
 
 def train_concepts(
@@ -160,6 +163,7 @@ def train_concepts(
             save(done, state)
             write(done, state)
 
+        run_watch = watch.Watch(start, resident.high_norm)
         signals.defer()
         if start == 0:
             look(0, state)
@@ -175,12 +179,15 @@ def train_concepts(
                 loop.Event(config.validation_steps, look),
             ],
             run_report,
-            signals.wanted,
+            run_watch.add,
+            lambda: run_watch.diverged or signals.wanted(),
         )
-        if start < done < steps.stop:
-            keep(done, state)
-        elif start == steps.stop:  # nothing was left to train
+        if run_watch.diverged or start == steps.stop:  # nothing was left to train
             write(done, state)
+        elif start < done < steps.stop:
+            keep(done, state)
+    if run_watch.diverged:
+        raise UserError(run_watch.explanation())
     if done < steps.stop:
         raise Stopped(
             f"{signals.name}: {done} of {steps.stop} steps are saved in "
@@ -262,13 +269,21 @@ def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Reside
         decoder = previews.decoder_params(vae_params)
         params["vae"] = sharding.replicate(decoder, mesh)
     distributed.meet()
-    rows = inputs.initial_rows(sharding.whole(table))
-    bank = make_bank(config, moments, inputs.prompts, num_rows=len(rows))
+    whole_table = sharding.whole(table)
+    rows = inputs.initial_rows(whole_table)
+    median_norm, high_norm = watch.vocabulary_norms(whole_table)
+    recipe = make_recipe(config, model, inputs.schedule, mesh)
+    if config.hold_row_norm is not None:
+        norm = median_norm if config.hold_row_norm == "median" else high_norm
+        hold = step.Hold(config.hold_row_norm, norm, config.row_decay)
+        recipe = recipe._replace(hold=hold)
+    bank = make_bank(config, moments, inputs.prompts, rows)
     return Resident(
         params=params,
         bank=sharding.replicate(bank, mesh),
-        recipe=make_recipe(config, model, inputs.schedule, mesh),
+        recipe=recipe,
         initial_rows=rows,
+        high_norm=high_norm,
     )
 
 
@@ -334,17 +349,18 @@ def make_bank(
     config: configuration.Config,
     moments: np.ndarray,
     prompts: np.ndarray,
-    num_rows: int,
+    rows: Float32[np.ndarray, "K D"],
 ) -> step.Bank:
-    """One concept's pictures and prompts as slot 0 of 1."""
+    """One concept's pictures, prompts and initial rows as slot 0 of 1."""
     return step.Bank(
         keys=jax.random.key(config.seed)[None],
         moments=jnp.asarray(moments)[None],
         num_pictures=jnp.array([len(moments)], jnp.int32),
         prompts=jnp.asarray(prompts)[None],
         num_prompts=jnp.array([len(prompts)], jnp.int32),
-        row_mask=jnp.ones((1, num_rows), bool),
+        row_mask=jnp.ones((1, len(rows)), bool),
         max_train_steps=jnp.array([config.max_train_steps], jnp.int32),
+        initial={"text_encoder": jnp.asarray(rows)[None]},
     )
 
 

@@ -1,0 +1,106 @@
+"""`python -m ti_flax.data_doctor DIR`: what is read of a folder, and what is wrong.
+
+Exit code 0: every picture is used as it is. 1: it can be trained on, but look at what
+is said. 2: there is nothing to train on.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ti_flax import data, errors
+
+FAULTS_EXIT_CODE = 1
+
+# Fewer show too few views to tell the concept from its surroundings (Gal et al. 2023
+# train on 3 to 5).
+_FEWEST = 3
+# Correlation of small grey versions. The same photo scaled, saved again, brightened or
+# moved by a hundredth of its width stays above; other views of one thing stay below.
+_ALIKE = 0.97
+_THUMBNAIL = 32, 32
+_CAPTIONS = (".txt", ".caption", ".json", ".jsonl", ".csv")
+
+
+def examine(
+    folder: Path, resolution: int, center_crop: bool
+) -> tuple[data.Pictures, list[str]]:
+    """The pictures as training would read them, and a line for each fault.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
+    pictures = data.read_pictures(folder, resolution, center_crop)
+    faults = [*pictures.notes]
+    for first, second, mirrored in _near_duplicates(pictures.images):
+        names = pictures.names[second], pictures.names[first]
+        mirror = ", mirrored" if mirrored else ""
+        faults.append(
+            f"{names[0]}: nearly the same as {names[1]}{mirror}; both count in training"
+        )
+    captions = [p for p in folder.iterdir() if p.suffix.lower() in _CAPTIONS]
+    if captions:
+        faults.append(
+            f"{len(captions)} files that may hold captions are not read: prompts come "
+            "from templates (template_file)"
+        )
+    if len(pictures.names) < _FEWEST:
+        faults.append(
+            f"only {len(pictures.names)} to train on; {_FEWEST} to 5 different views "
+            "tell the concept from its surroundings"
+        )
+    return pictures, faults
+
+
+def _near_duplicates(
+    images: UInt8[np.ndarray, "N H W 3"],
+) -> Iterator[tuple[int, int, bool]]:
+    """Pairs (earlier, later, whether one is mirrored) that look alike."""
+    plain = np.stack([_thumbnail(image) for image in images])
+    # float32 would round past 1 and hide nothing, but float64 costs nothing either.
+    for mirrored in (False, True):
+        other = plain[:, :, ::-1] if mirrored else plain
+        alike = np.einsum("ahw,bhw->ab", plain, other) > _ALIKE
+        for first, second in zip(*np.nonzero(np.triu(alike, 1)), strict=True):
+            yield int(first), int(second), mirrored
+
+
+def _thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "h w"]:
+    """A small grey version with mean 0 and length 1; one of a single grey is zeros."""
+    small = Image.fromarray(image).convert("L").resize(_THUMBNAIL, Image.Resampling.BOX)
+    grey = np.asarray(small, np.float64)
+    grey -= grey.mean()
+    return grey / (np.linalg.norm(grey) or 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ti_flax.data_doctor", description=__doc__.split("\n\n")[1]
+    )
+    parser.add_argument("folder", type=Path, help="holds the concept's pictures")
+    parser.add_argument("--resolution", type=int, default=512, help="default: 512")
+    parser.add_argument(
+        "--no_center_crop",
+        action="store_true",
+        help="squash pictures into squares, as diffusers does",
+    )
+    given = parser.parse_args()
+    if given.resolution < 1:
+        raise errors.UserError(
+            f"resolution: expected 1 or more, found {given.resolution}"
+        )
+    pictures, faults = examine(given.folder, given.resolution, not given.no_center_crop)
+    for fault in faults:
+        print(fault)
+    print(f"{len(pictures.names)} pictures to train on, {len(faults)} notes")
+    if faults:
+        sys.exit(FAULTS_EXIT_CODE)
+
+
+if __name__ == "__main__":
+    errors.run(main)
