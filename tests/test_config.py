@@ -70,6 +70,7 @@ def test_defaults_are_those_of_the_design():
         "variant": None,
         "tokenizer_name": None,
         "mixed_precision": "auto",
+        "attention": "auto",
         "initializer_token": None,
         "initializer_embedding": None,
         "initializer_jitter": 0.1,

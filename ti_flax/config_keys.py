@@ -72,6 +72,14 @@ Precision = Annotated[
         "and GPU, float32 on CPU"
     ),
 ]
+AttentionName = Annotated[
+    Literal["auto", "plain", "chunked", "splash", "cudnn"],
+    Field(
+        description="attention of the UNet: plain, chunked (a part of the scores at a "
+        "time), splash (TPU) or cudnn (NVIDIA GPU, bf16) where the shape allows, or "
+        "auto: the best of them for the machine"
+    ),
+]
 LrScheduler = Literal[
     "constant",
     "constant_with_warmup",
@@ -120,6 +128,7 @@ class ModelKeys(_Keys):
         None, description="folder or Hub repository of a tokenizer of its own"
     )
     mixed_precision: Precision = "auto"
+    attention: AttentionName = "auto"
 
 
 class ConceptKeys(_Keys):

@@ -32,7 +32,7 @@ from ti_flax import (
 )
 from ti_flax import config as configuration
 from ti_flax.errors import Stopped, UserError
-from ti_flax.models import weights
+from ti_flax.models import attention, weights
 from ti_flax.templates import prompt_templates
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ def read_inputs(config: configuration.Config) -> Inputs:
         config.revision,
         config.variant,
         weights.unet_dtype(config.mixed_precision),
+        attention.make_plan(config.attention, mesh),
     )
     if config.resolution % model.vae.config.downscale:
         raise UserError(

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from ti_flax import files
 from ti_flax.errors import UserError
-from ti_flax.models import clip_text, unet, vae
+from ti_flax.models import attention, clip_text, unet, vae
 
 Params = dict[str, Any]
 # Where a weight of a given shape lies.
@@ -108,10 +108,12 @@ def open_model(
     revision: str | None = None,
     variant: str | None = None,
     dtype: DTypeLike = jnp.float32,
+    plan: attention.Plan = attention.Plan(),  # noqa: B008, a tuple
 ) -> BaseModel:
     """Opens a diffusers folder or a Hub repository id; no weights are read yet.
 
-    The UNet will be held and computed in `dtype`; text encoder and VAE in float32.
+    The UNet will be held and computed in `dtype`, its attention as `plan` says; text
+    encoder and VAE in float32.
 
     Raises `UserError` when a file is missing or the model is of another family.
     """
@@ -121,7 +123,7 @@ def open_model(
     return BaseModel(
         folder,
         variant,
-        **make_modules(configs, dtype),
+        **make_modules(configs, dtype, plan),
         scheduler=scheduler,
         # 64 is the side in Stable Diffusion 1.x, whose oldest files lack it.
         sample_size=configs["unet"].get("sample_size") or 64,
@@ -186,7 +188,9 @@ def _local_folder(
 
 
 def make_modules(
-    configs: Mapping[str, Mapping[str, Any]], dtype: DTypeLike = jnp.float32
+    configs: Mapping[str, Mapping[str, Any]],
+    dtype: DTypeLike = jnp.float32,
+    plan: attention.Plan = attention.Plan(),  # noqa: B008, a tuple
 ) -> dict[str, nn.Module]:
     """The networks that the configurations describe; they must fit one another."""
 
@@ -200,7 +204,7 @@ def make_modules(
             ) from error
 
     text = clip_text.ClipText(parse("text_encoder", clip_text.ClipTextConfig))
-    net = unet.UNet(parse("unet", unet.UNetConfig), dtype)
+    net = unet.UNet(parse("unet", unet.UNetConfig), dtype, plan)
     auto = vae.Vae(parse("vae", vae.VaeConfig))
     if net.config.cross_attention_dim != text.config.hidden_size:
         raise UserError(
