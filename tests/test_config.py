@@ -85,6 +85,7 @@ def test_defaults_are_those_of_the_design():
         "seed": 42,
         "train_batch_size": 4,
         "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": None,
         "max_train_steps": 3000,
         "learning_rate": 2e-3,
         "scale_lr": False,

@@ -230,6 +230,12 @@ class TrainingKeys(_Keys):
     gradient_accumulation_steps: Count = Field(
         1, description="micro-batches in a step of the optimizer"
     )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="compute the UNet's blocks a second time in the backward pass "
+        "instead of keeping what is inside; none: only where the device's memory is "
+        "short",
+    )
     max_train_steps: Count = Field(
         3000, description="length of the run in steps of the optimizer"
     )

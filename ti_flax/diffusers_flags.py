@@ -36,8 +36,6 @@ NOT_YET = {
     "save_steps": "learned_embeds is written at the end",
     "save_as_full_pipeline": "load learned_embeds into the base pipeline with "
     "load_textual_inversion",
-    "gradient_checkpointing": "to save memory lower train_batch_size and raise "
-    "gradient_accumulation_steps",
     "push_to_hub": "upload output_dir with `hf upload`",
     "hub_token": "upload output_dir with `hf upload`",
     "hub_model_id": "upload output_dir with `hf upload`",

@@ -324,16 +324,20 @@ def train_steps(
     return jax.lax.fori_loop(0, num_steps, body, (state, buffers))
 
 
+def jit_train_steps(recipe: Recipe) -> jax.stages.Wrapped:
+    """The jitted `train_steps`; the state passed in is given up (donated)."""
+    return jax.jit(
+        functools.partial(train_steps, recipe=recipe),
+        donate_argnums=0,
+        out_shardings=sharding.replicated(recipe.mesh),
+    )
+
+
 def compile_train_steps(
     recipe: Recipe,
 ) -> Callable[[State, dict[str, weights.Params], Bank, int], tuple[State, Metrics]]:
-    """The jitted `train_steps`; the state passed in is given up (donated)."""
-    everywhere = sharding.replicated(recipe.mesh)
-    steps = jax.jit(
-        functools.partial(train_steps, recipe=recipe),
-        donate_argnums=0,
-        out_shardings=everywhere,
-    )
+    """`jit_train_steps`, called with a checked number of steps."""
+    steps = jit_train_steps(recipe)
 
     met = False
 

@@ -21,6 +21,7 @@ from ti_flax import (
     files,
     looks,
     loop,
+    memory,
     metrics_out,
     previews,
     report,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ENCODE_BATCH_SIZE = 4
+ENCODE_BATCH_SIZE = 4
 
 
 class Inputs(NamedTuple):
@@ -239,7 +240,7 @@ def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Reside
         vae_params,
         inputs.pictures.images,
         config.random_flip,
-        _ENCODE_BATCH_SIZE,
+        ENCODE_BATCH_SIZE,
         progress,
     )
     layout = functools.partial(sharding.over_fsdp, mesh)
@@ -305,7 +306,7 @@ def make_recipe(
     )
     return step.Recipe(
         text_encoder=model.text_encoder,
-        unet=model.unet,
+        unet=model.unet.clone(remat=memory.needs_remat(config, model, mesh)),
         scaling_factor=model.vae.config.scaling_factor,
         schedule=schedule,
         optimizer=optimizer,
@@ -393,6 +394,15 @@ def _initial_rows(
     )
 
 
+def jit_encode(model: weights.BaseModel) -> jax.stages.Wrapped:
+    """The jitted (params of the VAE, pixels) to moments."""
+    return jax.jit(
+        lambda params, pixels: model.vae.apply(
+            {"params": params}, pixels, method="encode"
+        )
+    )
+
+
 def encode_pictures(
     model: weights.BaseModel,
     params: weights.Params,
@@ -402,11 +412,7 @@ def encode_pictures(
     progress: bool,
 ) -> Float32[np.ndarray, "N F h w two_c"]:
     """VAE moments of every picture and, with `flip`, of its mirror image (F = 2)."""
-    encode = jax.jit(
-        lambda params, pixels: model.vae.apply(
-            {"params": params}, pixels, method="encode"
-        )
-    )
+    encode = jit_encode(model)
     batch_size = min(batch_size, len(images) * (1 + flip))
     return data.encode_pictures(
         images, lambda pixels: encode(params, pixels), batch_size, flip, progress

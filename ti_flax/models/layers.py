@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ti_flax.models import attention
+from ti_flax.models import attention, convolution
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -54,6 +54,7 @@ def conv(
         (size, size),
         strides=strides,
         padding=(around, around),
+        conv_general_dilated=convolution.convolve,
         dtype=dtype,
         param_dtype=dtype,
         name=name,

@@ -211,6 +211,8 @@ class UNet(nn.Module):
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
     plan: attention.Plan = attention.Plan()
+    # Compute what is inside a residual or transformer block again in the backward pass.
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -245,6 +247,7 @@ class UNet(nn.Module):
                 downsample=i < last,
                 dtype=dtype,
                 plan=self.plan,
+                remat=self.remat,
                 name=f"down_blocks_{i}",
             )(x, embedding, context)
             skips += outputs
@@ -254,6 +257,7 @@ class UNet(nn.Module):
             config.heads[-1],
             dtype=dtype,
             plan=self.plan,
+            remat=self.remat,
             name="mid_block",
         )(x, embedding, context)
         for i, width in enumerate(reversed(config.block_out_channels)):
@@ -268,6 +272,7 @@ class UNet(nn.Module):
                 upsample_to=skips[-1].shape[1:3] if i < last else None,
                 dtype=dtype,
                 plan=self.plan,
+                remat=self.remat,
                 name=f"up_blocks_{i}",
             )(x, own, embedding, context)
         x = layers.group_norm(
@@ -284,9 +289,10 @@ class Block(nn.Module):
     heads: int
     dtype: DTypeLike
     plan: attention.Plan
+    remat: bool
 
     def resnet(self, i: int) -> layers.ResnetBlock:
-        return layers.ResnetBlock(
+        return self._kind(layers.ResnetBlock)(
             self.width,
             self.config.norm_num_groups,
             self.config.norm_eps,
@@ -295,7 +301,7 @@ class Block(nn.Module):
         )
 
     def transformer(self, i: int) -> Transformer:
-        return Transformer(
+        return self._kind(Transformer)(
             self.heads,
             self.config.norm_num_groups,
             self.config.use_linear_projection,
@@ -303,6 +309,9 @@ class Block(nn.Module):
             self.plan,
             name=f"attentions_{i}",
         )
+
+    def _kind(self, block: type[nn.Module]) -> type[nn.Module]:
+        return nn.remat(block) if self.remat else block
 
 
 class DownBlock(Block):
