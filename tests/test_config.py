@@ -85,6 +85,8 @@ def test_defaults_are_those_of_the_design():
         "seed": 42,
         "train_batch_size": 4,
         "gradient_accumulation_steps": 1,
+        "compilation_cache_dir": "~/.cache/ti_flax",
+        "profile_startup": False,
         "gradient_checkpointing": None,
         "max_train_steps": 3000,
         "learning_rate": 2e-3,

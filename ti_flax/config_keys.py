@@ -230,6 +230,14 @@ class TrainingKeys(_Keys):
     gradient_accumulation_steps: Count = Field(
         1, description="micro-batches in a step of the optimizer"
     )
+    compilation_cache_dir: OptionalNameOrPath = Field(
+        "~/.cache/ti_flax",
+        description="folder, or gs:// address, where compiled programs are kept for "
+        "the next run; none keeps none",
+    )
+    profile_startup: bool = Field(
+        False, description="print where the time goes until the first step has run"
+    )
     gradient_checkpointing: bool | None = Field(
         None,
         description="compute the UNet's blocks a second time in the backward pass "

@@ -31,7 +31,9 @@ _GIB = 2**30
 
 def describe(config: configuration.Config, topology: str) -> str:
     """Compiles a run's programs for a topology; lines of what they need."""
-    return "\n".join(_lines(config, topology, topologies.make_mesh(topology)))
+    return "\n".join(
+        _lines(config, topology, topologies.make_mesh(topology, config.fsdp))
+    )
 
 
 def _lines(config: configuration.Config, topology: str, mesh: Mesh) -> Iterator[str]:
@@ -170,9 +172,12 @@ def lower_train_steps(
     recipe = make_recipe(config, model, mesh)
     side = config.resolution // model.vae.config.downscale
     state, bank = stand_in.make_run(recipe, side, vectors=config.num_vectors)
-    arguments = state, stand_in.frozen_shapes(recipe), bank, jnp.int32(1)
-    everywhere = sharding.replicated(mesh)
-    return step.jit_train_steps(recipe).lower(*stand_in.abstract(arguments, everywhere))
+    state, bank, one = stand_in.abstract(
+        (state, bank, jnp.int32(1)), sharding.replicated(mesh)
+    )
+    return step.jit_train_steps(recipe).lower(
+        state, stand_in.frozen_shapes(recipe), bank, one
+    )
 
 
 def lower_encode(

@@ -58,7 +58,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     state, bank = jax.device_put(
         stand_in.make_run(recipe, side, keys.concepts), everywhere
     )
-    frozen = stand_in.random_weights(stand_in.frozen_shapes(recipe), everywhere)
+    frozen = stand_in.random_weights(stand_in.frozen_shapes(recipe))
     jax.block_until_ready(frozen)
     began = time.perf_counter()
     one = np.int32(1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from ti_flax import flops, step
+from ti_flax import flops, sharding, step
 from ti_flax.models import attention, weights
 from ti_flax.models.shapes import Configs
 
@@ -61,15 +61,23 @@ def make_run(
 
 
 def frozen_shapes(recipe: step.Recipe) -> dict[str, weights.Params]:
-    """Shapes and dtypes of the weights that a step takes."""
+    """Shapes, dtypes and places of the weights that a step takes."""
+    networks = {"text_encoder": recipe.text_encoder, "unet": recipe.unet}
     return {
-        "text_encoder": weights.param_shapes(recipe.text_encoder),
-        "unet": weights.param_shapes(recipe.unet),
+        name: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape,
+                leaf.dtype,
+                sharding=sharding.over_fsdp(recipe.mesh, leaf.shape),
+            ),
+            weights.param_shapes(network),
+        )
+        for name, network in networks.items()
     }
 
 
-def random_weights(shapes: weights.Params, sharding: Sharding) -> weights.Params:
-    """Weights of these shapes, made on the device.
+def random_weights(shapes: weights.Params) -> weights.Params:
+    """Weights of these shapes, made on the devices where they belong.
 
     Kernels are normal with variance 1 / fan-in and norms the identity, so that
     activations keep their scale through the network, as in a trained one.
@@ -84,14 +92,18 @@ def random_weights(shapes: weights.Params, sharding: Sharding) -> weights.Params
 
     leaves, tree = jax.tree.flatten(shapes)
     keys = tree.unflatten(list(jax.random.split(jax.random.key(0), len(leaves))))
-    one = jax.jit(draw, static_argnums=(0, 1), out_shardings=sharding)
-    return jax.tree_util.tree_map_with_path(one, shapes, keys)
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
+        one = jax.jit(draw, static_argnums=(0, 1), out_shardings=leaf.sharding)
+        return one(path, leaf, key)
+
+    return jax.tree_util.tree_map_with_path(place, shapes, keys)
 
 
-def abstract(tree: Any, sharding: Sharding) -> Any:
-    """The arrays' shapes and dtypes, placed as `sharding` says; nothing is moved."""
+def abstract(tree: Any, place: Sharding) -> Any:
+    """The arrays' shapes and dtypes, placed as `place` says; nothing is moved."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         tree,
     )
 

@@ -27,6 +27,8 @@ from ti_flax import (
     report,
     run_folder,
     sharding,
+    stand_in,
+    startup,
     step,
     stop_signals,
     tokens,
@@ -91,6 +93,8 @@ def train_concepts(
         UserError: what to mend, in one line.
         Stopped: SIGTERM or SIGINT came; the run goes on from its last checkpoint.
     """
+    phases = startup.Phases("Python and imports")
+    startup.keep_compiled(config.compilation_cache_dir)
     metrics_out.check(config.report_to)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(stop_signals.StopSignals())
@@ -99,12 +103,18 @@ def train_concepts(
             folder = stack.enter_context(run_folder.RunFolder(config))
             found = folder.found
         inputs = read_inputs(config)
+        phases.end("checks")
         if folder is not None:
             fingerprints = inputs.fingerprints()
         if found is not None:
             checkpoint.check_fingerprints(found, fingerprints)
         _log.info("reading %s", inputs.model.folder)
-        resident = load(config, inputs, progress and folder is not None)
+        recipe = make_recipe(config, inputs.model, inputs.schedule, inputs.mesh)
+        train_steps = step.compile_train_steps(
+            recipe, abstract_arguments(config, inputs, recipe)
+        )
+        resident = load(config, inputs, recipe, progress and folder is not None)
+        phases.end("weights and pictures")
         rows = {"text_encoder": jnp.asarray(resident.initial_rows)[None]}
         state = step.init_state(rows, resident.recipe.optimizer)
         start, state = checkpoint.restore(found, state)
@@ -153,10 +163,19 @@ def train_concepts(
         signals.defer()
         if start == 0:
             look(0, state)
-        train_steps = step.compile_train_steps(resident.recipe)
         frozen = {name: resident.params[name] for name in ("text_encoder", "unet")}
+        phases.end("initial rows, checkpoint, report")
+
+        def dispatch(state: step.State, count: int) -> tuple[step.State, step.Metrics]:
+            result = train_steps(state, frozen, resident.bank, count)
+            if config.profile_startup and not phases.logged:
+                jax.block_until_ready(result)
+                phases.end("rest of the compilation, first step")
+                phases.log()
+            return result
+
         done, state = loop.run(
-            lambda state, count: train_steps(state, frozen, resident.bank, count),
+            dispatch,
             state,
             steps,
             config.examples_per_step,
@@ -228,7 +247,30 @@ def read_inputs(config: configuration.Config) -> Inputs:
     )
 
 
-def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Resident:
+def abstract_arguments(
+    config: configuration.Config, inputs: Inputs, recipe: step.Recipe
+) -> tuple[step.State, dict[str, weights.Params], step.Bank]:
+    """Shapes and places of what a dispatch takes, known before weights are read."""
+    everywhere, config_ = sharding.replicated(recipe.mesh), inputs.model.vae.config
+    side = config.resolution // config_.downscale
+    views = len(inputs.pictures.images), 1 + config.random_flip
+    moments = jax.ShapeDtypeStruct(
+        (*views, side, side, 2 * config_.latent_channels), jnp.float32
+    )
+    shape = (1, config.num_vectors, recipe.text_encoder.config.hidden_size)
+    rows = {"text_encoder": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    state = jax.eval_shape(lambda rows: step.init_state(rows, recipe.optimizer), rows)
+    bank = jax.eval_shape(
+        lambda moments: make_bank(config, moments, inputs.prompts, config.num_vectors),
+        moments,
+    )
+    state, bank = stand_in.abstract((state, bank), everywhere)
+    return state, stand_in.frozen_shapes(recipe), bank
+
+
+def load(
+    config: configuration.Config, inputs: Inputs, recipe: step.Recipe, progress: bool
+) -> Resident:
     """Reads the weights, encodes the pictures and puts all on the devices.
 
     The VAE stays there only as far as previews need it.
@@ -255,7 +297,7 @@ def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Reside
     return Resident(
         params=params,
         bank=sharding.replicate(bank, mesh),
-        recipe=make_recipe(config, model, inputs.schedule, mesh),
+        recipe=recipe,
         initial_rows=rows,
     )
 
@@ -319,7 +361,7 @@ def make_recipe(
 
 def make_bank(
     config: configuration.Config,
-    moments: np.ndarray,
+    moments: np.ndarray | jax.Array,
     prompts: np.ndarray,
     num_rows: int,
 ) -> step.Bank:
