@@ -10,6 +10,9 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
+# Where libtpu is installed, JAX would look for a TPU, slowly and with complaints.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
 # Runs that differ in numbers only share their executables.
 _cache = tempfile.TemporaryDirectory(prefix="ti_flax-test-cache-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
@@ -21,7 +24,6 @@ import pytest  # noqa: E402
 
 jaxtyping.install_import_hook("ti_flax", "typechecking.check")
 
-jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

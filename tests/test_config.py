@@ -70,6 +70,7 @@ def test_defaults_are_those_of_the_design():
         "variant": None,
         "tokenizer_name": None,
         "mixed_precision": "auto",
+        "attention": "auto",
         "initializer_token": None,
         "initializer_embedding": None,
         "initializer_jitter": 0.1,
@@ -84,6 +85,9 @@ def test_defaults_are_those_of_the_design():
         "seed": 42,
         "train_batch_size": 4,
         "gradient_accumulation_steps": 1,
+        "compilation_cache_dir": "~/.cache/ti_flax",
+        "profile_startup": False,
+        "gradient_checkpointing": None,
         "max_train_steps": 3000,
         "learning_rate": 2e-3,
         "scale_lr": False,
@@ -478,12 +482,12 @@ def test_neither_import_nor_help_brings_in_jax_or_transformers():
 
 
 def test_every_flag_of_diffusers_is_known_in_exactly_one_way():
-    tables = [Config.model_fields, diffusers_flags.NO_MEANING, diffusers_flags.NOT_YET]
+    tables = [Config.model_fields, diffusers_flags.NO_MEANING]
     assert len(DIFFUSERS_FLAGS) == 48
     for flag in DIFFUSERS_FLAGS + VARIANT_FLAGS:
         assert sum(flag in table for table in tables) == 1, flag
-    foreign = {*diffusers_flags.NO_MEANING, *diffusers_flags.NOT_YET}
-    assert foreign <= {*DIFFUSERS_FLAGS, *VARIANT_FLAGS}
+    foreign = {*DIFFUSERS_FLAGS, *VARIANT_FLAGS}
+    assert diffusers_flags.NO_MEANING.keys() <= foreign
 
 
 def test_readme_command_of_diffusers_gives_its_settings(caplog):
@@ -527,17 +531,6 @@ def test_yaml_key_without_meaning_is_ignored_with_one_line(tmp_path, caplog):
     assert message.startswith("repeats is ignored: ")
 
 
-@pytest.mark.parametrize("flag", diffusers_flags.NOT_YET)
-@pytest.mark.parametrize("place", ["yaml", "command line"])
-def test_flag_of_a_later_version_says_what_to_do_instead(tmp_path, flag, place):
-    if place == "yaml":
-        message = line_of(load_yaml, tmp_path, f"{flag}: 1", *REQUIRED_FLAGS)
-    else:
-        message = line_of(load, f"--{flag}")
-    assert message.startswith("not available in this version, remove ")
-    assert f"{flag} ({diffusers_flags.NOT_YET[flag]})" in message
-
-
 def test_the_hubs_token_is_in_no_text(tmp_path):
     config = load("--push_to_hub", "--hub_token=secret")
     assert config.push_to_hub and config.hub_token.get_secret_value() == "secret"
@@ -547,6 +540,6 @@ def test_the_hubs_token_is_in_no_text(tmp_path):
     assert load_yaml(tmp_path, dumped).hub_token is None
     # Whatever it is, it is taken, since an error would show it; so do other errors.
     assert load_yaml(tmp_path, "hub_token: 1234", *REQUIRED_FLAGS).hub_token
-    for wrong in ("--seed=x", "--no_such_key", "--save_steps=5", "--license="):
+    for wrong in ("--seed=x", "--no_such_key", "--license="):
         assert "secret" not in line_of(load, "--hub_token=secret", wrong)
     assert load("--hub_token=").hub_token is None

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ti_flax"
 ORDER = [
     "errors",
     "files",
+    "startup",
     "diffusers_flags",
     "command_line",
     "config_keys",
@@ -22,20 +23,26 @@ ORDER = [
     "tokens",
     "data",
     "data_doctor",
+    "sharding",
+    "topologies",
     "models",
+    "models.attention",
+    "models.convolution",
     "models.layers",
     "models.clip_text",
     "models.unet",
     "models.vae",
     "models.weights",
     "models.shapes",
+    "memory",
     "diffusion",
     "noise_levels",
     "samplers",
     "schedulers",
-    "sharding",
     "distributed",
     "step",
+    "flops",
+    "stand_in",
     "checkpoint",
     "pickle_machine",
     "torch_pickle",
@@ -70,6 +77,12 @@ ORDER = [
     "watch",
     "loop",
     "trainer",
+    "fit",
+    "fit_report",
+    "step_keys",
+    "jax_side",
+    "torch_side",
+    "step_speed",
     "generator",
     "generate",
     "random_model",
@@ -78,6 +91,7 @@ ORDER = [
     "inspect",
     "push",
     "train",
+    "train_compile",
 ]
 
 
@@ -124,7 +138,9 @@ def test_every_module_has_its_place():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--no_such_key"]])
-@pytest.mark.parametrize("module", ["convert", "generate", "inspect", "push", "train"])
+@pytest.mark.parametrize(
+    "module", ["convert", "generate", "inspect", "push", "train", "train_compile"]
+)
 def test_help_and_errors_come_without_jax(module, arguments):
     code = (
         "import sys, runpy\n"

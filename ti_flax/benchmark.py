@@ -1,8 +1,8 @@
-"""`python -m ti_flax.benchmark quality [--key value ...]`: how well it learns."""
+"""`python -m ti_flax.benchmark quality|step [--key value ...]`: how well, how fast."""
 
 import sys
 
-from ti_flax import command_line, config, errors
+from ti_flax import command_line, config, errors, step_keys
 from ti_flax.quickstart import quality_keys
 
 _USAGE = "[--key value ...]"
@@ -19,8 +19,16 @@ def _quality(argv: list[str]) -> None:
     quality.measure(keys)
 
 
+def _step(argv: list[str]) -> None:
+    given = command_line.parse_keys(argv, step_keys.GROUPS, "benchmark step", _USAGE)
+    keys = config.validate(step_keys.StepKeys, given, "with --key value")
+    from ti_flax import step_speed
+
+    step_speed.measure(keys)
+
+
 # What can be measured.
-_SUBCOMMANDS = {"quality": _quality}
+_SUBCOMMANDS = {"quality": _quality, "step": _step}
 
 
 def main() -> None:

@@ -182,7 +182,7 @@ def _add_key(section: argparse._ArgumentGroup, key: str, field: FieldInfo) -> No
             f"--{key}", nargs="+", action="extend", metavar=_metavar(field), help=text
         )
         return
-    if field.annotation is not bool:
+    if bool not in (field.annotation, *get_args(field.annotation)):
         section.add_argument(f"--{key}", metavar=_metavar(field), help=text)
         return
     section.add_argument(

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_FOREIGN_FLAGS = (*diffusers_flags.NO_MEANING, *diffusers_flags.NOT_YET)
+_FOREIGN_FLAGS = tuple(diffusers_flags.NO_MEANING)
 
 # What pydantic says in its own terms.
 _EXPECTED = {

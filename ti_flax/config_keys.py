@@ -85,6 +85,14 @@ Precision = Annotated[
         "and GPU, float32 on CPU"
     ),
 ]
+AttentionName = Annotated[
+    Literal["auto", "plain", "chunked", "splash", "cudnn"],
+    Field(
+        description="attention of the UNet: plain, chunked (a part of the scores at a "
+        "time), splash (TPU) or cudnn (NVIDIA GPU, bf16) where the shape allows, or "
+        "auto: the best of them for the machine"
+    ),
+]
 LrScheduler = Literal[
     "constant",
     "constant_with_warmup",
@@ -133,6 +141,7 @@ class ModelKeys(_Keys):
         None, description="folder or Hub repository of a tokenizer of its own"
     )
     mixed_precision: Precision = "auto"
+    attention: AttentionName = "auto"
 
 
 class ConceptKeys(_Keys):
@@ -233,6 +242,20 @@ class TrainingKeys(_Keys):
     )
     gradient_accumulation_steps: Count = Field(
         1, description="micro-batches in a step of the optimizer"
+    )
+    compilation_cache_dir: OptionalNameOrPath = Field(
+        "~/.cache/ti_flax",
+        description="folder, or gs:// address, where compiled programs are kept for "
+        "the next run; none keeps none",
+    )
+    profile_startup: bool = Field(
+        False, description="print where the time goes until the first step has run"
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="compute the UNet's blocks a second time in the backward pass "
+        "instead of keeping what is inside; none: only where the device's memory is "
+        "short",
     )
     max_train_steps: Count = Field(
         3000, description="length of the run in steps of the optimizer"

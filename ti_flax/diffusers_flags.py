@@ -7,8 +7,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ti_flax.errors import UserError
-
 _log = logging.getLogger(__name__)
 
 # Flag: why there is nothing to set.
@@ -26,28 +24,16 @@ NO_MEANING = {
     "local_rank": "one process drives all devices of its host",
     "no_safe_serialization": "learned_embeds is always written both as .safetensors "
     "and as .bin",
+    "save_steps": "learned_embeds is written with each checkpoint; checkpointing_steps "
+    "says how often",
     "use_auth_token": "the Hub token comes from `hf auth login` or from HF_TOKEN",
     "use_8bit_adam": "the optimizer holds the moments of the learned rows alone, a few "
     "kilobytes",
 }
 
-# Flag: what to do instead.
-NOT_YET = {
-    "save_steps": "learned_embeds is written at the end",
-    "gradient_checkpointing": "to save memory lower train_batch_size and raise "
-    "gradient_accumulation_steps",
-}
-
 
 def without_foreign_flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `given` without the flags that have no meaning here, warning of each.
-
-    Raises:
-      UserError: flags of a later version are among them; the line names them all.
-    """
-    not_yet = [f"{flag} ({NOT_YET[flag]})" for flag in given if flag in NOT_YET]
-    if not_yet:
-        raise UserError(f"not available in this version, remove {', '.join(not_yet)}")
+    """Returns `given` without the flags that have no meaning here, warning of each."""
     for flag in given:
         if flag in NO_MEANING:
             _log.warning("%s is ignored: %s", flag, NO_MEANING[flag])

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ti_flax.config_keys import (
+    AttentionName,
     Count,
     Integer,
     NameOrPath,
@@ -32,6 +33,7 @@ class ModelKeys(_Keys):
     revision: Revision = None
     variant: Variant = None
     mixed_precision: Precision = "auto"
+    attention: AttentionName = "auto"
     embedding: Texts = Field(
         (),
         description="embedding files, or folders that a run wrote; WORD=FILE gives the "

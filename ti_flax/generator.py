@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ti_flax import export, pictures, pictures_out, schedulers, sharding, tokens
 from ti_flax.errors import UserError
 from ti_flax.generate_keys import GenerateKeys
-from ti_flax.models import weights
+from ti_flax.models import attention, weights
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +37,13 @@ def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:
     if output is not None:
         _make_folder(output)
     mesh = sharding.make_mesh()
-    dtype = weights.unet_dtype(keys.mixed_precision)
-    model = weights.open_model(keys.model, keys.revision, keys.variant, dtype)
+    model = weights.open_model(
+        keys.model,
+        keys.revision,
+        keys.variant,
+        weights.unet_dtype(keys.mixed_precision),
+        attention.make_plan(keys.attention, mesh),
+    )
     words = _load_words(keys.embedding, model.text_encoder.config.hidden_size)
     ids = _token_ids([*keys.prompt, keys.negative_prompt], model, words)
     scheduler = keys.scheduler or schedulers.find_name(model.scheduler)

@@ -7,6 +7,7 @@ the same rows whether it is trained alone or beside others.
 
 import functools
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -400,16 +401,33 @@ def train_steps(
     return jax.lax.fori_loop(0, num_steps, body, (state, buffers))
 
 
-def compile_train_steps(
-    recipe: Recipe,
-) -> Callable[[State, dict[str, weights.Params], Bank, int], tuple[State, Metrics]]:
+def jit_train_steps(recipe: Recipe) -> jax.stages.Wrapped:
     """The jitted `train_steps`; the state passed in is given up (donated)."""
-    everywhere = sharding.replicated(recipe.mesh)
-    steps = jax.jit(
+    return jax.jit(
         functools.partial(train_steps, recipe=recipe),
         donate_argnums=0,
-        out_shardings=everywhere,
+        out_shardings=sharding.replicated(recipe.mesh),
     )
+
+
+def compile_train_steps(
+    recipe: Recipe, shapes: tuple[State, dict[str, weights.Params], Bank] | None = None
+) -> Callable[[State, dict[str, weights.Params], Bank, int], tuple[State, Metrics]]:
+    """`jit_train_steps`, called with a checked number of steps.
+
+    Given the arguments' shapes, dtypes and shardings, it is compiled from now on, in a
+    thread of its own, so that weights can be read meanwhile.
+    """
+    jitted = steps = jit_train_steps(recipe)
+    if shapes is not None:
+        everywhere = sharding.replicated(recipe.mesh)
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
+        pool = futures.ThreadPoolExecutor(1)
+        program = pool.submit(lambda: jitted.lower(*shapes, count).compile())
+        pool.shutdown(wait=False)
+
+        def steps(*arguments):
+            return program.result()(*arguments)
 
     met = False
 

@@ -21,6 +21,7 @@ from ti_flax import (
     files,
     looks,
     loop,
+    memory,
     metrics_out,
     previews,
     provenance,
@@ -28,6 +29,8 @@ from ti_flax import (
     report,
     run_folder,
     sharding,
+    stand_in,
+    startup,
     step,
     stop_signals,
     tokens,
@@ -35,7 +38,7 @@ from ti_flax import (
 )
 from ti_flax import config as configuration
 from ti_flax.errors import Stopped, UserError
-from ti_flax.models import weights
+from ti_flax.models import attention, weights
 from ti_flax.templates import prompt_templates
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ENCODE_BATCH_SIZE = 4
+ENCODE_BATCH_SIZE = 4
 
 
 class Inputs(NamedTuple):
@@ -95,6 +98,8 @@ def train_concepts(
         UserError: what to mend, in one line.
         Stopped: SIGTERM or SIGINT came; the run goes on from its last checkpoint.
     """
+    phases = startup.Phases("Python and imports")
+    startup.keep_compiled(config.compilation_cache_dir)
     metrics_out.check(config.report_to)
     if jax.process_index() == 0:
         publish.check(config)
@@ -106,12 +111,18 @@ def train_concepts(
             folder = stack.enter_context(run_folder.RunFolder(config))
             found = folder.found
         inputs = read_inputs(config)
+        phases.end("checks")
         if folder is not None:
             fingerprints = inputs.fingerprints()
         if found is not None:
             checkpoint.check_fingerprints(found, fingerprints)
         _log.info("reading %s", inputs.model.folder)
-        resident = load(config, inputs, progress and folder is not None)
+        recipe = make_recipe(config, inputs.model, inputs.schedule, inputs.mesh)
+        train_steps = step.compile_train_steps(
+            recipe, abstract_arguments(config, inputs, recipe)
+        )
+        resident = load(config, inputs, recipe, progress and folder is not None)
+        phases.end("weights and pictures")
         rows = {"text_encoder": jnp.asarray(resident.initial_rows)[None]}
         state = step.init_state(rows, resident.recipe.optimizer)
         start, state = checkpoint.restore(found, state)
@@ -167,10 +178,19 @@ def train_concepts(
         signals.defer()
         if start == 0:
             look(0, state)
-        train_steps = step.compile_train_steps(resident.recipe)
         frozen = {name: resident.params[name] for name in ("text_encoder", "unet")}
+        phases.end("initial rows, checkpoint, report")
+
+        def dispatch(state: step.State, count: int) -> tuple[step.State, step.Metrics]:
+            result = train_steps(state, frozen, resident.bank, count)
+            if config.profile_startup and not phases.logged:
+                jax.block_until_ready(result)
+                phases.end("rest of the compilation, first step")
+                phases.log()
+            return result
+
         done, state = loop.run(
-            lambda state, count: train_steps(state, frozen, resident.bank, count),
+            dispatch,
             state,
             steps,
             config.examples_per_step,
@@ -220,6 +240,7 @@ def read_inputs(config: configuration.Config) -> Inputs:
         config.revision,
         config.variant,
         weights.unet_dtype(config.mixed_precision),
+        attention.make_plan(config.attention, mesh),
     )
     if config.resolution % model.vae.config.downscale:
         raise UserError(
@@ -247,7 +268,30 @@ def read_inputs(config: configuration.Config) -> Inputs:
     )
 
 
-def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Resident:
+def abstract_arguments(
+    config: configuration.Config, inputs: Inputs, recipe: step.Recipe
+) -> tuple[step.State, dict[str, weights.Params], step.Bank]:
+    """Shapes and places of what a dispatch takes, known before weights are read."""
+    everywhere, config_ = sharding.replicated(recipe.mesh), inputs.model.vae.config
+    side = config.resolution // config_.downscale
+    views = len(inputs.pictures.images), 1 + config.random_flip
+    moments = jax.ShapeDtypeStruct(
+        (*views, side, side, 2 * config_.latent_channels), jnp.float32
+    )
+    shape = (1, config.num_vectors, recipe.text_encoder.config.hidden_size)
+    rows = {"text_encoder": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    state = jax.eval_shape(lambda rows: step.init_state(rows, recipe.optimizer), rows)
+    bank = jax.eval_shape(
+        lambda moments: make_bank(config, moments, inputs.prompts, config.num_vectors),
+        moments,
+    )
+    state, bank = stand_in.abstract((state, bank), everywhere)
+    return state, stand_in.frozen_shapes(recipe), bank
+
+
+def load(
+    config: configuration.Config, inputs: Inputs, recipe: step.Recipe, progress: bool
+) -> Resident:
     """Reads the weights, encodes the pictures and puts all on the devices.
 
     The VAE stays there only as far as previews need it.
@@ -259,7 +303,7 @@ def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Reside
         vae_params,
         inputs.pictures.images,
         config.random_flip,
-        _ENCODE_BATCH_SIZE,
+        ENCODE_BATCH_SIZE,
         progress,
     )
     layout = functools.partial(sharding.over_fsdp, mesh)
@@ -334,7 +378,7 @@ def make_recipe(
     )
     return step.Recipe(
         text_encoder=model.text_encoder,
-        unet=model.unet,
+        unet=model.unet.clone(remat=memory.needs_remat(config, model, mesh)),
         scaling_factor=model.vae.config.scaling_factor,
         schedule=schedule,
         optimizer=optimizer,
@@ -347,7 +391,7 @@ def make_recipe(
 
 def make_bank(
     config: configuration.Config,
-    moments: np.ndarray,
+    moments: np.ndarray | jax.Array,
     prompts: np.ndarray,
     rows: Float32[np.ndarray, "K D"],
 ) -> step.Bank:
@@ -424,6 +468,15 @@ def _initial_rows(
     )
 
 
+def jit_encode(model: weights.BaseModel) -> jax.stages.Wrapped:
+    """The jitted (params of the VAE, pixels) to moments."""
+    return jax.jit(
+        lambda params, pixels: model.vae.apply(
+            {"params": params}, pixels, method="encode"
+        )
+    )
+
+
 def encode_pictures(
     model: weights.BaseModel,
     params: weights.Params,
@@ -433,11 +486,7 @@ def encode_pictures(
     progress: bool,
 ) -> Float32[np.ndarray, "N F h w two_c"]:
     """VAE moments of every picture and, with `flip`, of its mirror image (F = 2)."""
-    encode = jax.jit(
-        lambda params, pixels: model.vae.apply(
-            {"params": params}, pixels, method="encode"
-        )
-    )
+    encode = jit_encode(model)
     batch_size = min(batch_size, len(images) * (1 + flip))
     return data.encode_pictures(
         images, lambda pixels: encode(params, pixels), batch_size, flip, progress

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ti_flax.errors import UserError
-from ti_flax.models import layers
+from ti_flax.models import attention, layers
 
 
 class ClipTextConfig(NamedTuple):
@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
             out = nn.Dense(width, name=name)(x)
             return out.reshape(*x.shape[:2], self.heads, width // self.heads)
 
-        out = layers.dot_product_attention(
+        out = attention.plain(
             project("q_proj"), project("k_proj"), project("v_proj"), causal=True
         )
         return nn.Dense(width, name="out_proj")(out.reshape(x.shape))

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ti_flax.models import attention, convolution
+
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x * sigmoid(1.702 x), the activation of OpenAI's CLIP text encoder."""
@@ -23,23 +25,6 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "silu": jax.nn.silu}
-
-
-def dot_product_attention(
-    q: Float[Array, "B T heads D"],
-    k: Float[Array, "B L heads D"],
-    v: Float[Array, "B L heads D"],
-    causal: bool = False,
-) -> Float[Array, "B T heads D"]:
-    """softmax(q k^T / sqrt(D)) v, softmax in float32 (Vaswani et al. 2017, eq. 1)."""
-    scores = jnp.einsum(
-        "bthd,blhd->bhtl", q, k, preferred_element_type=jnp.float32
-    ) / jnp.sqrt(jnp.float32(q.shape[-1]))
-    if causal:
-        visible = jnp.tril(jnp.ones((1, 1, *scores.shape[-2:]), bool))
-        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhtl,blhd->bthd", weights, v)
 
 
 def dense(
@@ -69,6 +54,7 @@ def conv(
         (size, size),
         strides=strides,
         padding=(around, around),
+        conv_general_dilated=convolution.convolve,
         dtype=dtype,
         param_dtype=dtype,
         name=name,
@@ -86,6 +72,7 @@ class Attention(nn.Module):
     heads: int
     head_dim: int
     dtype: DTypeLike = jnp.float32
+    plan: attention.Plan = attention.Plan()
 
     @nn.compact
     def __call__(
@@ -100,8 +87,11 @@ class Attention(nn.Module):
             out = dense(inner, name, self.dtype, use_bias=False)(source)
             return out.reshape(*source.shape[:2], self.heads, self.head_dim)
 
-        out = dot_product_attention(
-            project("to_q", x), project("to_k", context), project("to_v", context)
+        out = attention.attend(
+            project("to_q", x),
+            project("to_k", context),
+            project("to_v", context),
+            self.plan,
         )
         out = out.reshape(*x.shape[:2], inner)
         return dense(x.shape[-1], "to_out_0", self.dtype)(out)

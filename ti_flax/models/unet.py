@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
 from ti_flax.errors import UserError
-from ti_flax.models import layers
+from ti_flax.models import attention, layers
 
 # Settings that Stable Diffusion 1.x and 2.x leave at one value. Another value means
 # another family (SDXL, inpainting with masks, class-conditional...), not a variation.
@@ -153,6 +153,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     heads: int
     dtype: DTypeLike
+    plan: attention.Plan
 
     @nn.compact
     def __call__(
@@ -164,7 +165,9 @@ class TransformerBlock(nn.Module):
             return nn.LayerNorm(1e-5, dtype=self.dtype, name=name)(x)
 
         def attention(name: str) -> layers.Attention:
-            return layers.Attention(self.heads, head_dim, dtype=self.dtype, name=name)
+            return layers.Attention(
+                self.heads, head_dim, self.dtype, self.plan, name=name
+            )
 
         x = x + attention("attn1")(norm("norm1"))
         x = x + attention("attn2")(norm("norm2"), context)
@@ -178,6 +181,7 @@ class Transformer(nn.Module):
     groups: int
     linear: bool
     dtype: DTypeLike
+    plan: attention.Plan
 
     @nn.compact
     def __call__(
@@ -192,9 +196,9 @@ class Transformer(nn.Module):
 
         y = layers.group_norm(self.groups, 1e-6, "norm", self.dtype)(x)
         y = project("proj_in", y).reshape(b, h * w, c)
-        y = TransformerBlock(self.heads, self.dtype, name="transformer_blocks_0")(
-            y, context
-        )
+        y = TransformerBlock(
+            self.heads, self.dtype, self.plan, name="transformer_blocks_0"
+        )(y, context)
         return x + project("proj_out", y.reshape(b, h, w, c))
 
 
@@ -206,6 +210,9 @@ class UNet(nn.Module):
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
+    plan: attention.Plan = attention.Plan()
+    # Compute what is inside a residual or transformer block again in the backward pass.
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -239,6 +246,8 @@ class UNet(nn.Module):
                 attention=config.down_attention[i],
                 downsample=i < last,
                 dtype=dtype,
+                plan=self.plan,
+                remat=self.remat,
                 name=f"down_blocks_{i}",
             )(x, embedding, context)
             skips += outputs
@@ -247,6 +256,8 @@ class UNet(nn.Module):
             config.block_out_channels[-1],
             config.heads[-1],
             dtype=dtype,
+            plan=self.plan,
+            remat=self.remat,
             name="mid_block",
         )(x, embedding, context)
         for i, width in enumerate(reversed(config.block_out_channels)):
@@ -260,6 +271,8 @@ class UNet(nn.Module):
                 # The next skip has the size to return to: half of an odd one is lossy.
                 upsample_to=skips[-1].shape[1:3] if i < last else None,
                 dtype=dtype,
+                plan=self.plan,
+                remat=self.remat,
                 name=f"up_blocks_{i}",
             )(x, own, embedding, context)
         x = layers.group_norm(
@@ -275,9 +288,11 @@ class Block(nn.Module):
     width: int
     heads: int
     dtype: DTypeLike
+    plan: attention.Plan
+    remat: bool
 
     def resnet(self, i: int) -> layers.ResnetBlock:
-        return layers.ResnetBlock(
+        return self._kind(layers.ResnetBlock)(
             self.width,
             self.config.norm_num_groups,
             self.config.norm_eps,
@@ -286,13 +301,17 @@ class Block(nn.Module):
         )
 
     def transformer(self, i: int) -> Transformer:
-        return Transformer(
+        return self._kind(Transformer)(
             self.heads,
             self.config.norm_num_groups,
             self.config.use_linear_projection,
             self.dtype,
+            self.plan,
             name=f"attentions_{i}",
         )
+
+    def _kind(self, block: type[nn.Module]) -> type[nn.Module]:
+        return nn.remat(block) if self.remat else block
 
 
 class DownBlock(Block):

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ti_flax.errors import UserError
-from ti_flax.models import layers
+from ti_flax.models import attention, layers
 
 _EPS = 1e-6
 _FIXED = {
@@ -78,9 +78,9 @@ class SpatialAttention(nn.Module):
         def project(name: str) -> Array:
             return layers.dense(c, name, self.dtype)(tokens)[:, :, None]
 
-        out = layers.dot_product_attention(
-            project("to_q"), project("to_k"), project("to_v")
-        )[:, :, 0]
+        out = attention.attend(project("to_q"), project("to_k"), project("to_v"))[
+            :, :, 0
+        ]
         out = layers.dense(c, "to_out_0", self.dtype)(out)
         return x + out.reshape(x.shape)
 

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from ti_flax import files
 from ti_flax.errors import UserError
-from ti_flax.models import clip_text, unet, vae
+from ti_flax.models import attention, clip_text, unet, vae
 
 Params = dict[str, Any]
 # Where a weight of a given shape lies.
@@ -95,11 +95,13 @@ class BaseModel(NamedTuple):
             return hashlib.sha256(b"".join(pool.map(digest, paths))).hexdigest()
 
 
-def unet_dtype(mixed_precision: str) -> DTypeLike:
-    """What `mixed_precision` (auto, no, bf16) makes of the UNet on this machine."""
+def unet_dtype(mixed_precision: str, platform: str | None = None) -> DTypeLike:
+    """What `mixed_precision` (auto, no, bf16) makes of the UNet on `platform`, by
+    default this machine's."""
     if mixed_precision == "auto":
         # XLA's CPU backend computes bfloat16 no faster than float32.
-        mixed_precision = "no" if jax.default_backend() == "cpu" else "bf16"
+        on_cpu = (platform or jax.default_backend()) == "cpu"
+        mixed_precision = "no" if on_cpu else "bf16"
     return {"no": jnp.float32, "bf16": jnp.bfloat16}[mixed_precision]
 
 
@@ -108,27 +110,36 @@ def open_model(
     revision: str | None = None,
     variant: str | None = None,
     dtype: DTypeLike = jnp.float32,
+    plan: attention.Plan = attention.Plan(),  # noqa: B008, a tuple
+    download_weights: bool = True,
 ) -> BaseModel:
     """Opens a diffusers folder or a Hub repository id; no weights are read yet.
 
-    The UNet will be held and computed in `dtype`; text encoder and VAE in float32.
+    The UNet will be held and computed in `dtype`, its attention as `plan` says; text
+    encoder and VAE in float32. Without `download_weights` a Hub repository is asked
+    for its configuration only.
 
     Raises `UserError` when a file is missing or the model is of another family.
     """
-    folder = find_folder(name_or_path, revision, variant)
+    folder = find_folder(name_or_path, revision, variant, download_weights)
     configs = {name: _read_json(folder / name / "config.json") for name in _STEMS}
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
     return BaseModel(
         folder,
         variant,
-        **make_modules(configs, dtype),
+        **make_modules(configs, dtype, plan),
         scheduler=scheduler,
         # 64 is the side in Stable Diffusion 1.x, whose oldest files lack it.
         sample_size=configs["unet"].get("sample_size") or 64,
     )
 
 
-def find_folder(name_or_path: str, revision: str | None, variant: str | None) -> Path:
+def find_folder(
+    name_or_path: str,
+    revision: str | None,
+    variant: str | None,
+    download_weights: bool = True,
+) -> Path:
     """The local folder of a model, downloaded from the Hub when it is a repository id.
 
     Only the files that training and generating read are downloaded; what the cache
@@ -137,8 +148,10 @@ def find_folder(name_or_path: str, revision: str | None, variant: str | None) ->
     suffix = f".{variant}" if variant else ""
     patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*"]
     for component, stem in _STEMS.items():
+        patterns.append(f"{component}/config.json")
+        if not download_weights:
+            continue
         patterns += [
-            f"{component}/config.json",
             f"{component}/{stem}{suffix}.safetensors",
             f"{component}/{stem}.safetensors.index{suffix}.json",
             f"{component}/{stem}{suffix}-*-of-*.safetensors",
@@ -186,7 +199,9 @@ def _local_folder(
 
 
 def make_modules(
-    configs: Mapping[str, Mapping[str, Any]], dtype: DTypeLike = jnp.float32
+    configs: Mapping[str, Mapping[str, Any]],
+    dtype: DTypeLike = jnp.float32,
+    plan: attention.Plan = attention.Plan(),  # noqa: B008, a tuple
 ) -> dict[str, nn.Module]:
     """The networks that the configurations describe; they must fit one another."""
 
@@ -200,7 +215,7 @@ def make_modules(
             ) from error
 
     text = clip_text.ClipText(parse("text_encoder", clip_text.ClipTextConfig))
-    net = unet.UNet(parse("unet", unet.UNetConfig), dtype)
+    net = unet.UNet(parse("unet", unet.UNetConfig), dtype, plan)
     auto = vae.Vae(parse("vae", vae.VaeConfig))
     if net.config.cross_attention_dim != text.config.hidden_size:
         raise UserError(

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int32
 
 from ti_flax import config as configuration
 from ti_flax import pictures, sharding, tokens
-from ti_flax.models import weights
+from ti_flax.models import attention, weights
 
 # Names every concept's learned row: a slot or a call of the text encoder sees only one.
 PLACEHOLDER = "<held-out>"
@@ -55,6 +55,7 @@ def load(config: configuration.Config) -> Frozen:
     model = weights.open_model(
         config.pretrained_model_name_or_path,
         dtype=weights.unet_dtype(config.mixed_precision),
+        plan=attention.make_plan(config.attention, mesh),
     )
     everywhere = sharding.replicated(mesh)
     networks = ("text_encoder", "unet", "vae")

@@ -1,0 +1,167 @@
+"""The benchmark's PyTorch takes our step, and the table says what was measured."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import slots
+
+from ti_flax import benchmark, errors, step, step_keys, step_speed
+from ti_flax.models import shapes, weights
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+def torch_params(recipe, torch, *extra):
+    from ti_flax import torch_side
+
+    frozen = {
+        name: shapes.random_params(slots.CONFIGS, name, seed)
+        for seed, name in enumerate(("text_encoder", "unet", *extra))
+    }
+    device = torch.device("cpu")
+    return frozen, {
+        name: torch_side.to_torch(tree, torch.float32, device)
+        for name, tree in frozen.items()
+    }
+
+
+def test_pytorch_takes_our_step(torch):
+    """Same weights, examples and noise: same loss, same gradient of the row."""
+    from ti_flax import torch_side
+
+    recipe = slots.make_recipe(batch=2)
+    frozen, params = torch_params(recipe, torch)
+    random = np.random.default_rng(0)
+    shape = (2, 4, 4, 4)
+    latents, noise = random.normal(size=(2, *shape)).astype(np.float32)
+    timesteps = np.array([100, 900], np.int32)
+    ids = random.integers(0, slots.VOCABULARY, (2, 77)).astype(np.int32)
+    ids[:, 3] = slots.VOCABULARY
+    row = random.normal(size=(1, slots.WIDTH)).astype(np.float32)
+
+    batch = step.Batch(*(array[None] for array in (latents, noise, timesteps, ids)))
+    (loss,), grads = jax.jit(
+        lambda rows, frozen: step.gradients(rows, frozen, batch, recipe)
+    )({"text_encoder": jnp.asarray(row)[None]}, frozen)
+
+    learned = torch.tensor(row, requires_grad=True)
+    table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
+    words = torch.nn.functional.embedding(
+        torch.tensor(ids).long(), torch.cat([table, learned])
+    )
+    text, net = recipe.text_encoder.config, recipe.unet.config
+    context = torch_side.read(params["text_encoder"], words, text)
+    abar = torch.tensor(np.array(recipe.schedule.alphas_cumprod))[timesteps]
+    abar = abar[:, None, None, None]
+    x0, eps = (torch.tensor(np.moveaxis(x, -1, 1)) for x in (latents, noise))
+    predicted = torch_side.predict(
+        params["unet"],
+        abar.sqrt() * x0 + (1 - abar).sqrt() * eps,
+        torch.tensor(timesteps),
+        context,
+        net,
+    )
+    their_loss = torch.nn.functional.mse_loss(predicted, eps)
+    their_loss.backward()
+    assert float(loss) == pytest.approx(float(their_loss.detach()), rel=1e-5)
+    ours, theirs = np.asarray(grads["text_encoder"][0]), learned.grad.numpy()
+    assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
+
+
+def test_pytorch_encodes_as_our_vae(torch):
+    from ti_flax import torch_side
+
+    module = slots.MODULES["vae"]
+    frozen, params = torch_params(None, torch, "vae")
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
+    ours = module.apply({"params": frozen["vae"]}, pixels, method="encode")
+    theirs = torch_side.encode(
+        params["vae"], torch.tensor(np.moveaxis(pixels, -1, 1)), module.config
+    )
+    np.testing.assert_allclose(np.moveaxis(theirs.numpy(), 1, -1), ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_pytorchs_step_moves_the_learned_row_alone(torch, script):
+    from ti_flax import torch_side
+
+    recipe = slots.make_recipe(batch=1)
+    _, params = torch_params(recipe, torch, "vae")
+    table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
+    ids = torch.full((1, 77), slots.VOCABULARY)
+    take_step = torch_side.make_step(
+        params,
+        tuple(slots.MODULES[name].config for name in ("text_encoder", "unet", "vae")),
+        torch.tensor(np.array(recipe.schedule.alphas_cumprod)),
+        recipe.scaling_factor,
+        {
+            "ids": ids,
+            "moments": torch.randn(1, 8, 4, 4),
+            "pixels": torch.rand(1, 3, 8, 8),
+        },
+        script,
+        compiled=False,
+    )
+    before = take_step.learned.detach().clone()
+    assert torch.isfinite(take_step())
+    moved = take_step.learned.detach() - before
+    assert torch.all(moved[-1] != 0)
+    assert len(moved) == (len(table) + 1 if script else 1)
+    assert not torch.any(moved[:-1])
+
+
+def test_the_table_is_what_was_measured(tmp_path, monkeypatch, capsys):
+    """Our side at the quickstart's shape, in a process of its own."""
+    output = tmp_path / "step.json"
+    argv = ["--model", "quickstart", "--repeats", "2", "--train_batch_size", "8"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "step", *argv, f"--output={output}"])
+    benchmark.main()
+    side = json.loads(output.read_text())["sides"]["ti_flax"]
+    assert len(side["seconds"]) == 2
+    median = np.median(side["seconds"])
+    assert side["examples_a_second"] == pytest.approx(8 / median)
+    assert side["share_of_peak"] == pytest.approx(
+        side["flops"] / median / side["peak_flops"]
+    )
+    assert 0 < side["overhead_seconds"] < median
+    assert side["peak_bytes"] > 2**28
+    assert side["first_step_seconds"] > side["compile_seconds"]
+    printed = capsys.readouterr().out
+    assert f"| examples/s | {side['examples_a_second']:.4g} |" in printed
+
+
+def test_mistakes_come_as_one_line(monkeypatch, tmp_path):
+    keys = step_keys.StepKeys(model="quickstart", attention="splash", repeats=1)
+    with pytest.raises(errors.UserError, match="splash runs on a TPU"):
+        step_speed.measure(keys.model_copy(update={"output": tmp_path / "x.json"}))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "step", "--resolution", "100"])
+    with pytest.raises(errors.UserError, match=r"resolution: expected .* 64"):
+        benchmark.main()
+
+
+def test_bfloat16_gradients_are_near_float32s():
+    """With every optimisation that a CPU takes; 2 % by norm."""
+    recipe = slots.make_recipe(batch=8)
+    state, bank = slots.make_run(recipe, slots.Concept(0, 3, 4, 2))
+    batch = step.draw_batch(bank, state.step, jnp.arange(8), 0.18215, 1000)
+
+    def gradient(dtype):
+        chosen = recipe._replace(
+            unet=weights.make_modules(slots.CONFIGS, dtype)["unet"]
+        )
+        frozen = slots.make_frozen(recipe)
+        frozen["unet"] = jax.tree.map(lambda x: x.astype(dtype), frozen["unet"])
+        compute = jax.jit(
+            lambda rows, frozen: step.gradients(rows, frozen, batch, chosen)
+        )
+        return np.asarray(compute(state.rows, frozen)[1]["text_encoder"])
+
+    exact, ours = gradient(jnp.float32), gradient(jnp.bfloat16)
+    assert 0 < np.linalg.norm(ours - exact) < 0.02 * np.linalg.norm(exact)

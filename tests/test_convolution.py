@@ -1,0 +1,71 @@
+"""Convolutions as matrix products are convolutions, forward and backward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from ti_flax.models import convolution
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+AROUND = [(1, 1), (1, 1)]
+
+
+def with_gradient(function, x, kernel):
+    out, pull_back = jax.vjp(jax.jit(function), x, kernel)
+    # Exact in both dtypes.
+    d_out = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(jnp.bfloat16)
+    back = pull_back(d_out.astype(out.dtype))
+    return [np.asarray(array, np.float32) for array in (out, *back)]
+
+
+def theirs(x, kernel):
+    exact = (jnp.asarray(array, jnp.float32) for array in (x, kernel))
+    return lax.conv_general_dilated(*exact, (1, 1), AROUND, dimension_numbers=LAYOUT)
+
+
+def ours(x, kernel):
+    return convolution.convolve(x, kernel, (1, 1), AROUND, dimension_numbers=LAYOUT)
+
+
+def arrays(batch, height, width, channels, features, dtype):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(batch, height, width, channels))
+    kernel = random.normal(size=(3, 3, channels, features)) / np.sqrt(9 * channels)
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)], ids=str
+)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 40, 24), (1, 1, 1, 8, 8)], ids=str)
+def test_products_are_the_convolution(shape, dtype, tolerance):
+    x, kernel = arrays(*shape, dtype)
+    assert "conv_general_dilated" not in str(
+        jax.make_jaxpr(convolution.products)(x, kernel)
+    )
+    pairs = zip(
+        with_gradient(ours, x, kernel), with_gradient(theirs, x, kernel), strict=True
+    )
+    for our, their in pairs:
+        assert np.linalg.norm(our - their) <= tolerance * np.linalg.norm(their)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "products"),
+    [
+        ((1, 16, 16, 1280, 8), jnp.float32, True),
+        ((1, 64, 64, 320, 8), jnp.float32, False),
+        ((1, 64, 64, 320, 8), jnp.bfloat16, True),
+    ],
+)
+def test_cpu_takes_products_where_they_are_faster(shape, dtype, products):
+    program = jax.jit(ours).lower(*arrays(*shape, dtype))
+    assert ("stablehlo.convolution" in program.as_text()) != products
+
+
+def test_another_platform_takes_its_own_convolution():
+    program = jax.jit(ours).trace(*arrays(1, 4, 4, 40, 8, jnp.bfloat16))
+    text = program.lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.convolution" in text and "stablehlo.dot_general" not in text

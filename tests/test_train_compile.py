@@ -1,0 +1,213 @@
+"""Programs are compiled for TPUs nobody holds, and the figures are right."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import slots
+
+from ti_flax import (
+    config,
+    errors,
+    fit,
+    fit_report,
+    flops,
+    memory,
+    sharding,
+    stand_in,
+    step,
+    topologies,
+    train_compile,
+)
+from ti_flax.models import attention, shapes
+from ti_flax.quickstart import settings
+
+REQUIRED = {"train_data_dir": "pictures", "placeholder_token": "<x>"}
+
+
+def make_config(**keys):
+    return config.Config(
+        **{"pretrained_model_name_or_path": str(settings.MODEL)} | REQUIRED | keys
+    )
+
+
+@pytest.fixture
+def described(monkeypatch):
+    """As `topologies.prepare` leaves the environment, until the test ends."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    topologies.prepare()
+
+
+@pytest.mark.parametrize(
+    ("topology", "devices", "kind"),
+    [
+        ("v5e:1x1", 1, "TPU v5 lite"),
+        ("v5e:2x4", 8, "TPU v5 lite"),
+        ("v6e:1x1", 1, "TPU v6 lite"),
+        ("v5p:2x2x1", 4, "TPU v5"),
+        # Both cores of a v4 chip are one device.
+        ("v4:2x2x1", 4, "TPU v4"),
+        ("v3:2x2", 8, "TPU v3"),
+    ],
+)
+def test_topologies_have_their_devices(described, topology, devices, kind):
+    mesh = topologies.make_mesh(topology)
+    assert mesh.size == devices
+    assert mesh.devices.flat[0].device_kind == kind
+    assert topologies.chip(mesh).peak_flops > 1e13
+
+
+@pytest.mark.parametrize("topology", ["v5e-8", "v9:1x1", "v5e:2x3", "v4:2x", ""])
+def test_an_unknown_topology_is_one_line(described, topology):
+    with pytest.raises(errors.UserError, match="such as v5e:1x1") as raised:
+        topologies.make_mesh(topology)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_libtpu_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(errors.UserError, match=r"pip install 'ti_flax\[tpu\]'"):
+        topologies.make_mesh("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config", "configs/quickstart.yaml"], "--topology v5e:2x4"),
+        (["--topology", "v5e:2x2", "--no_such_key", "1"], "unknown flag"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(monkeypatch, argv, message):
+    monkeypatch.setattr(sys, "argv", ["train_compile", *argv])
+    with pytest.raises(errors.UserError, match=message):
+        train_compile.main()
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1"])
+def test_the_quickstart_compiles(described, topology):
+    mesh = topologies.make_mesh(topology)
+    keys = make_config(resolution=64, train_batch_size=8, mixed_precision="bf16")
+    model = fit_report.open_model(keys, mesh)
+    needs = fit.compile_for(fit_report.lower_train_steps(keys, model, mesh))
+    frozen = stand_in.frozen_shapes(fit_report.make_recipe(keys, model, mesh))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
+    # Tiles of the TPU's memory are filled up, small biases above all.
+    assert weights < needs.arguments < 1.5 * weights
+    assert needs.peak > needs.arguments + needs.temporaries > weights
+    assert needs.traffic > weights
+
+
+def test_a_program_too_large_for_the_memory_does_not_fit(described):
+    mesh = topologies.make_mesh("v5e:1x1")
+    where = sharding.replicated(mesh)
+
+    def lowered(gib):
+        shape = jax.ShapeDtypeStruct((gib, 2**28), jnp.float32, sharding=where)
+        return jax.jit(lambda x: x[::-1] + 1).lower(shape)
+
+    assert fit.compile_for(lowered(1)).peak == pytest.approx(2**31, rel=0.01)
+    assert fit.compile_for(lowered(9)) is None
+
+
+def needs_of(peak):
+    return fit.Needs(arguments=0, temporaries=peak, peak=peak, traffic=0.0)
+
+
+@pytest.mark.parametrize("largest", [0, 1, 5, 23, 24, 64, 100])
+@pytest.mark.parametrize("first", [1, 4, 30])
+@pytest.mark.parametrize("power", [0.9, 1.0, 1.1])
+def test_the_largest_batch_is_confirmed_by_compiling_it(largest, first, power):
+    compiled = []
+
+    def needs_at(batch):
+        compiled.append(batch)
+        return needs_of(int(100 + 10 * batch**power)) if batch <= largest else None
+
+    memory_bytes = int(100 + 10 * (largest + 0.5) ** power)
+    found, tried = fit.largest_batch(needs_at, first, memory_bytes, most=64)
+    assert found == min(largest, 64)
+    assert found == 0 or tried[found] is not None
+    if found < 64:
+        assert tried[found + 1] is None
+    assert len(compiled) == len(set(compiled)) < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "teraflops"),
+    # What PyTorch's FlopCounterMode counts: UNet to the context, text encoder to the
+    # rows (../shared/BASELINE.md, section 4).
+    [("sd15", 256, 0.3609 + 0.02682)],
+)
+def test_operations_are_those_that_pytorch_counts(name, resolution, teraflops):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    plan = attention.make_plan("plain", mesh)
+    model = stand_in.make_model(shapes.SHAPES[name], jnp.bfloat16, plan)
+    keys = make_config(resolution=resolution, train_batch_size=1)
+    recipe = fit_report.make_recipe(keys, model, mesh)
+    found = stand_in.count_step(recipe, resolution // model.vae.config.downscale)
+    assert found == pytest.approx(1e12 * teraflops, rel=5e-3)
+
+
+def test_operations_in_loops_and_branches():
+    x, w = jnp.ones((2, 3)), jnp.ones((3, 3))
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 5, lambda i, x: x @ w, x)
+
+    assert flops.count(loop, x) == 5 * 2 * 2 * 3 * 3
+    assert flops.count(jax.grad(lambda x: loop(x).sum()), x) == 2 * 5 * 2 * 2 * 3 * 3
+    branch = functools.partial(jax.lax.cond, True, lambda x: x @ w, lambda x: x)
+    assert flops.count(branch, x) == 2 * 2 * 3 * 3
+
+
+def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
+    keys = make_config(resolution=64, train_batch_size=8)
+    mesh = sharding.make_mesh()
+    model = fit_report.open_model(keys, mesh)
+    assert not memory.needs_remat(keys, model, mesh)
+    monkeypatch.setattr(memory, "device_memory", lambda device: 2**24)
+    assert memory.needs_remat(keys, model, mesh)
+    for choice in (True, False):
+        chosen = keys.model_copy(update={"gradient_checkpointing": choice})
+        assert memory.needs_remat(chosen, model, mesh) is choice
+
+
+def test_the_command_prints_a_report():
+    pytest.importorskip("libtpu")
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "ti_flax.train_compile", "--topology", "v5e:2x2"),
+            *("--config", "configs/quickstart.yaml", "--train_batch_size", "2048"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for expected in ("4 x TPU v5 lite", "train    fits", "2048, 512 a device; no"):
+        assert expected in ran.stdout
+    assert ran.stdout.count("fits: ") == 3
+
+
+def test_recomputing_changes_no_gradient():
+
+    recipe = slots.make_recipe()
+    state, bank = slots.make_run(recipe, slots.Concept(0, 2, 3, 1))
+    frozen = slots.make_frozen(recipe)
+    batch = step.draw_batch(bank, state.step, jnp.arange(4), 1.0, 1000)
+
+    def gradients(remat):
+        chosen = recipe._replace(unet=recipe.unet.clone(remat=remat))
+        compute = jax.jit(functools.partial(step.gradients, recipe=chosen))
+        lowered = compute.lower(state.rows, frozen, batch)
+        return lowered.compile()(state.rows, frozen, batch), lowered.as_text()
+
+    (kept, without), (again, recomputed) = gradients(False), gradients(True)
+    assert "optimization_barrier" in recomputed
+    assert "optimization_barrier" not in without
+    for ours, theirs in zip(*map(jax.tree.leaves, (kept, again)), strict=True):
+        assert jnp.allclose(ours, theirs, rtol=1e-5, atol=1e-7)

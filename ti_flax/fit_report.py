@@ -1,0 +1,222 @@
+"""What `python -m ti_flax.train_compile` says of one topology."""
+
+import functools
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ti_flax import config as configuration
+from ti_flax import (
+    diffusion,
+    fit,
+    pictures,
+    schedulers,
+    sharding,
+    stand_in,
+    step,
+    topologies,
+    trainer,
+)
+from ti_flax.errors import UserError
+from ti_flax.models import attention, weights
+
+# Larger batches than this on one device are not looked for.
+_MOST_EXAMPLES = 512
+_PREVIEW_STEPS = 25
+_GIB = 2**30
+
+
+def describe(config: configuration.Config, topology: str) -> str:
+    """Compiles a run's programs for a topology; lines of what they need."""
+    return "\n".join(
+        _lines(config, topology, topologies.make_mesh(topology, config.fsdp))
+    )
+
+
+def _lines(config: configuration.Config, topology: str, mesh: Mesh) -> Iterator[str]:
+    chip = topologies.chip(mesh)
+    sharding.check_batch(config.train_batch_size, mesh)
+    model = open_model(config, mesh)
+    yield (
+        f"{topology}: {mesh.size} x {mesh.devices.flat[0].device_kind}, "
+        f"{chip.hbm_bytes / _GIB:.0f} GiB each; UNet in "
+        f"{jnp.dtype(model.unet.dtype).name}, attention {config.attention}"
+    )
+    a_device = config.train_batch_size // mesh.size
+    began = time.perf_counter()
+
+    @functools.cache
+    def needs_at(batch: int) -> fit.Needs | None:
+        wanted = config.model_copy(update={"train_batch_size": batch * mesh.size})
+        return fit.compile_for(lower_train_steps(wanted, model, mesh))
+
+    largest, tried = fit.largest_batch(
+        needs_at, a_device, int(chip.hbm_bytes), _MOST_EXAMPLES
+    )
+    needs = needs_at(a_device)
+    if needs is None:
+        yield f"  train    does not fit with train_batch_size {config.train_batch_size}"
+        if largest == 0:
+            yield (
+                "           nor with one example a device; set gradient_checkpointing "
+                "true or a smaller resolution"
+            )
+        else:
+            yield (
+                f"           set train_batch_size {largest * mesh.size} or less and "
+                "raise gradient_accumulation_steps, or gradient_checkpointing true"
+            )
+    else:
+        yield "  train    fits: " + _memory(needs, a_device, tried, chip)
+        yield "           " + _roofline(config, model, mesh, needs, chip)
+    if largest:
+        more = (
+            f"{(largest + 1) * mesh.size} does not compile"
+            if largest < _MOST_EXAMPLES
+            else "no larger was tried"
+        )
+        yield (
+            f"           largest train_batch_size {largest * mesh.size}, {largest} a "
+            f"device; {more}"
+        )
+    for name, lowered in (
+        ("encode", lower_encode(config, model, mesh)),
+        ("preview", lower_preview(config, model, mesh)),
+    ):
+        needs = fit.compile_for(lowered)
+        fits = "does not fit" if needs is None else f"fits: {needs.peak / _GIB:.2f} GiB"
+        yield f"  {name:8} {fits}"
+    yield f"  compiled in {time.perf_counter() - began:.0f} s"
+
+
+def _memory(
+    needs: fit.Needs,
+    batch: int,
+    tried: dict[int, fit.Needs | None],
+    chip: topologies.Chip,
+) -> str:
+    text = (
+        f"{needs.peak / _GIB:.2f} of {chip.hbm_bytes / _GIB:.0f} GiB a device; weights "
+        f"{needs.arguments / _GIB:.2f}, "
+    )
+    others = [b for b, n in tried.items() if n is not None and b != batch]
+    if not others:
+        return (
+            text + f"activations and other temporaries {needs.temporaries / _GIB:.2f}"
+        )
+    other = min(others, key=lambda b: abs(b - batch))
+    grown = tried[other].temporaries - needs.temporaries
+    activations = batch * grown / (other - batch)
+    return text + (
+        f"activations {activations / _GIB:.2f} ({activations / batch / _GIB:.2f} an "
+        f"example), other temporaries {(needs.temporaries - activations) / _GIB:.2f}"
+    )
+
+
+def _roofline(
+    config: configuration.Config,
+    model: weights.BaseModel,
+    mesh: Mesh,
+    needs: fit.Needs,
+    chip: topologies.Chip,
+) -> str:
+    recipe = make_recipe(config, model, mesh)
+    side = config.resolution // model.vae.config.downscale
+    work = stand_in.count_step(recipe, side, vectors=config.num_vectors) / mesh.size
+    # The compiler counts a loop's body once: of several parts, the first and the body.
+    parts = config.gradient_accumulation_steps
+    traffic = needs.traffic * max(1.0, parts / 2)
+    seconds = max(work / chip.peak_flops, traffic / chip.hbm_bandwidth)
+    bound = "arithmetic" if seconds == work / chip.peak_flops else "memory"
+    return (
+        f"{work / 1e12:.2f} TFLOP and {traffic / _GIB:.1f} GiB moved a device: "
+        f"at least {1e3 * seconds:.0f} ms a step ({bound}), "
+        f"{seconds * config.max_train_steps:.0f} s for {config.max_train_steps} steps"
+    )
+
+
+def open_model(config: configuration.Config, mesh: Mesh) -> weights.BaseModel:
+    """The networks of a run on these devices, without their weights."""
+    platform = mesh.devices.flat[0].platform
+    model = weights.open_model(
+        config.pretrained_model_name_or_path,
+        config.revision,
+        config.variant,
+        weights.unet_dtype(config.mixed_precision, platform),
+        attention.make_plan(config.attention, mesh),
+        download_weights=False,
+    )
+    if config.resolution % model.vae.config.downscale:
+        raise UserError(
+            f"resolution: {config.resolution} is not a multiple of "
+            f"{model.vae.config.downscale}, the pixels of a latent of this model"
+        )
+    return model
+
+
+def make_recipe(
+    config: configuration.Config, model: weights.BaseModel, mesh: Mesh
+) -> step.Recipe:
+    """The recipe of the run that the configuration describes."""
+    schedule = diffusion.Schedule.from_json(model.scheduler)
+    return trainer.make_recipe(config, model, schedule, mesh)
+
+
+def lower_train_steps(
+    config: configuration.Config, model: weights.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program of every dispatch of training."""
+    recipe = make_recipe(config, model, mesh)
+    side = config.resolution // model.vae.config.downscale
+    state, bank = stand_in.make_run(recipe, side, vectors=config.num_vectors)
+    state, bank, one = stand_in.abstract(
+        (state, bank, jnp.int32(1)), sharding.replicated(mesh)
+    )
+    return step.jit_train_steps(recipe).lower(
+        state, stand_in.frozen_shapes(recipe), bank, one
+    )
+
+
+def lower_encode(
+    config: configuration.Config, model: weights.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program that turns pictures into moments, on one device."""
+    alone = sharding.replicated(sharding.make_mesh([mesh.devices.flat[0]]))
+    side = config.resolution
+    pixels = jax.ShapeDtypeStruct(
+        (trainer.ENCODE_BATCH_SIZE, side, side, model.vae.config.in_channels),
+        jnp.float32,
+    )
+    return trainer.jit_encode(model).lower(
+        *stand_in.abstract((weights.param_shapes(model.vae), pixels), alone)
+    )
+
+
+def lower_preview(
+    config: configuration.Config, model: weights.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program that makes the latents of one picture a device."""
+    scheduler = schedulers.find_name(model.scheduler)
+    sampler = schedulers.make_sampler(model.scheduler, scheduler, _PREVIEW_STEPS)
+    side = config.resolution // model.vae.config.downscale
+    text, net = model.text_encoder.config, model.unet.config
+    everywhere, examples = sharding.replicated(mesh), sharding.over_examples(mesh)
+    length, width = text.max_position_embeddings, text.hidden_size
+
+    def floats(shape: tuple[int, ...], where: jax.sharding.Sharding) -> object:
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+
+    return pictures.sample_latents.lower(
+        stand_in.abstract(weights.param_shapes(model.unet), everywhere),
+        stand_in.abstract(jax.tree.map(jnp.asarray, sampler.steps), everywhere),
+        floats((mesh.size, length, width), examples),
+        floats((length, width), everywhere),
+        floats((mesh.size, side, side, net.in_channels), examples),
+        7.5,
+        stepper=sampler.stepper,
+        net=model.unet,
+        mesh=mesh,
+    )

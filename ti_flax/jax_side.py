@@ -1,0 +1,125 @@
+"""Our train step at real shapes with random weights, ready to be timed."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ti_flax import config as configuration
+from ti_flax import diffusion, sharding, stand_in, startup, step, trainer
+from ti_flax.errors import UserError
+from ti_flax.models import attention, shapes, weights
+from ti_flax.quickstart import settings
+from ti_flax.step_keys import StepKeys
+
+_OVERHEAD_CALLS = 20
+_PEAK_SIDE = {"cpu": 2048}  # of the matrices whose product is timed
+_PEAK_SIDE_ELSEWHERE = 8192
+
+
+def open_model(keys: StepKeys, plan: attention.Plan) -> weights.BaseModel:
+    """The networks that `keys.model` names, without weights."""
+    dtype = weights.unet_dtype(keys.dtype, plan.device.platform)
+    if keys.model == "quickstart":
+        return weights.open_model(str(settings.MODEL), dtype=dtype, plan=plan)
+    return stand_in.make_model(shapes.SHAPES[keys.model], dtype, plan)
+
+
+def make_recipe(
+    keys: StepKeys, model: weights.BaseModel, mesh: jax.sharding.Mesh
+) -> tuple[step.Recipe, int]:
+    """The step as training makes it, and the side of its latents."""
+    downscale = model.vae.config.downscale
+    resolution = keys.resolution or model.sample_size * downscale
+    config = configuration.Config(
+        pretrained_model_name_or_path=keys.model,
+        train_data_dir="pictures",
+        placeholder_token="<word>",
+        resolution=resolution,
+        train_batch_size=keys.train_batch_size,
+        gradient_checkpointing=keys.gradient_checkpointing,
+    )
+    sharding.check_batch(keys.train_batch_size * keys.concepts, mesh)
+    schedule = diffusion.Schedule.from_json(model.scheduler)
+    recipe = trainer.make_recipe(config, model, schedule, mesh)
+    return recipe, resolution // downscale
+
+
+def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Facts of the program, and a function that runs a dispatch: seconds a step."""
+    mesh = sharding.make_mesh()
+    model = open_model(keys, attention.make_plan(keys.attention, mesh))
+    recipe, side = make_recipe(keys, model, mesh)
+    everywhere = sharding.replicated(mesh)
+    state, bank = jax.device_put(
+        stand_in.make_run(recipe, side, keys.concepts), everywhere
+    )
+    frozen = stand_in.random_weights(stand_in.frozen_shapes(recipe))
+    jax.block_until_ready(frozen)
+    began = time.perf_counter()
+    one = np.int32(1)
+    program = step.jit_train_steps(recipe).lower(state, frozen, bank, one).compile()
+    compiled = time.perf_counter() - began
+
+    def dispatch(num_steps: int) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, metrics = program(state, frozen, bank, np.int32(num_steps))
+        loss = np.asarray(metrics.loss[: num_steps or 1])
+        seconds = time.perf_counter() - began
+        if not np.isfinite(loss).all():
+            raise UserError(f"the loss is {loss.ravel()[0]}: random weights blew up")
+        return seconds
+
+    dispatch(1)
+    facts = {
+        "first_step_seconds": startup.process_age(),
+        "library": f"ti_flax, jax {jax.__version__}",
+        "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "dtype": jnp.dtype(model.unet.dtype).name,
+        "attention": _attention_of(recipe, keys, side),
+        "recomputes": recipe.unet.remat,
+        "examples": keys.train_batch_size * keys.concepts,
+        "resolution": side * model.vae.config.downscale,
+        "flops": stand_in.count_step(recipe, side, keys.concepts),
+        "peak_flops": mesh.size * _peak_flops(model.unet.dtype),
+        "compile_seconds": compiled,
+        # A dispatch of no steps: all that is left is the way there and back.
+        "overhead_seconds": min(dispatch(0) for _ in range(_OVERHEAD_CALLS)),
+    }
+    return facts, lambda: dispatch(keys.steps) / keys.steps
+
+
+def peak_memory() -> int | None:
+    """Most bytes in use on a device so far; none where it does not say."""
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [each["peak_bytes_in_use"] for each in statistics if each]
+    return max(peaks, default=None)
+
+
+def _attention_of(recipe: step.Recipe, keys: StepKeys, side: int) -> str:
+    """What computes self-attention at the UNet's first level."""
+    config, examples = recipe.unet.config, keys.train_batch_size * keys.concepts
+    heads = config.heads[0]
+    q = jax.ShapeDtypeStruct(
+        (examples, side**2, heads, config.block_out_channels[0] // heads),
+        recipe.unet.dtype,
+    )
+    return attention.choose(q, q, recipe.unet.plan)
+
+
+def _peak_flops(dtype: Any) -> float:
+    """FLOP/s of a large matrix product, the best of a few, on one device."""
+    side = _PEAK_SIDE.get(jax.default_backend(), _PEAK_SIDE_ELSEWHERE)
+    matrix = jnp.ones((side, side), dtype)
+    multiply = jax.jit(jnp.matmul)
+    best = math.inf
+    for _ in range(6):
+        began = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best

@@ -1,0 +1,44 @@
+"""Whether what a step keeps for its backward pass fits into a device's memory."""
+
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ti_flax import config as configuration
+from ti_flax import topologies
+from ti_flax.models import weights
+
+# Bytes that a step without recomputation takes for one latent pixel of an example, for
+# each channel of the UNet's first level and each byte of its dtype. Stable Diffusion
+# 1.5 at 512 px in bfloat16 on v5e, `python -m ti_flax.train_compile`; docs/speed.md.
+_KEPT = 500
+# The rest is the compiler's: scratch memory, fragments.
+_USABLE = 0.9
+
+
+def needs_remat(
+    config: configuration.Config, model: weights.BaseModel, mesh: Mesh
+) -> bool:
+    """The key `gradient_checkpointing`, or where it is none what memory asks for."""
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing
+    side = config.resolution // model.vae.config.downscale
+    examples = math.ceil(config.train_batch_size / mesh.size)
+    width = model.unet.config.block_out_channels[0]
+    kept = _KEPT * side**2 * width * jnp.dtype(model.unet.dtype).itemsize * examples
+    frozen = (weights.param_shapes(net) for net in (model.text_encoder, model.unet))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves([*frozen]))
+    return held + kept > _USABLE * device_memory(mesh.devices.flat[0])
+
+
+def device_memory(device: Any) -> float:
+    """Bytes of memory of a device, or of one that is only described."""
+    if device.device_kind in topologies.CHIPS:
+        return topologies.CHIPS[device.device_kind].hbm_bytes
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (device.memory_stats() or {}).get("bytes_limit", math.inf)

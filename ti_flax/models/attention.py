@@ -1,0 +1,284 @@
+"""softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, eq. 1), as the machine does it best.
+
+`attend` is the one entry. Scores and softmax are float32 in every implementation.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from ti_flax import sharding
+from ti_flax.errors import UserError
+
+Name = Literal["auto", "plain", "chunked", "splash", "cudnn"]
+
+# Where scores of one call take more bytes than this on a device, they are computed in
+# chunks of a quarter of it. On a CPU a chunk stays in the cache, elsewhere it is memory
+# that counts: a chunk should still fill the device.
+_MOST_SCORES = {"cpu": 2**24}
+_MOST_SCORES_ELSEWHERE = 2**30
+
+# Splash wants lengths in multiples of the TPU's 128 lanes; shorter sequences gain
+# nothing. Wider heads than these are not among those that were compiled and compared.
+_SPLASH_LANES = 128
+_SPLASH_LENGTH = 256
+_SPLASH_HEAD_DIM = 256
+_SPLASH_BLOCK = 512
+
+
+class Plan(NamedTuple):
+    """How attention is computed: `name`, and the devices that hold the examples.
+
+    `splash` and `cudnn` are taken where shape and dtype allow them, and `auto`'s
+    choice for other machines where not. Without a mesh all is on one device, the
+    process' first.
+    """
+
+    name: Name = "auto"
+    mesh: Mesh | None = None
+
+    @property
+    def device(self) -> Any:
+        """The device, or the description of one, that a program is compiled for."""
+        return jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+
+
+def make_plan(name: Name, mesh: Mesh) -> Plan:
+    """The plan of the key `attention`; `UserError` where these devices cannot do it."""
+    plan = Plan(name, mesh)
+    needs = {"splash": "tpu", "cudnn": "gpu"}.get(name, plan.device.platform)
+    if plan.device.platform != needs:
+        raise UserError(
+            f"attention: {name} runs on a {needs.upper()}, this is a "
+            f"{plan.device.platform.upper()}; use auto"
+        )
+    return plan
+
+
+def attend(
+    q: Float[Array, "B T heads D"],
+    k: Float[Array, "B L heads D"],
+    v: Float[Array, "B L heads D"],
+    plan: Plan = Plan(),  # noqa: B008, a tuple
+) -> Float[Array, "B T heads D"]:
+    """Attention of every query to every key, without a mask."""
+    match choose(q, k, plan):
+        case "splash":
+            interpret = plan.device.platform != "tpu"
+            one_device = functools.partial(splash, interpret=interpret)
+        case "cudnn":
+            # XLA splits it over the examples by itself.
+            return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        case "chunked":
+            scores = _most_scores(plan) // 4
+            one_device = functools.partial(chunked, scores_bytes=scores)
+        case _:
+            return plain(q, k, v)
+    if _shards(q, plan) > 1:
+        # Neither a Pallas kernel nor a loop over examples can be split automatically.
+        examples = sharding.over_examples(plan.mesh).spec
+        one_device = jax.shard_map(
+            one_device,
+            mesh=plan.mesh,
+            in_specs=(examples, examples, examples),
+            out_specs=examples,
+            check_vma=False,
+        )
+    return one_device(q, k, v)
+
+
+def choose(
+    q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct, plan: Plan
+) -> Name:
+    """Which implementation `attend` takes for arrays of these shapes and dtypes."""
+    (batch, length, heads, head_dim), keys = q.shape, k.shape[1]
+    device, name = plan.device, plan.name
+    on = device.platform if name == "auto" else name
+    if on in ("tpu", "splash") and (
+        length == keys >= _SPLASH_LENGTH
+        and length % _SPLASH_LANES == 0
+        and head_dim <= _SPLASH_HEAD_DIM
+    ):
+        return "splash"
+    if on in ("gpu", "cudnn") and _cudnn_takes(q, device):
+        return "cudnn"
+    if name in ("plain", "chunked"):
+        return name
+    scores_bytes = 4 * batch * heads * length * keys // _shards(q, plan)
+    return "chunked" if scores_bytes > _most_scores(plan) else "plain"
+
+
+def _most_scores(plan: Plan) -> int:
+    return _MOST_SCORES.get(plan.device.platform, _MOST_SCORES_ELSEWHERE)
+
+
+def _shards(q: Array | jax.ShapeDtypeStruct, plan: Plan) -> int:
+    """Devices over which the examples are split."""
+    size = 1 if plan.mesh is None else plan.mesh.size
+    return size if q.shape[0] % size == 0 else 1
+
+
+def _cudnn_takes(q: Array | jax.ShapeDtypeStruct, device: Any) -> bool:
+    """What cuDNN asks of forward and backward; see its support matrix."""
+    capability = getattr(device, "compute_capability", None)
+    if device.platform != "gpu" or capability is None or "." not in capability:
+        return False  # AMD's are named, not numbered
+    hopper = int(capability.split(".")[0]) >= 9
+    return (
+        q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= (256 if hopper else 128)
+    )
+
+
+def plain(
+    q: Float[Array, "B T heads D"],
+    k: Float[Array, "B L heads D"],
+    v: Float[Array, "B L heads D"],
+    causal: bool = False,
+) -> Float[Array, "B T heads D"]:
+    """All scores at once."""
+    scores = jnp.einsum(
+        "bthd,blhd->bhtl", q, k, preferred_element_type=jnp.float32
+    ) / jnp.sqrt(jnp.float32(q.shape[-1]))
+    if causal:
+        visible = jnp.tril(jnp.ones((1, 1, *scores.shape[-2:]), bool))
+        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhtl,blhd->bthd", weights, v)
+
+
+def splash(
+    q: Float[Array, "B T heads D"],
+    k: Float[Array, "B T heads D"],
+    v: Float[Array, "B T heads D"],
+    interpret: bool = False,
+) -> Float[Array, "B T heads D"]:
+    """JAX's Pallas kernel for TPUs; no scores in memory, forward or backward.
+
+    T is a multiple of 128. `interpret` runs the kernel's logic on any device, slowly.
+    """
+    # Slow to import, and of no use on other machines.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    length, heads = q.shape[1:3]
+    block = max(
+        size
+        for size in range(_SPLASH_LANES, _SPLASH_BLOCK + 1, _SPLASH_LANES)
+        if length % size == 0
+    )
+    mask = splash_attention.FullMask((length, length))
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([mask] * heads),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    by_head = (array.swapaxes(1, 2) for array in (_scaled(q), k, v))
+    return jax.vmap(kernel)(*by_head).swapaxes(1, 2)
+
+
+def _scaled(q: Array) -> Array:
+    return (q * q.shape[-1] ** -0.5).astype(q.dtype)
+
+
+def chunked(
+    q: Float[Array, "B T heads D"],
+    k: Float[Array, "B L heads D"],
+    v: Float[Array, "B L heads D"],
+    scores_bytes: int,
+) -> Float[Array, "B T heads D"]:
+    """One head after the other, and in it as many queries as `scores_bytes` hold.
+
+    The backward pass computes the scores again, chunk by chunk (Dao et al. 2022,
+    section 3.1; here all keys are seen at once).
+    """
+    length = q.shape[1]
+    chunk = min(length, max(1, scores_bytes // (4 * k.shape[1])))
+    # Whole chunks; what is added is cut off again and has no gradient.
+    q = jnp.pad(_scaled(q), ((0, 0), (0, -length % chunk), (0, 0), (0, 0)))
+    by_head = (
+        array.swapaxes(1, 2).reshape(-1, array.shape[1], array.shape[3])
+        for array in (q, k, v)
+    )
+    out = _attend_heads(chunk, *by_head)
+    return out.reshape(*q.shape[:1], q.shape[2], *out.shape[1:]).swapaxes(1, 2)[
+        :, :length
+    ]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_heads(
+    chunk: int, q: Float[Array, "N T D"], k: Float[Array, "N L D"], v: Array
+) -> Float[Array, "N T D"]:
+    """`q` is scaled; its length is a multiple of `chunk`."""
+    return _forward(chunk, q, k, v)[0]
+
+
+def _forward(chunk: int, q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
+    def head(arrays: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        q, k, v = arrays
+        # A column of ones makes the product count the sum of the weights, too.
+        v = jnp.pad(v, ((0, 0), (0, 1)), constant_values=1)
+
+        def queries(q: Float[Array, "C D"]) -> tuple[Array, Array]:
+            scores = _product("cd,ld->cl", q, k)
+            most = scores.max(axis=-1)
+            weights = jnp.exp(scores - most[:, None]).astype(v.dtype)
+            out = _product("cl,ld->cd", weights, v)
+            total = out[:, -1]
+            return out[:, :-1] / total[:, None], most + jnp.log(total)
+
+        return jax.lax.map(queries, _chunks(q, chunk))
+
+    out, logsumexp = jax.lax.map(head, (q, k, v))
+    out = out.reshape(q.shape).astype(q.dtype)
+    return out, (q, k, v, out, logsumexp.reshape(q.shape[:2]))
+
+
+def _backward(chunk: int, saved: tuple, d_out: Array) -> tuple[Array, Array, Array]:
+    def head(arrays: tuple) -> tuple[Array, Array, Array]:
+        q, k, v, out, logsumexp, d_out = arrays
+        wide = jnp.float32
+        inner = (out.astype(wide) * d_out.astype(wide)).sum(axis=-1)
+
+        def queries(sums: tuple[Array, Array], rows: tuple) -> tuple:
+            q, d_out, logsumexp, inner = rows
+            weights = jnp.exp(_product("cd,ld->cl", q, k) - logsumexp[:, None])
+            d_weights = _product("cd,ld->cl", d_out, v)
+            d_scores = (weights * (d_weights - inner[:, None])).astype(k.dtype)
+            weights = weights.astype(v.dtype)
+            d_k = sums[0] + _product("cl,cd->ld", d_scores, q)
+            d_v = sums[1] + _product("cl,cd->ld", weights, d_out)
+            return (d_k, d_v), _product("cl,ld->cd", d_scores, k)
+
+        rows = (_chunks(array, chunk) for array in (q, d_out, logsumexp, inner))
+        nothing = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
+        (d_k, d_v), d_q = jax.lax.scan(queries, nothing, tuple(rows))
+        return d_q.reshape(q.shape).astype(q.dtype), d_k.astype(k.dtype), d_v
+
+    d_q, d_k, d_v = jax.lax.map(head, (*saved, d_out))
+    return d_q, d_k, d_v.astype(saved[2].dtype)
+
+
+_attend_heads.defvjp(_forward, _backward)
+
+
+def _chunks(array: Array, chunk: int) -> Array:
+    return array.reshape(-1, chunk, *array.shape[1:])
+
+
+def _product(subscripts: str, *arrays: Array) -> Array:
+    return jnp.einsum(subscripts, *arrays, preferred_element_type=jnp.float32)

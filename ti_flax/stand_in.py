@@ -1,0 +1,123 @@
+"""A run without a model's files and without pictures: its shapes, and random values.
+
+What is compiled and measured so is the step that a run of the same shapes takes.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from ti_flax import flops, sharding, step
+from ti_flax.models import attention, weights
+from ti_flax.models.shapes import Configs
+
+_PICTURES = 5
+_PROMPTS = 27
+
+
+def make_model(
+    configs: Configs, dtype: Any, plan: attention.Plan, sample_size: int = 64
+) -> weights.BaseModel:
+    """The networks that `configs` describe; there is no folder to load them from."""
+    return weights.BaseModel(
+        Path(),
+        None,
+        **weights.make_modules(configs, dtype, plan),
+        scheduler=configs["scheduler"],
+        sample_size=sample_size,
+    )
+
+
+def make_run(
+    recipe: step.Recipe, latent_side: int, concepts: int = 1, vectors: int = 1
+) -> tuple[step.State, step.Bank]:
+    """State and bank with a slot for each concept; random pictures and prompts.
+
+    Every prompt has the learned word in it.
+    """
+    config, random = recipe.text_encoder.config, np.random.default_rng(0)
+    length, vocabulary = config.max_position_embeddings, config.vocab_size
+    ids = random.integers(0, vocabulary, (concepts, _PROMPTS, length))
+    ids[:, :, 3 : 3 + vectors] = vocabulary + np.arange(vectors)
+    moments = (concepts, _PICTURES, 2, latent_side, latent_side)
+    channels = 2 * recipe.unet.config.in_channels
+    bank = step.Bank(
+        keys=jax.random.split(jax.random.key(0), concepts),
+        moments=jnp.asarray(random.standard_normal((*moments, channels), np.float32)),
+        num_pictures=jnp.full(concepts, _PICTURES),
+        prompts=jnp.asarray(ids, jnp.int32),
+        num_prompts=jnp.full(concepts, _PROMPTS),
+        row_mask=jnp.ones((concepts, vectors), bool),
+        max_train_steps=jnp.full(concepts, np.iinfo(np.int32).max),
+    )
+    rows = 0.02 * random.standard_normal((concepts, vectors, config.hidden_size))
+    rows = {"text_encoder": jnp.asarray(rows, jnp.float32)}
+    return step.init_state(rows, recipe.optimizer), bank
+
+
+def frozen_shapes(recipe: step.Recipe) -> dict[str, weights.Params]:
+    """Shapes, dtypes and places of the weights that a step takes."""
+    networks = {"text_encoder": recipe.text_encoder, "unet": recipe.unet}
+    return {
+        name: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape,
+                leaf.dtype,
+                sharding=sharding.over_fsdp(recipe.mesh, leaf.shape),
+            ),
+            weights.param_shapes(network),
+        )
+        for name, network in networks.items()
+    }
+
+
+def random_weights(shapes: weights.Params) -> weights.Params:
+    """Weights of these shapes, made on the devices where they belong.
+
+    Kernels are normal with variance 1 / fan-in and norms the identity, so that
+    activations keep their scale through the network, as in a trained one.
+    """
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
+        name = path[-1].key
+        if name in ("scale", "bias"):
+            return jnp.full(leaf.shape, name == "scale", leaf.dtype)
+        std = 0.02 if name == "embedding" else np.prod(leaf.shape[:-1]) ** -0.5
+        return (std * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
+
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = tree.unflatten(list(jax.random.split(jax.random.key(0), len(leaves))))
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
+        one = jax.jit(draw, static_argnums=(0, 1), out_shardings=leaf.sharding)
+        return one(path, leaf, key)
+
+    return jax.tree_util.tree_map_with_path(place, shapes, keys)
+
+
+def abstract(tree: Any, place: Sharding) -> Any:
+    """The arrays' shapes and dtypes, placed as `place` says; nothing is moved."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+    )
+
+
+def count_step(
+    recipe: step.Recipe, latent_side: int, concepts: int = 1, vectors: int = 1
+) -> float:
+    """Floating-point operations that one step asks for, all devices together."""
+    plain = recipe.unet.clone(plan=attention.Plan("plain", recipe.mesh), remat=False)
+    recipe = recipe._replace(unet=plain)
+    state, bank = make_run(recipe, latent_side, concepts, vectors)
+    return flops.count(
+        functools.partial(step.train_step, recipe=recipe),
+        state,
+        frozen_shapes(recipe),
+        bank,
+    )

@@ -1,0 +1,67 @@
+"""Every key of `python -m ti_flax.benchmark step`: type, default, unit, limits."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ti_flax.config_keys import (
+    AttentionName,
+    Count,
+    FilePath,
+    OptionalInteger,
+    Precision,
+)
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class WorkKeys(_Keys):
+    """What a step computes."""
+
+    model: Literal["sd15", "sd21", "quickstart"] = Field(
+        "sd15", description="shapes of the networks; the weights are random"
+    )
+    resolution: OptionalInteger = Field(
+        None,
+        ge=64,
+        multiple_of=64,
+        description="width and height of the pictures in pixels; none: the model's own",
+    )
+    train_batch_size: Count = Field(
+        1, description="examples of each concept in a step, over all devices together"
+    )
+    concepts: Count = Field(1, description="concepts that are trained at once")
+    dtype: Precision = "auto"
+    attention: AttentionName = "auto"
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="compute the UNet's blocks a second time in the backward pass; "
+        "none: only where the device's memory is short",
+    )
+
+
+class MeasuringKeys(_Keys):
+    """How it is measured, and against what."""
+
+    repeats: Count = Field(5, description="timed dispatches, after one that is not")
+    steps: Count = Field(1, le=128, description="steps in a dispatch")
+    pytorch: Literal["no", "same", "script"] = Field(
+        "no",
+        description="measure PyTorch in turn with it: the same work, or what "
+        "diffusers' script does in a step",
+    )
+    output: FilePath = Field(
+        Path("output/step.json"), description="file for all numbers of the table"
+    )
+
+
+# pydantic lists the fields of the last base first.
+class StepKeys(MeasuringKeys, WorkKeys):
+    """All keys, checked and frozen."""
+
+
+# Title in --help -> its keys.
+GROUPS: dict[str, type[BaseModel]] = {"Work": WorkKeys, "Measuring": MeasuringKeys}

@@ -1,0 +1,141 @@
+"""`python -m ti_flax.benchmark step`: our train step, alone or beside PyTorch's.
+
+Each side is a process of its own, so that its memory can be told apart, and they take
+turns, so that what else the machine does hits both.
+"""
+
+import importlib
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ti_flax import files
+from ti_flax.errors import UserError
+from ti_flax.step_keys import StepKeys
+
+_log = logging.getLogger(__name__)
+
+_GIB = 2**30
+
+
+def measure(keys: StepKeys) -> dict[str, Any]:
+    """Prints a table, writes the numbers as JSON and returns them.
+
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    sides = {"ti_flax": "ti_flax.jax_side"}
+    if keys.pytorch != "no":
+        if importlib.util.find_spec("torch") is None:
+            raise UserError("pytorch: it is not installed; pip install torch")
+        sides["PyTorch"] = "ti_flax.torch_side"
+    context = multiprocessing.get_context("spawn")
+    pipes, seconds = {}, {name: [] for name in sides}
+    facts: dict[str, dict[str, Any]] = {}
+    for name, module in sides.items():
+        ours, theirs = context.Pipe()
+        context.Process(target=_serve, args=(module, keys, theirs), daemon=True).start()
+        theirs.close()
+        pipes[name] = ours
+        facts[name] = _ask(ours)
+    for _ in range(keys.repeats):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(_ask(pipe))
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        facts[name]["peak_bytes"] = _ask(pipe)
+    content = {
+        "settings": keys.model_dump(mode="json"),
+        "date": time.strftime("%Y-%m-%d"),
+        "sides": {
+            name: facts[name] | _speed(facts["ti_flax"], seconds[name])
+            for name in sides
+        },
+    }
+    keys.output.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_path(keys.output) as path:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(content["sides"]))
+    _log.info("wrote %s", keys.output)
+    return content
+
+
+def _speed(ours: dict[str, Any], seconds: list[float]) -> dict[str, Any]:
+    """Both sides do the same work, which is counted in ours."""
+    median = statistics.median(seconds)
+    return {
+        "seconds": seconds,
+        "median_seconds": median,
+        "examples_a_second": ours["examples"] / median,
+        "flops_a_second": ours["flops"] / median,
+        "share_of_peak": ours["flops"] / median / ours["peak_flops"],
+    }
+
+
+def table(sides: dict[str, dict[str, Any]]) -> str:
+    """The numbers as a Markdown table, a column a side."""
+    rows = {
+        "": lambda s: s["library"],
+        "device": lambda s: s.get("device", ""),
+        "dtype, attention": lambda s: f"{s['dtype']}, {s.get('attention', 'sdpa')}",
+        "examples/s": lambda s: f"{s['examples_a_second']:.4g}",
+        "ms a step, median [least, most]": lambda s: (
+            f"{1e3 * s['median_seconds']:.4g} [{1e3 * min(s['seconds']):.4g}, "
+            f"{1e3 * max(s['seconds']):.4g}]"
+        ),
+        "TFLOP/s, share of a matrix product's": lambda s: (
+            f"{s['flops_a_second'] / 1e12:.3g}, {s['share_of_peak']:.0%}"
+        ),
+        "peak memory, GiB": lambda s: f"{s['peak_bytes'] / _GIB:.2f}",
+        "compilation (PyTorch: first step), s": lambda s: f"{s['compile_seconds']:.1f}",
+        "process start to first step, s": lambda s: f"{s['first_step_seconds']:.1f}",
+        "overhead of a dispatch, ms": lambda s: (
+            f"{1e3 * s['overhead_seconds']:.2f}" if "overhead_seconds" in s else ""
+        ),
+    }
+    lines = [
+        " | ".join(["|", name, *(cell(side) for side in sides.values()), "|"])
+        for name, cell in rows.items()
+    ]
+    lines.insert(1, "|---" * (1 + len(sides)) + "|")
+    return "\n".join(line.replace("| | ", "| ", 1).strip() for line in lines)
+
+
+def _serve(module: str, keys: StepKeys, pipe: Connection) -> None:
+    """One side: sends its facts, the seconds of a step when asked, its peak at last."""
+    if keys.pytorch != "no":
+        # Both share a GPU; and PyTorch's process wants JAX for its shapes alone.
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        if module.endswith("torch_side"):
+            os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        side = importlib.import_module(module)
+        facts, run = side.prepare(keys)
+        pipe.send(facts)
+        while pipe.recv():
+            pipe.send(run())
+        in_use = side.peak_memory()
+        own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        pipe.send(own if in_use is None else in_use)
+    except UserError as error:
+        pipe.send(error)
+
+
+def _ask(pipe: Connection) -> Any:
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise UserError(
+            "a side of the benchmark ended early, as its message above says; it may "
+            "need more memory"
+        ) from None
+    if isinstance(answer, UserError):
+        raise answer
+    return answer

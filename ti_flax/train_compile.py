@@ -1,0 +1,51 @@
+"""`python -m ti_flax.train_compile --config FILE --topology KIND:SHAPE [...]`.
+
+Compiles a run's real programs for TPUs that nobody holds, and says whether they fit.
+"""
+
+import argparse
+
+from ti_flax import command_line, errors
+from ti_flax import config as configuration
+
+_DESCRIPTION = """\
+Compiles the train step, the encoding of pictures and the making of previews for TPUs
+that nobody holds, and prints for each topology whether they fit, what they need and the
+largest batch. It needs libtpu, pip install 'ti_flax[tpu]', and no TPU."""
+
+
+def main() -> None:
+    command_line.show_log()
+    parser = argparse.ArgumentParser(
+        prog="python -m ti_flax.train_compile",
+        usage="%(prog)s --topology KIND:SHAPE [...] --config FILE [--key value ...]",
+        description=_DESCRIPTION,
+        epilog="All other keys are those of python -m ti_flax.train --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--topology",
+        nargs="+",
+        action="extend",
+        metavar="KIND:SHAPE",
+        help="TPUs to compile for, such as v5e:2x4 (8 chips), v6e:1x1, v4:2x2x1",
+    )
+    given, rest = parser.parse_known_args()
+    if not given.topology:
+        raise errors.UserError(
+            "topology: expected at least one, found none; as in --topology v5e:2x4"
+        )
+    config = configuration.load_config(rest)
+    # Imported late: --help and a mistyped key must not wait for JAX.
+    from ti_flax import topologies
+
+    topologies.prepare()
+    from ti_flax import fit_report
+
+    for topology in given.topology:
+        print(fit_report.describe(config, topology), flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)
