@@ -51,8 +51,9 @@ class Bank(NamedTuple):
     num_prompts: Int[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
-    # Where rows started, for a `Hold` that draws them back.
+    # Where rows started, and the length to hold them to: what a `Hold` needs.
     initial: Rows | None = None
+    norm: Float[Array, "S"] | None = None
 
 
 class Batch(NamedTuple):
@@ -79,25 +80,26 @@ class Metrics(NamedTuple):
 class Hold(NamedTuple):
     """What keeps rows from outgrowing the vocabulary, after each step.
 
-    `clip`: no row is longer than `norm`; `median`: each is as long as `norm`; `decay`:
-    each goes the share `rate`, times the learning rate, of its way back to `initial`.
+    `clip`: no row is longer than the bank's `norm`; `median`: each is as long as that;
+    `decay`: each goes the share `rate`, times the learning rate, of its way back to
+    where it started.
     """
 
     kind: Literal["clip", "median", "decay"]
-    norm: float
     rate: float
 
     def __call__(
         self,
         rows: Float[Array, "K D"],
-        initial: Float[Array, "K D"] | None,
+        initial: Float[Array, "K D"],
+        norm: Float[Array, ""],
         learning_rate: Float[Array, ""],
     ) -> Float[Array, "K D"]:
         if self.kind == "decay":
             return rows - learning_rate * self.rate * (rows - initial)
         # A row of zeros has no direction to be lengthened in.
         norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
-        scale = self.norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
+        scale = norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
         return rows * (jnp.minimum(scale, 1) if self.kind == "clip" else scale)
 
 
@@ -304,9 +306,11 @@ def apply_gradients(
     learning_rate = jax.vmap(recipe.learning_rate)(state.step - state.skipped)
     if recipe.hold is not None:
         held = jax.tree.map(
-            lambda new, first: jax.vmap(recipe.hold)(new, first, learning_rate),
+            lambda new, first: jax.vmap(recipe.hold)(
+                new, first, bank.norm, learning_rate
+            ),
             rows,
-            rows if bank.initial is None else bank.initial,
+            bank.initial,
         )
         rows = jax.tree.map(
             lambda held, new: jnp.where(active[..., None], held, new), held, rows

@@ -80,7 +80,6 @@ class Resident(NamedTuple):
     # Of `text_encoder` and `unet`; with previews, of `vae` what decodes.
     params: Mapping[str, weights.Params]
     bank: step.Bank
-    recipe: step.Recipe
     initial_rows: Float32[np.ndarray, "K D"]
     # 99 % of the vocabulary's rows are shorter.
     high_norm: float
@@ -121,10 +120,10 @@ def train_concepts(
         train_steps = step.compile_train_steps(
             recipe, abstract_arguments(config, inputs, recipe)
         )
-        resident = load(config, inputs, recipe, progress and folder is not None)
+        resident = load(config, inputs, progress and folder is not None)
         phases.end("weights and pictures")
         rows = {"text_encoder": jnp.asarray(resident.initial_rows)[None]}
-        state = step.init_state(rows, resident.recipe.optimizer)
+        state = step.init_state(rows, recipe.optimizer)
         start, state = checkpoint.restore(found, state)
         state = sharding.replicate(state, inputs.mesh)
         steps = range(start, max(start, config.max_train_steps))
@@ -161,7 +160,7 @@ def train_concepts(
             looks.Run(
                 params=resident.params,
                 bank=resident.bank,
-                recipe=resident.recipe,
+                recipe=recipe,
                 initial_rows=resident.initial_rows,
                 tokenizer=inputs.tokenizer,
                 previews=inputs.previews,
@@ -282,16 +281,15 @@ def abstract_arguments(
     rows = {"text_encoder": jax.ShapeDtypeStruct(shape, jnp.float32)}
     state = jax.eval_shape(lambda rows: step.init_state(rows, recipe.optimizer), rows)
     bank = jax.eval_shape(
-        lambda moments: make_bank(config, moments, inputs.prompts, config.num_vectors),
+        lambda moments, rows: make_bank(config, moments, inputs.prompts, rows, 0.0),
         moments,
+        jax.ShapeDtypeStruct(shape[1:], jnp.float32),
     )
     state, bank = stand_in.abstract((state, bank), everywhere)
     return state, stand_in.frozen_shapes(recipe), bank
 
 
-def load(
-    config: configuration.Config, inputs: Inputs, recipe: step.Recipe, progress: bool
-) -> Resident:
+def load(config: configuration.Config, inputs: Inputs, progress: bool) -> Resident:
     """Reads the weights, encodes the pictures and puts all on the devices.
 
     The VAE stays there only as far as previews need it.
@@ -316,16 +314,11 @@ def load(
     whole_table = sharding.whole(table)
     rows = inputs.initial_rows(whole_table)
     median_norm, high_norm = watch.vocabulary_norms(whole_table)
-    recipe = make_recipe(config, model, inputs.schedule, mesh)
-    if config.hold_row_norm is not None:
-        norm = median_norm if config.hold_row_norm == "median" else high_norm
-        hold = step.Hold(config.hold_row_norm, norm, config.row_decay)
-        recipe = recipe._replace(hold=hold)
-    bank = make_bank(config, moments, inputs.prompts, rows)
+    norm = median_norm if config.hold_row_norm == "median" else high_norm
+    bank = make_bank(config, moments, inputs.prompts, rows, norm)
     return Resident(
         params=params,
         bank=sharding.replicate(bank, mesh),
-        recipe=recipe,
         initial_rows=rows,
         high_norm=high_norm,
     )
@@ -386,6 +379,7 @@ def make_recipe(
         train_batch_size=config.train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mesh=mesh,
+        hold=config.hold_row_norm and step.Hold(config.hold_row_norm, config.row_decay),
     )
 
 
@@ -393,9 +387,10 @@ def make_bank(
     config: configuration.Config,
     moments: np.ndarray | jax.Array,
     prompts: np.ndarray,
-    rows: Float32[np.ndarray, "K D"],
+    rows: np.ndarray | jax.Array,
+    norm: float,
 ) -> step.Bank:
-    """One concept's pictures, prompts and initial rows as slot 0 of 1."""
+    """One concept's pictures, prompts, initial rows and length as slot 0 of 1."""
     return step.Bank(
         keys=jax.random.key(config.seed)[None],
         moments=jnp.asarray(moments)[None],
@@ -405,6 +400,7 @@ def make_bank(
         row_mask=jnp.ones((1, len(rows)), bool),
         max_train_steps=jnp.array([config.max_train_steps], jnp.int32),
         initial={"text_encoder": jnp.asarray(rows)[None]},
+        norm=jnp.array([norm], jnp.float32),
     )
 
 
