@@ -245,6 +245,7 @@ class TrainingKeys(_Keys):
     )
     compilation_cache_dir: OptionalNameOrPath = Field(
         "~/.cache/ti_flax",
+        validate_default=True,
         description="folder, or gs:// address, where compiled programs are kept for "
         "the next run; none keeps none",
     )
