@@ -49,7 +49,7 @@ def make_metrics(first, count):
     rate[:count, 0] = 1 - numbers / STEPS
     norms = np.zeros((128, 1, VECTORS), np.float32)
     norms[:count, 0] = numbers[:, None] * [1, 2]
-    return step.Metrics(loss, loss, rate, norms, norms)
+    return step.Metrics(loss, loss, rate, norms, norms, np.isnan(loss))
 
 
 def make_look(folder, done):
