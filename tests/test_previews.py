@@ -390,7 +390,9 @@ def add_steps(run_report, first, count):
     losses = np.zeros((8, 1), np.float32)
     losses[:count, 0] = np.arange(first, first + count)
     vectors = np.ones((8, 1, 2), np.float32)
-    run_report.add(step.Metrics(losses, losses, losses, vectors, vectors), count, 2.0)
+    run_report.add(
+        step.Metrics(losses, losses, losses, vectors, vectors, losses < 0), count, 2.0
+    )
 
 
 def make_look(number):
@@ -470,6 +472,8 @@ def test_numbers_that_are_not_finite_are_null(settings):
     with report.Report(keys, range(0, 1), False, PICTURES, []) as run_report:
         nan = np.full((8, 1), np.nan, np.float32)
         infinite = np.full((8, 1, 2), np.inf, np.float32)
-        run_report.add(step.Metrics(nan, nan, nan, infinite, infinite), 1, 1.0)
+        run_report.add(
+            step.Metrics(nan, nan, nan, infinite, infinite, np.isnan(nan)), 1, 1.0
+        )
     [line] = lines(keys.output_dir / run_files.METRICS_NAME)
     assert line["loss"] is None and line["row_norm"] == [None, None]

@@ -98,6 +98,7 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
         "logs",
         "looks.jsonl",
         "metrics.jsonl",
+        "report.html",
         "token_identifier.txt",
         "type_of_concept.txt",
     ]

@@ -109,14 +109,14 @@ def _template() -> jinja2.Template:
 
 def _settings(config: configuration.Config) -> list[tuple[str, str, bool]]:
     """Name and value of each key, and whether it differs from its default."""
-    values = config.model_dump(mode="json")
+    fields = type(config).model_fields
     return [
         (
             name,
-            _shown(values[name]),
-            field.is_required() or getattr(config, name) != field.default,
+            _shown(value),
+            fields[name].is_required() or getattr(config, name) != fields[name].default,
         )
-        for name, field in type(config).model_fields.items()
+        for name, value in config.model_dump(mode="json").items()
     ]
 
 
