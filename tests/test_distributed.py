@@ -55,7 +55,7 @@ def start(program, folder, process, processes, port, *arguments, devices=None):
     )
 
 
-def wait(running, seconds=600):
+def wait(running, seconds=1200):
     """How each process ended; none may outlive the time."""
     running, began, ended = list(running), time.monotonic(), []
     try:
@@ -79,10 +79,13 @@ def draw(folder, count=3):
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     """A folder with the model that compiles soonest."""
-    unet = slots.CONFIGS["unet"] | {"cross_attention_dim": 32}
+    small = {
+        "unet": slots.CONFIGS["unet"] | {"cross_attention_dim": 32},
+        "text_encoder": shapes.TINY["text_encoder"] | {"num_hidden_layers": 1},
+    }
     folder = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(shapes.SHAPES, "small", shapes.TINY | {"unet": unet})
+        patch.setitem(shapes.SHAPES, "small", shapes.TINY | small)
         random_model.write_random_model(folder, "small")
     return folder
 
@@ -161,11 +164,7 @@ def alone(small_model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("processes", "ways"),
-    [
-        (2, "1 2"),
-        (4, "2"),
-        pytest.param(4, "1 4", marks=pytest.mark.slow),
-    ],
+    [(2, "1 2"), pytest.param(4, "1 4", marks=pytest.mark.slow)],
 )
 def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
     processes, ways, hosts, small_model, alone, monkeypatch

@@ -6,6 +6,7 @@ together.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -133,7 +134,9 @@ def _are_several(hosts: config_keys.HostKeys) -> bool:
     if "SLURM_STEP_NODELIST" in env:
         return int(env.get("SLURM_NTASKS", "1")) > 1
     if not _has_tpu():
-        return False
+        # A Kubernetes job on GPUs, which JAX finds through jax[k8s].
+        found = importlib.util.find_spec("kubernetes") is not None
+        return "JOB_COMPLETION_INDEX" in env and found
     if int(env.get("MEGASCALE_NUM_SLICES") or "1") > 1:
         return True
     workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")

@@ -422,28 +422,25 @@ def compile_train_steps(
     Given the arguments' shapes, dtypes and shardings, it is compiled from now on, in a
     thread of its own, so that weights can be read meanwhile.
     """
-    jitted = steps = jit_train_steps(recipe)
+    jitted, compiling, steps = jit_train_steps(recipe), None, None
     if shapes is not None:
         everywhere = sharding.replicated(recipe.mesh)
         count = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
         pool = futures.ThreadPoolExecutor(1)
-        program = pool.submit(lambda: jitted.lower(*shapes, count).compile())
+        compiling = pool.submit(lambda: jitted.lower(*shapes, count).compile())
         pool.shutdown(wait=False)
 
-        def steps(*arguments):
-            return program.result()(*arguments)
-
-    met = False
-
     def run(state, frozen, bank, num_steps):
-        nonlocal met
+        nonlocal steps
         if not 0 < num_steps <= MAX_STEPS_A_DISPATCH:
             raise ValueError(f"num_steps {num_steps} not in 1..{MAX_STEPS_A_DISPATCH}")
-        if not met:
+        arguments = state, frozen, bank, np.int32(num_steps)
+        if steps is None:
             # Processes compile at their own speed, and their networks do not wait long.
-            steps.lower(state, frozen, bank, np.int32(num_steps)).compile()
+            if compiling is None:
+                jitted.lower(*arguments).compile()  # kept for the call
+            steps = jitted if compiling is None else compiling.result()
             distributed.meet()
-            met = True
-        return steps(state, frozen, bank, np.int32(num_steps))
+        return steps(*arguments)
 
     return run

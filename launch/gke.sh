@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of a GKE cluster, by a JobSet that restarts after preemption.
+#
+#   launch/gke.sh run NAME --image IMAGE --bucket BUCKET [options]
+#                 [-- --config FILE --key value ...]
+#   launch/gke.sh log NAME       follows the log of host 0
+#   launch/gke.sh delete NAME
+#
+# IMAGE is launch/Dockerfile.tpu, built and pushed. The bucket (its name, without gs://) is
+# mounted at /bucket in every host: pictures in BUCKET/NAME/pictures, the result in
+# BUCKET/NAME/output. Paths after -- are paths in the image, such as configs/cat_toy.yaml.
+#
+#   --accelerator KIND   default tpu-v5-lite-podslice
+#   --topology SHAPE     default 2x4
+#   --hosts N            hosts of that topology, default 2
+#   --chips N            TPU chips of a host, default 4
+#   --spot               nodes that cost a third and may be preempted
+#   --dry_run            print the manifest and the commands, run none
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/shell.sh
+. "$root/launch/shell.sh"
+need_bash
+
+image='' bucket='' accelerator=tpu-v5-lite-podslice topology=2x4 hosts=2 chips=4 spot=
+training=()
+[ $# -gt 0 ] || help "${BASH_SOURCE[0]}"
+case $1 in
+    --help | -h) help "${BASH_SOURCE[0]}" ;;
+    run | log | delete) action=$1 ;;
+    *) fail "expected run, log or delete, found '$1'; see --help" ;;
+esac
+shift
+[[ ${1:-} =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+    fail "expected a name of small letters, digits and dashes after '$action', found '${1:-}'"
+name=$1
+shift
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help | -h) help "${BASH_SOURCE[0]}" ;;
+        --dry_run) dry_run=true ;;
+        --spot) spot='cloud.google.com/gke-spot: "true"' ;;
+        --image | --bucket | --accelerator | --topology | --hosts | --chips)
+            printf -v "${1#--}" '%s' "$(value "$@")"
+            shift
+            ;;
+        --)
+            shift
+            training=("$@")
+            break
+            ;;
+        *) fail "unknown option '$1'; arguments of the training come after --" ;;
+    esac
+    shift
+done
+need kubectl "https://kubernetes.io/docs/tasks/tools says how"
+
+case $action in
+    log)
+        run kubectl logs --follow --tail=-1 --selector \
+            "jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+        exit
+        ;;
+    delete)
+        run kubectl delete jobset "$name" --ignore-not-found
+        exit
+        ;;
+esac
+[ -n "$image" ] || fail "--image is missing: launch/Dockerfile.tpu, built and pushed"
+[ -n "$bucket" ] || fail "--bucket is missing: the name of the bucket with the pictures"
+
+# A text in YAML's single quotes.
+quoted() { printf "'%s'" "${1//\'/\'\'}"; }
+
+arguments=
+for word in "${training[@]}" --train_data_dir "/bucket/$name/pictures" \
+    --output_dir "/bucket/$name/output" --resume_from_checkpoint latest; do
+    case $word in
+        *$'\n'*) fail "an argument of the training has more than one line" ;;
+    esac
+    arguments+="$(quoted "$word"), "
+done
+manifest=$(<"$root/launch/gke_jobset.yaml")
+fill() { manifest=${manifest//"@$1@"/"$2"}; }
+fill NAME "$name"
+fill HOSTS "$hosts"
+fill CHIPS "$chips"
+fill ACCELERATOR "$accelerator"
+fill TOPOLOGY "$topology"
+fill SPOT "$spot"
+fill IMAGE "$image"
+fill BUCKET "$bucket"
+fill ARGUMENTS "[${arguments%, }]"
+if $dry_run; then
+    echo "$manifest"
+fi
+run kubectl apply --filename - <<<"$manifest"
+echo "launch/gke.sh log $name follows it; the result comes to gs://$bucket/$name/output" >&2

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Trains where SkyPilot finds a spot TPU (or GPU), and goes on elsewhere when it is taken.
+#
+#   launch/skypilot.sh run NAME --bucket gs://BUCKET --data DIR [options]
+#                      [-- --config FILE --key value ...]
+#   launch/skypilot.sh log NAME       follows the log
+#   launch/skypilot.sh delete NAME    cancels the job
+#
+# The result comes to BUCKET/NAME/output. Paths after -- are paths in this repository,
+# which is copied along.
+#
+#   --gpus KIND:N   such as A100:1 or tpu-v6e-4, instead of the TPU of launch/skypilot.yaml
+#   --dry_run       print the command and do not run it
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/shell.sh
+. "$root/launch/shell.sh"
+need_bash
+
+bucket='' data='' gpus='' training=()
+[ $# -gt 0 ] || help "${BASH_SOURCE[0]}"
+case $1 in
+    --help | -h) help "${BASH_SOURCE[0]}" ;;
+    run | log | delete) action=$1 ;;
+    *) fail "expected run, log or delete, found '$1'; see --help" ;;
+esac
+shift
+case ${1:-} in
+    --help | -h) help "${BASH_SOURCE[0]}" ;;
+    '' | -*) fail "expected the name of the job after '$action'; see --help" ;;
+esac
+name=$1
+shift
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help | -h) help "${BASH_SOURCE[0]}" ;;
+        --dry_run) dry_run=true ;;
+        --bucket | --data | --gpus)
+            printf -v "${1#--}" '%s' "$(value "$@")"
+            shift
+            ;;
+        --)
+            shift
+            training=("$@")
+            break
+            ;;
+        *) fail "unknown option '$1'; arguments of the training come after --" ;;
+    esac
+    shift
+done
+need sky "pip install 'skypilot[gcp]' has it"
+
+case $action in
+    log)
+        run sky jobs logs --name "$name"
+        exit
+        ;;
+    delete)
+        run sky jobs cancel --name "$name" --yes
+        exit
+        ;;
+esac
+[ -n "$bucket" ] || fail "--bucket is missing, such as gs://my-bucket"
+[ -n "$data" ] || fail "--data is missing: the folder with the pictures"
+[ -d "$data" ] || fail "--data: no folder '$data'"
+data=$(cd "$data" && pwd)
+arguments=
+if [ ${#training[@]} -gt 0 ]; then
+    printf -v arguments '%q ' "${training[@]}"
+fi
+options=()
+if [ -n "$gpus" ]; then
+    options=(--gpus "$gpus")
+fi
+cd "$root" # the workdir of launch/skypilot.yaml
+run sky jobs launch --name "$name" --yes --detach-run "${options[@]}" \
+    --env "RUN=$name" --env "BUCKET=$bucket" --env "DATA=$data" \
+    --env "ARGUMENTS=${arguments% }" launch/skypilot.yaml

@@ -1,0 +1,668 @@
+"""The scripts in launch/: what they run, word for word, against recording stand-ins."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh") if path.name != "shell.sh")
+ZONE = "--zone=us-west4-a"
+
+# Answers as the real program would: the first rule whose words are in the command, and
+# where a rule has several answers each in turn, the last for ever.
+_STAND_IN = """\
+#!{python} -IS
+import json, os, sys
+from pathlib import Path
+folder, name = Path({folder!r}), Path(sys.argv[0]).name
+command = [name, *sys.argv[1:]]
+with (folder / "calls").open("a") as calls:
+    stdin = sys.stdin.read() if "-" in command else None
+    calls.write(json.dumps([command, stdin]) + "\\n")
+rules = json.loads((folder / "rules").read_text())
+for number, (words, answers) in enumerate(rules):
+    if words in " ".join(command):
+        count = folder / f"count{{number}}"
+        seen = int(count.read_text()) if count.exists() else 0
+        count.write_text(str(seen + 1))
+        code, out, err = answers[min(seen, len(answers) - 1)]
+        print(out, end="")
+        print(err, end="", file=sys.stderr)
+        sys.exit(code)
+"""
+
+
+class Machine:
+    """A folder with stand-ins on PATH, and what was asked of them."""
+
+    def __init__(self, folder):
+        self.folder, self.bin = folder, folder / "bin"
+        self.bin.mkdir()
+        self.path = f"{self.bin}:{os.environ['PATH']}"
+
+    def install(self, *names, rules=()):
+        (self.folder / "rules").write_text(json.dumps(rules))
+        for name in names:
+            program = self.bin / name
+            text = _STAND_IN.format(python=sys.executable, folder=str(self.folder))
+            program.write_text(text)
+            program.chmod(0o755)
+
+    def run(self, script, *arguments, **env):
+        return subprocess.run(
+            [LAUNCH / script, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            timeout=300,
+            env={**os.environ, "PATH": self.path, "TI_FLAX_POLL_SECONDS": "0", **env},
+        )
+
+    def calls(self, with_stdin=False):
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        calls = [json.loads(line) for line in lines]
+        return calls if with_stdin else [command for command, _ in calls]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def job(machine):
+    """Arguments of a run whose names need quoting."""
+    (machine.folder / "my cat's pictures").mkdir()
+    (machine.folder / "cat.yaml").write_text("seed: 1\n")
+    return [
+        *("--data", "my cat's pictures", "--output", "out put/cat", "--zone"),
+        *("us-west4-a", "--", "--config", "cat.yaml"),
+        *("--placeholder_token", "<my cat's>", "--seed", "3"),
+    ]
+
+
+GONE = (1, "", "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: no such node\n")
+READY = (0, "READY\n", "")
+PREEMPTED = (0, "PREEMPTED\n", "")
+ENDED = (0, "step 1\n\nexit:0\n", "")
+STATE, STATUS = "tpu-vm describe", "tail -c"
+
+
+def tpu(verb, *words):
+    return ["gcloud", "compute", "tpus", "tpu-vm", verb, "cat-1", *words]
+
+
+DESCRIBE = tpu("describe", "--format=value(state)", ZONE)
+CREATE = tpu(
+    "create", "--accelerator-type=v5litepod-4", "--version=v2-alpha-tpuv5-lite"
+)
+
+
+def scripts_of(calls):
+    """What the hosts are told to do, in the order of the calls."""
+    return [
+        word.removeprefix("--command=")
+        for call in calls
+        for word in call
+        if word.startswith("--command=")
+    ]
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    checked = subprocess.run(
+        [shellcheck, "-x", *LAUNCH.glob("*.sh")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_explains_itself(script, machine):
+    ran = machine.run(script, "--help")
+    assert ran.returncode == 0
+    assert ran.stdout.splitlines()[0].endswith(".")
+    assert f"launch/{script}" in ran.stdout and "--dry_run" in ran.stdout
+    assert "#" not in ran.stdout and "set -euo" not in ran.stdout
+
+
+def test_a_tpu_is_made_used_and_brought_home(machine, job):
+    machine.install("gcloud", rules=[[STATE, [GONE, READY]], [STATUS, [ENDED]]])
+    ran = machine.run("tpu_vm.sh", "run", "cat-1", "--spot", "--delete", *job)
+    assert ran.returncode == 0, ran.stderr
+    calls = machine.calls()
+    archive = calls[3][5]
+    assert calls[:3] == [DESCRIBE, [*CREATE, "--spot", ZONE], DESCRIBE]
+    assert calls[3] == [
+        *("gcloud", "compute", "tpus", "tpu-vm", "scp", archive, "cat-1:"),
+        *("--worker=all", ZONE),
+    ]
+    assert archive.endswith("/ti_flax.tar.gz")
+    install, start, status = scripts_of(calls)
+    assert "launch/local.sh --setup_only" in install
+    scp = ["gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse"]
+    assert calls[5] == [*scp, "my cat's pictures", "cat-1:run/", "--worker=all", ZONE]
+    assert calls[6][5:] == ["cat.yaml", "cat-1:run/config.yaml", "--worker=all", ZONE]
+    assert calls[7] == tpu("ssh", "--worker=all", f"--command={start}", ZONE)
+    assert calls[8] == tpu("ssh", "--worker=0", f"--command={status}", ZONE)
+    assert calls[9] == [*scp, "cat-1:run/cat", "out put", "--worker=0", ZONE]
+    assert calls[10:] == [tpu("delete", "--quiet", ZONE)]
+    assert (machine.folder / "out put").is_dir()
+    assert "step 1" in ran.stdout
+    # Each is printed, so that it can be repeated.
+    assert [call for call in printed(ran.stderr) if call[0] == "gcloud"] == calls
+
+
+def printed(stderr):
+    """The commands that a script says it runs."""
+    lines = [line[2:] for line in stderr.splitlines() if line.startswith("+ ")]
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_words_of_the_training_arrive_unchanged(machine, job, tmp_path):
+    """Runs what the TPU is told, in a shell, with a stand-in for tmux and Python."""
+    machine.install("gcloud", rules=[[STATE, [READY]], [STATUS, [ENDED]]])
+    machine.run("tpu_vm.sh", "run", "cat-1", *job)
+    _, start, _ = scripts_of(machine.calls())
+    tmux = machine.bin / "tmux"
+    # has-session fails; new-session -d -s ti_flax COMMAND runs it by sh, as tmux does
+    tmux.write_text('#!/bin/sh\n[ "$1" = new-session ] && exec sh -c "$5"\n')
+    python = tmp_path / "ti_flax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # The first time it is told to run again.
+    python.write_text(
+        "#!/bin/sh\nprintf '%s\\n' \"$@\"\n"
+        "[ -e ../again ] || { touch ../again; exit 75; }\n"
+    )
+    for program in (tmux, python):
+        program.chmod(0o755)
+    (tmp_path / "run").mkdir()
+    env = {**os.environ, "PATH": machine.path}
+    subprocess.run(["sh", "-c", start], cwd=tmp_path, env=env, check=True)
+    words = [
+        *("-m", "ti_flax.train", "--config", "config.yaml"),
+        *("--placeholder_token", "<my cat's>", "--seed", "3"),
+        *("--train_data_dir", "my cat's pictures", "--output_dir", "cat"),
+        *("--resume_from_checkpoint", "latest"),
+    ]
+    assert (tmp_path / "run" / "log").read_text().splitlines() == words * 2
+    assert (tmp_path / "run" / "exit_code").read_text() == "0\n"
+
+
+def test_a_tpu_that_is_there_is_used(machine, job):
+    machine.install("gcloud", rules=[[STATE, [READY]], [STATUS, [ENDED]]])
+    ran = machine.run("tpu_vm.sh", "run", "cat-1", *job)
+    assert ran.returncode == 0
+    verbs = [call[4] for call in machine.calls()]
+    assert "create" not in verbs and "delete" not in verbs
+
+
+def test_a_place_in_the_queue_is_waited_for(machine, job):
+    queue = ["gcloud", "compute", "tpus", "queued-resources"]
+    states = [(0, f"{state}\n", "") for state in ("WAITING_FOR_RESOURCES", "ACTIVE")]
+    machine.install(
+        "gcloud",
+        rules=[
+            [STATE, [GONE, READY]],
+            ["queued-resources describe", states],
+            [STATUS, [ENDED]],
+        ],
+    )
+    ran = machine.run("tpu_vm.sh", "run", "cat-1", "--queued", "--delete", *job)
+    assert ran.returncode == 0, ran.stderr
+    describe = [*queue, "describe", "cat-1", "--format=value(state.state)", ZONE]
+    assert [call for call in machine.calls() if call[:4] == queue] == [
+        [
+            *(*queue, "create", "cat-1", "--node-id=cat-1"),
+            "--accelerator-type=v5litepod-4",
+            *("--runtime-version=v2-alpha-tpuv5-lite", ZONE),
+        ],
+        describe,
+        describe,
+        [*queue, "delete", "cat-1", "--force", "--quiet", ZONE],
+    ]
+
+
+def test_a_pod_is_a_slice_whose_hosts_all_do_the_same(machine, job):
+    machine.install("gcloud", rules=[[STATE, [GONE, READY]], [STATUS, [ENDED]]])
+    ran = machine.run("tpu_pod.sh", "run", "cat-1", "--project", "my-project", *job)
+    assert ran.returncode == 0, ran.stderr
+    calls = machine.calls()
+    assert calls[1] == tpu(
+        "create",
+        "--accelerator-type=v5litepod-16",
+        "--version=v2-alpha-tpuv5-lite",
+        ZONE,
+        "--project=my-project",
+    )
+    told = [call for call in calls if "ssh" in call or "scp" in call]
+    assert [call[-3] for call in told].count("--worker=0") == 1  # the result
+    for call in told:
+        assert call[-2:] == [ZONE, "--project=my-project"]
+        reads = STATUS in " ".join(call) or "cat-1:run/cat" in call
+        assert ("--worker=0" if reads else "--worker=all") in call
+
+
+def test_a_preempted_tpu_is_made_anew_with_what_was_fetched(machine, job):
+    lost = (255, "", "ssh: connect to host 10.0.0.1: Connection refused\n")
+    running = (0, "step 1\n\nexit:\n", "")
+    machine.install(
+        "gcloud",
+        rules=[
+            # gone, made; then lost while training, found preempted twice; made again
+            [STATE, [GONE, READY, PREEMPTED, PREEMPTED, READY]],
+            [STATUS, [running, lost, ENDED]],
+        ],
+    )
+    (machine.folder / "out put" / "cat").mkdir(parents=True)
+    ran = machine.run("tpu_vm.sh", "run", "cat-1", "--spot", *job)
+    assert ran.returncode == 0, ran.stderr
+    calls = machine.calls()
+    create = [*CREATE, "--spot", ZONE]
+    assert calls.count(create) == 2
+    first, second = (i for i, call in enumerate(calls) if call == create)
+    assert tpu("delete", "--quiet", ZONE) in calls[first:second]
+    upload = [
+        *("gcloud", "compute", "tpus", "tpu-vm", "scp", "--recurse", "out put/cat"),
+        *("cat-1:run/", "--worker=all", ZONE),
+    ]
+    assert upload in calls[second:]
+    assert "cat-1 was preempted; making it anew (1 of 20)" in ran.stderr
+    assert "resume_from_checkpoint" in scripts_of(calls)[-2]
+
+
+def test_training_that_fails_gives_its_code(machine, job):
+    mistake = (0, "error: unknown key\n\nexit:2\n", "")
+    machine.install("gcloud", rules=[[STATE, [READY]], [STATUS, [mistake]]])
+    ran = machine.run("tpu_vm.sh", "run", "cat-1", *job)
+    assert ran.returncode == 2
+    assert "error: unknown key" in ran.stdout
+    assert ran.stderr.splitlines()[-1].startswith(
+        "error: the training ended with code 2"
+    )
+
+
+BAD = {
+    "quota": (
+        "ERROR: (gcloud) Quota limit 'TPUV5sLitepodPerProject' has been exceeded.\n",
+        "error: quota refused: ERROR: (gcloud) Quota limit",
+    ),
+    "capacity": (
+        'ERROR: (gcloud) There is no more capacity in the zone "us-west4-a"\n',
+        "error: no v5litepod-4 free in us-west4-a",
+    ),
+    "other": (
+        "ERROR: (gcloud) billing\n",
+        "error: gcloud could not create cat-1: ERROR",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_tpu_that_is_refused_is_told_in_one_line(case, machine, job):
+    said, expected = BAD[case]
+    rules = [[STATE, [GONE]], ["tpu-vm create", [(1, "", said)]]]
+    machine.install("gcloud", rules=rules)
+    ran = machine.run("tpu_vm.sh", "run", "cat-1", *job)
+    assert ran.returncode in (1, 2)
+    assert ran.stderr.splitlines()[-1].startswith(expected)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_tpu_preempted_while_it_is_made_is_tried_again(queued, machine, job):
+    refused = (1, "", "ERROR: (gcloud) the node was preempted\n")
+    rules = [
+        [STATE, [GONE, PREEMPTED, PREEMPTED]],
+        ["tpu-vm create", [refused, (0, "", "")]],
+        ["queued-resources describe", [(0, "SUSPENDED\n", "")]],
+    ]
+    machine.install("gcloud", rules=rules)
+    options = ["--attempts", "2", *(["--queued"] if queued else [])]
+    ran = machine.run("tpu_vm.sh", "run", "cat-1", "--spot", *options, *job)
+    assert ran.returncode == 75
+    assert ran.stderr.splitlines()[-1].startswith("error: cat-1 was preempted 2 times")
+    kind = "queued-resources" if queued else "tpu-vm"
+    verbs = [call[4] for call in machine.calls() if call[3] == kind]
+    assert verbs.count("create") == 2 and verbs.count("delete") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "program"),
+    [("tpu_vm.sh", "gcloud"), ("gke.sh", "kubectl"), ("skypilot.sh", "sky")],
+)
+def test_a_program_that_is_missing_is_named(script, program, machine):
+    for name in ("bash", "sed", "dirname", "env"):
+        (machine.bin / name).symlink_to(shutil.which(name))
+    zone = ["--zone", "z"] if script == "tpu_vm.sh" else []
+    ran = machine.run(script, "delete", "cat-1", *zone, PATH=str(machine.bin))
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"error: {program} is not installed; ")
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("tpu_vm.sh", ["fly"], "expected run, log, fetch or delete, found 'fly'"),
+        ("tpu_vm.sh", ["run"], "expected the name of the TPU after 'run'"),
+        ("tpu_vm.sh", ["run", "a"], "--zone is missing"),
+        ("tpu_vm.sh", ["run", "a", "--zone"], "--zone needs a value"),
+        ("tpu_vm.sh", ["run", "a", "--seed", "1"], "unknown option '--seed'"),
+        ("tpu_vm.sh", ["run", "a", "--zone", "z"], "--output is missing"),
+        ("gke.sh", ["run", "My Cat"], "expected a name of small letters"),
+        ("gke.sh", ["run", "cat", "--image", "i"], "--bucket is missing"),
+        ("skypilot.sh", ["run", "a", "--bucket", "gs://b"], "--data is missing"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(script, arguments, expected, machine):
+    machine.install("gcloud", "kubectl", "sky")
+    ran = machine.run(script, *arguments)
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"error: {expected}")
+    assert machine.calls() == []
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh"])
+@pytest.mark.parametrize("queued", [[], ["--queued"]])
+def test_a_dry_run_prints_and_runs_nothing(script, queued, machine, job):
+    machine.install("gcloud")
+    ran = machine.run(script, "run", "cat-1", "--dry_run", *queued, *job)
+    assert ran.returncode == 0, ran.stderr
+    assert machine.calls() == []
+    verbs = {call[4] for call in printed(ran.stderr) if call[0] == "gcloud"}
+    assert verbs == {"describe", "create", "scp", "ssh"}
+    assert not (machine.folder / "out put").exists()
+
+
+# GKE
+
+
+def gke(machine, *options, **rules):
+    machine.install("kubectl")
+    return machine.run(
+        *("gke.sh", "run", "cat-1", "--image", "reg/ti_flax:tpu", "--bucket", "pics"),
+        *(*options, "--", "--placeholder_token", '<my cat\'s: "1">', "--seed", "3"),
+    )
+
+
+def test_a_jobset_is_applied_followed_and_deleted(machine):
+    ran = gke(machine, "--spot", "--hosts", "4", "--topology", "4x4")
+    assert ran.returncode == 0, ran.stderr
+    ((command, manifest),) = machine.calls(with_stdin=True)
+    assert command == ["kubectl", "apply", "--filename", "-"]
+    jobset = yaml.safe_load(manifest)
+    assert jobset["metadata"]["name"] == "cat-1"
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["completions"] == job["parallelism"] == 4
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["args"] == [
+        *("--placeholder_token", '<my cat\'s: "1">', "--seed", "3"),
+        *("--train_data_dir", "/bucket/cat-1/pictures"),
+        *("--output_dir", "/bucket/cat-1/output", "--resume_from_checkpoint", "latest"),
+    ]
+    assert machine.run("gke.sh", "log", "cat-1").returncode == 0
+    assert machine.run("gke.sh", "delete", "cat-1").returncode == 0
+    selector = (
+        "jobset.sigs.k8s.io/jobset-name=cat-1,"
+        "batch.kubernetes.io/job-completion-index=0"
+    )
+    assert machine.calls()[1:] == [
+        ["kubectl", "logs", "--follow", "--tail=-1", "--selector", selector],
+        ["kubectl", "delete", "jobset", "cat-1", "--ignore-not-found"],
+    ]
+
+
+def test_the_jobset_runs_again_after_75_and_not_after_2(machine):
+    gke(machine)
+    jobset = yaml.safe_load(machine.calls(with_stdin=True)[0][1])
+    again, mistake = jobset["spec"]["failurePolicy"]["rules"]
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    codes = replicated["template"]["spec"]["podFailurePolicy"]["rules"][1][
+        "onExitCodes"
+    ]
+    assert codes["values"] == [2, 75]
+    # What Kubernetes says (pkg/controller/job/pod_failure_policy.go)
+    text = "Container train for pod a/b failed with exit code {} matching FailJob rule"
+    for code, rule in ((75, again), (2, mistake)):
+        for other, applies in ((again, rule is again), (mistake, rule is mistake)):
+            patterns = other["onJobFailureMessagePatterns"]
+            found = any(re.search(p, text.format(code)) for p in patterns)
+            assert found == applies
+    assert again["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert mistake["action"] == "FailJobSet"
+
+
+def test_the_job_in_the_jobset_fits_the_schema_of_kubernetes(machine):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    gke(machine, "--spot")
+    jobset = yaml.safe_load(machine.calls(with_stdin=True)[0][1])
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": jobset["metadata"],
+        **replicated["template"],
+    }
+    kubernetes_validate.validate(job, "1.32", strict=True)
+    job["spec"]["template"]["spec"]["containers"][0]["argument"] = "unknown"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, "1.32", strict=True)
+
+
+# SkyPilot
+
+
+def test_a_managed_job_is_launched_followed_and_cancelled(machine):
+    machine.install("sky")
+    (machine.folder / "my cat's pictures").mkdir()
+    ran = machine.run(
+        *("skypilot.sh", "run", "cat-1", "--bucket", "gs://pics", "--gpus", "A100:1"),
+        *("--data", "my cat's pictures", "--", "--placeholder_token", "<my cat's>"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert machine.run("skypilot.sh", "log", "cat-1").returncode == 0
+    assert machine.run("skypilot.sh", "delete", "cat-1").returncode == 0
+    data = machine.folder / "my cat's pictures"
+    launch, *others = machine.calls()
+    quoted = launch[-2].removeprefix("ARGUMENTS=")
+    assert shlex.split(quoted) == ["--placeholder_token", "<my cat's>"]
+    assert launch == [
+        *("sky", "jobs", "launch", "--name", "cat-1", "--yes", "--detach-run"),
+        *("--gpus", "A100:1", "--env", "RUN=cat-1", "--env", "BUCKET=gs://pics"),
+        *("--env", f"DATA={data}", "--env", f"ARGUMENTS={quoted}"),
+        "launch/skypilot.yaml",
+    ]
+    assert others == [
+        ["sky", "jobs", "logs", "--name", "cat-1"],
+        ["sky", "jobs", "cancel", "--name", "cat-1", "--yes"],
+    ]
+
+
+def test_what_skypilot_runs_keeps_the_words(tmp_path):
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    script = task["run"].replace("/bucket", str(tmp_path / "the bucket"))
+    env = {"ARGUMENTS": "--placeholder_token \\<my\\ cat\\'s\\>", "RUN": "cat 1"}
+    ran = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.splitlines() == [
+        *("-m", "ti_flax.train", "--placeholder_token", "<my cat's>"),
+        *("--train_data_dir", "/tmp/pictures"),
+        *("--output_dir", f"{tmp_path}/the bucket/cat 1/output"),
+        *("--resume_from_checkpoint", "latest"),
+    ]
+
+
+def test_the_task_fits_the_schema_of_skypilot(monkeypatch):
+    jsonschema = pytest.importorskip("jsonschema")
+    found = importlib.util.find_spec("sky")
+    if found is None:
+        pytest.skip("skypilot is not installed")
+    # Its schema alone: the package around it wants a hundred others.
+    names = [name for name in sys.modules if name.split(".")[0] == "sky"]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    package = types.ModuleType("sky")
+    package.__path__ = [str(Path(found.origin).parent)]
+    package.__version__ = package.__commit__ = "0"
+    monkeypatch.setitem(sys.modules, "sky", package)
+    autostop = types.ModuleType("sky.skylet.autostop_lib")
+    autostop.AutostopWaitFor = types.SimpleNamespace(supported_modes=list)
+    monkeypatch.setitem(sys.modules, "sky.skylet.autostop_lib", autostop)
+    schemas = importlib.import_module("sky.utils.schemas")
+    monkeypatch.setattr(schemas, "_task_config_schema", dict)
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    jsonschema.validate(task, schemas.get_task_schema())
+    jsonschema.validate(task["resources"], schemas.get_resources_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        wrong = task["resources"] | {"job_recovery": {"max_restarts_on_errors": "many"}}
+        jsonschema.validate(wrong, schemas.get_resources_schema())
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+
+
+# Lists of concepts
+
+
+@pytest.fixture
+def concepts(tmp_path):
+    """A list of five, and a training that notes what it is told, in place of ours."""
+    package = tmp_path / "ti_flax"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(
+        """
+import json, os, sys, time
+from pathlib import Path
+keys = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+out = Path(keys["output_dir"])
+out.mkdir(parents=True, exist_ok=True)
+with (out / "runs").open("a") as runs:
+    runs.write(json.dumps(keys) + "\\n")
+(out / "metrics.jsonl").write_text('{"step": 3, "loss": 0.25}\\n')
+code = int(os.environ.get(out.name, 0))
+if code == -1:
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (out / "runs").with_name("waits").touch()
+    time.sleep(60)
+if code:
+    print("error: no luck", file=sys.stderr)
+sys.exit(code)
+"""
+    )
+    names = ["a", "b", "c", "d", "e"]
+    listed = {name: {"placeholder_token": f"<{name}>", "flip": True} for name in names}
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump(listed))
+
+    def run(*arguments, wait=True, **env):
+        command = [sys.executable, LAUNCH / "concepts.py", "list.yaml", "--output", "o"]
+        started = subprocess.Popen(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if not wait:
+            return started
+        out, err = started.communicate(timeout=60)
+        return subprocess.CompletedProcess(command, started.returncode, out, err)
+
+    run.output = tmp_path / "o"
+    return run
+
+
+def runs(folder):
+    path = folder / "runs"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def states(output):
+    lines = [
+        line.split("\t") for line in (output / "summary.tsv").read_text().splitlines()
+    ]
+    return {line[0]: line[1] for line in lines[1:]}
+
+
+def test_jobs_share_a_list_and_go_on_where_they_were(concepts):
+    ran = concepts("--job", "1", "--jobs", "2", "--", "--seed=3", d="1")
+    assert ran.returncode == 1
+    done = {"a": "waiting", "b": "done", "c": "waiting", "d": "failed", "e": "waiting"}
+    assert states(concepts.output) == done
+    assert "error: no luck" in (concepts.output / "summary.tsv").read_text()
+    assert runs(concepts.output / "b") == [
+        {
+            "seed": "3",
+            "placeholder_token": "<b>",
+            "flip": "true",
+            "output_dir": "o/b",
+            "resume_from_checkpoint": "latest",
+        }
+    ]
+    array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
+    assert concepts(SLURM_ARRAY_TASK_ID="1", **array).returncode == 0
+    assert concepts(SLURM_ARRAY_TASK_ID="2", **array).returncode == 0
+    assert set(states(concepts.output).values()) == {"done"}
+    assert {name: len(runs(concepts.output / name)) for name in "abcde"} == {
+        **dict.fromkeys("abce", 1),
+        "d": 2,
+    }
+
+
+def test_a_job_that_is_stopped_asks_to_be_run_again(concepts):
+    process = concepts(wait=False, b="-1")
+    waits = concepts.output / "b" / "waits"
+    for _ in range(600):
+        if waits.exists():
+            break
+        time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert list(states(concepts.output).values())[:3] == ["done", "stopped", "waiting"]
+    assert concepts().returncode == 0
+    assert len(runs(concepts.output / "a")) == 1
+    assert len(runs(concepts.output / "b")) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[a]", "../a: {}", "a: {output_dir: x}", "a: 1"]
+)
+def test_a_list_that_is_wrong_is_told_in_one_line(content, concepts):
+    concepts.output.with_name("list.yaml").write_text(content)
+    ran = concepts()
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: list.yaml")
