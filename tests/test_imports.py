@@ -90,6 +90,7 @@ ORDER = [
     "convert",
     "inspect",
     "push",
+    "verify",
     "train",
     "train_compile",
 ]
@@ -139,7 +140,8 @@ def test_every_module_has_its_place():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--no_such_key"]])
 @pytest.mark.parametrize(
-    "module", ["convert", "generate", "inspect", "push", "train", "train_compile"]
+    "module",
+    ["convert", "generate", "inspect", "push", "train", "train_compile", "verify"],
 )
 def test_help_and_errors_come_without_jax(module, arguments):
     code = (

@@ -1,5 +1,6 @@
 """`python -m ti_flax.inspect FILE [--model NAME]`: what an embedding file holds."""
 
+import json
 import sys
 from typing import Any
 
@@ -62,11 +63,18 @@ def describe(**keys: Any) -> str:
     ]
     if checked.model is not None:
         lines += _nearest_words(learned, checked)
-    lines += [
-        f"{shown(key)[1:-1]}: {shown(text)[1:-1]}"
-        for key, text in found.metadata.items()
-    ]
+    facts = {**found.metadata, **_settings(learned)}
+    lines += [f"{shown(key)[1:-1]}: {shown(text)[1:-1]}" for key, text in facts.items()]
     return "\n".join(lines)
+
+
+def _settings(learned: export.Embedding) -> dict[str, object]:
+    """The settings of the run, which are JSON, each by itself."""
+    try:
+        settings = json.loads(learned.provenance["settings"])
+    except (LookupError, RecursionError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _norms(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, "K"]:

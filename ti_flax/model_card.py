@@ -78,8 +78,9 @@ pipeline.load_textual_inversion("this repository or folder")
 pipeline({f"a photo of {embedding.token}"!r}).images[0]
 ```
 
-AUTOMATIC1111, Forge, ComfyUI and InvokeAI read `learned_embeds.safetensors` from their
-embeddings folder, under the name that it has there.
+AUTOMATIC1111, Forge and ComfyUI read `learned_embeds.safetensors` from their embeddings
+folder, under the name that it has there. `python -m ti_flax.convert` writes it for
+InvokeAI, kohya's scripts, OneTrainer and others.
 
 | | |
 |---|---|
