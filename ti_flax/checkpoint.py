@@ -301,13 +301,17 @@ def _read_state(found: Found, like: step.State) -> step.State:
 
 
 def _read(folder: epath.Path, number: int, item: str, args: Any) -> Any:
-    options = ocp.CheckpointManagerOptions(
-        read_only=True, multiprocessing_options=_only_first_process()
-    )
+    wanted = ocp.args.Composite(**{item: args})
     try:
-        with _quietly(), ocp.CheckpointManager(folder, options=options) as manager:
-            content = manager.restore(number, args=ocp.args.Composite(**{item: args}))
-            return content[item]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_quietly())
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, multiprocessing_options=_only_first_process()
+            )
+            manager = stack.enter_context(
+                ocp.CheckpointManager(folder, options=options)
+            )
+            return manager.restore(number, args=wanted)[item]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(_damaged(folder, number, _reason(error))) from error
 
