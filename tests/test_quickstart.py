@@ -124,6 +124,7 @@ def test_wheel_holds_model_pictures_and_configuration(tmp_path):
     with zipfile.ZipFile(wheel) as content:
         held = {name: content.read(name) for name in content.namelist()}
     wanted = [settings.CONFIG, settings.FOLDER / "judge.safetensors"]
+    wanted.append(REPOSITORY / "ti_flax" / "report.html.jinja")
     wanted += settings.PICTURES.glob("*.png")
     wanted += (path for path in settings.MODEL.rglob("*") if path.is_file())
     for path in wanted:
