@@ -272,16 +272,24 @@ addEventListener("load", () => {
     window: innerWidth,
     bold: document.querySelectorAll("h3 b").length,
   };
-  const pre = document.createElement("pre");
-  pre.id = "answer";
-  pre.textContent = JSON.stringify(answer);
-  document.body.append(pre);
+  parent.postMessage(JSON.stringify(answer), "*");
 });
 </script>
 """
+# No window is as narrow as a phone, but a frame is.
+FRAME = """
+<script>
+addEventListener("message", event => {
+  const pre = document.body.appendChild(document.createElement("pre"));
+  pre.id = "answer";
+  pre.textContent = event.data;
+});
+</script>
+<iframe src="page.html" style="border: 0" width="WIDTH" height="844"></iframe>
+"""
 
 
-def browse(path, profile, width, *arguments):
+def browse(path, profile, *arguments):
     """Runs Chromium on a page; its output, and the messages of its console."""
     ran = subprocess.run(
         [
@@ -294,7 +302,7 @@ def browse(path, profile, width, *arguments):
                 f"--user-data-dir={profile}",
             ),
             *("--virtual-time-budget=5000", "--enable-logging=stderr"),
-            f"--window-size={width},900",
+            "--window-size=1300,900",
             *arguments,
             path.as_uri(),
         ],
@@ -311,9 +319,11 @@ def browse(path, profile, width, *arguments):
 def test_pictures_load_plots_are_drawn_and_nothing_is_complained_of(
     width, run, tmp_path
 ):
-    path = tmp_path / "page.html"
-    path.write_text(run.page.replace("</body>", f"{PROBE}</body>"))
-    dumped, console = browse(path, tmp_path / "profile", width, "--dump-dom")
+    page = run.page.replace("</body>", f"{PROBE}</body>")
+    (tmp_path / "page.html").write_text(page)
+    path = tmp_path / "frame.html"
+    path.write_text(FRAME.replace("WIDTH", str(width)))
+    dumped, console = browse(path, tmp_path / "profile", "--dump-dom")
     assert console == []
     answer = re.search(r'<pre id="answer">(.*?)</pre>', dumped)
     answer = json.loads(html.unescape(answer[1]))
@@ -337,7 +347,7 @@ def test_a_complaint_would_be_heard(run, tmp_path):
     path = tmp_path / "page.html"
     broken = '<img src="https://example.com/a.png"><script>no_such_name()</script>'
     path.write_text(run.page.replace("</body>", f"{broken}</body>"))
-    _, console = browse(path, tmp_path / "profile", 500, "--dump-dom")
+    _, console = browse(path, tmp_path / "profile", "--dump-dom")
     assert any("no_such_name is not defined" in message for message in console)
     assert any("Content Security Policy" in message for message in console)
 
@@ -351,11 +361,11 @@ def test_the_page_is_light_or_dark_as_the_reader_has_it(scheme, dark, run, tmp_p
     path = run.config.output_dir / html_report.REPORT_NAME
     shot = tmp_path / "shot.png"
     arguments = f"--screenshot={shot}", f"--blink-settings={scheme}"
-    _, console = browse(path, tmp_path / "profile", 500, *arguments)
+    _, console = browse(path, tmp_path / "profile", *arguments)
     assert console == []
     with Image.open(shot) as image:
         levels = np.asarray(image.convert("L"), float)
-    assert image.size == (500, 900)
+    assert image.size == (1300, 900)
     if dark:
         assert np.median(levels) < 60 and levels.max() > 200
     else:
