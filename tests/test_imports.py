@@ -121,7 +121,9 @@ def test_every_module_has_its_place():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--no_such_key"]])
-@pytest.mark.parametrize("module", ["convert", "generate", "inspect", "push", "train", "verify"])
+@pytest.mark.parametrize(
+    "module", ["convert", "generate", "inspect", "push", "train", "verify"]
+)
 def test_help_and_errors_come_without_jax(module, arguments):
     code = (
         "import sys, runpy\n"
