@@ -3,6 +3,7 @@
 The token goes to huggingface_hub and nowhere else: no file, log line or error has it.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -59,10 +60,10 @@ def check(repo_id: str, token: str | None) -> None:
     Raises `UserError` when there is no token, the Hub refuses it, or `repo_id` is none.
     """
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import errors, utils
 
     try:
-        huggingface_hub.utils.validate_repo_id(repo_id)
+        utils.validate_repo_id(repo_id)
     except errors.HFValidationError as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -158,9 +159,11 @@ def _may_pass(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
-    # httpx's errors, by whichever of its names the client imports it.
+    # httpx's errors, by whichever of its names the client imports it; and an answer of
+    # a proxy that is no JSON, which the client reads before its status.
     return any(
-        isinstance(cause, OSError) or type(cause).__module__.startswith("httpx")
+        isinstance(cause, OSError | json.JSONDecodeError)
+        or type(cause).__module__.startswith("httpx")
         for cause in _causes(error)
     )
 

@@ -1,7 +1,7 @@
 """`python -m ti_flax.verify DIR_OR_FILE --model NAME`: does PyTorch get what we have?
 
-Loads an embedding in diffusers' `StableDiffusionPipeline` as users do, and compares.
-Needs the extra `torch`; training and generating never do.
+Loads an embedding in diffusers' `StableDiffusionPipeline` as its users do, and
+compares. Needs the extra `torch`; training and generating never do.
 """
 
 import sys
