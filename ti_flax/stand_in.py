@@ -56,7 +56,8 @@ def make_run(
         num_prompts=jnp.full(concepts, _PROMPTS),
         row_mask=jnp.ones((concepts, vectors), bool),
         max_train_steps=jnp.full(concepts, np.iinfo(np.int32).max),
-        initial=rows,
+        # A copy: the state's are given up in the first dispatch.
+        initial=jax.tree.map(jnp.copy, rows),
         norm=jnp.ones(concepts),
     )
     return step.init_state(rows, recipe.optimizer), bank
