@@ -46,6 +46,8 @@ def make_run(
     ids[:, :, 3 : 3 + vectors] = vocabulary + np.arange(vectors)
     moments = (concepts, _PICTURES, 2, latent_side, latent_side)
     channels = 2 * recipe.unet.config.in_channels
+    rows = 0.02 * random.standard_normal((concepts, vectors, config.hidden_size))
+    rows = {"text_encoder": jnp.asarray(rows, jnp.float32)}
     bank = step.Bank(
         keys=jax.random.split(jax.random.key(0), concepts),
         moments=jnp.asarray(random.standard_normal((*moments, channels), np.float32)),
@@ -54,9 +56,10 @@ def make_run(
         num_prompts=jnp.full(concepts, _PROMPTS),
         row_mask=jnp.ones((concepts, vectors), bool),
         max_train_steps=jnp.full(concepts, np.iinfo(np.int32).max),
+        # A copy: the state's are given up in the first dispatch.
+        initial=jax.tree.map(jnp.copy, rows),
+        norm=jnp.ones(concepts),
     )
-    rows = 0.02 * random.standard_normal((concepts, vectors, config.hidden_size))
-    rows = {"text_encoder": jnp.asarray(rows, jnp.float32)}
     return step.init_state(rows, recipe.optimizer), bank
 
 

@@ -4,7 +4,7 @@ Each side is a process of its own, so that its memory can be told apart, and the
 turns, so that what else the machine does hits both.
 """
 
-import importlib
+import importlib.util
 import json
 import logging
 import multiprocessing
@@ -35,22 +35,16 @@ def measure(keys: StepKeys) -> dict[str, Any]:
         if importlib.util.find_spec("torch") is None:
             raise UserError("pytorch: it is not installed; pip install torch")
         sides["PyTorch"] = "ti_flax.torch_side"
-    context = multiprocessing.get_context("spawn")
-    pipes, seconds = {}, {name: [] for name in sides}
-    facts: dict[str, dict[str, Any]] = {}
+    workers, facts = {}, {}
     for name, module in sides.items():
-        ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(module, keys, theirs), daemon=True).start()
-        theirs.close()
-        pipes[name] = ours
-        facts[name] = _ask(ours)
+        workers[name] = _Worker(module, keys)
+        facts[name] = workers[name].hear()  # alone: no other compiles beside it
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(keys.repeats):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            seconds[name].append(_ask(pipe))
-    for name, pipe in pipes.items():
-        pipe.send(False)
-        facts[name]["peak_bytes"] = _ask(pipe)
+        for name, worker in workers.items():
+            seconds[name].append(worker.ask(True))
+    for name, worker in workers.items():
+        facts[name]["peak_bytes"] = worker.ask(False)
     content = {
         "settings": keys.model_dump(mode="json"),
         "date": time.strftime("%Y-%m-%d"),
@@ -108,6 +102,37 @@ def table(sides: dict[str, dict[str, Any]]) -> str:
     return "\n".join(line.replace("| | ", "| ", 1).strip() for line in lines)
 
 
+class _Worker:
+    """One side in a process of its own."""
+
+    def __init__(self, module: str, keys: StepKeys) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(module, keys, theirs), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def ask(self, go_on: bool) -> Any:
+        """The seconds of a step; the peak memory where there is none to come."""
+        self._pipe.send(go_on)
+        return self.hear()
+
+    def hear(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise UserError(
+                f"a side of the benchmark ended with code {self._process.exitcode}: "
+                "its message is above, or, with -9, memory was short"
+            ) from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+
 def _serve(module: str, keys: StepKeys, pipe: Connection) -> None:
     """One side: sends its facts, the seconds of a step when asked, its peak at last."""
     if keys.pytorch != "no":
@@ -126,16 +151,3 @@ def _serve(module: str, keys: StepKeys, pipe: Connection) -> None:
         pipe.send(own if in_use is None else in_use)
     except UserError as error:
         pipe.send(error)
-
-
-def _ask(pipe: Connection) -> Any:
-    try:
-        answer = pipe.recv()
-    except EOFError:
-        raise UserError(
-            "a side of the benchmark ended early, as its message above says; it may "
-            "need more memory"
-        ) from None
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
