@@ -41,6 +41,9 @@ _FREE_KEYS = {
     *("train_batch_size", "gradient_accumulation_steps"),
     *("output_dir", "overwrite_output_dir", "checkpoint_dir", "checkpointing_steps"),
     *("checkpoints_total_limit", "resume_from_checkpoint", "max_train_steps"),
+    # How it is computed: the same numbers but for rounding.
+    *("attention", "gradient_checkpointing", "compilation_cache_dir"),
+    "profile_startup",
 }
 
 
