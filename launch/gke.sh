@@ -41,7 +41,8 @@ while [ $# -gt 0 ]; do
         --dry_run) dry_run=true ;;
         --spot) spot='cloud.google.com/gke-spot: "true"' ;;
         --image | --bucket | --accelerator | --topology | --hosts | --chips)
-            printf -v "${1#--}" '%s' "$(value "$@")"
+            has_value "$@"
+            printf -v "${1#--}" "%s" "$2"
             shift
             ;;
         --)

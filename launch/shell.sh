@@ -25,9 +25,8 @@ need() { # program where-to-get-it
     fi
 }
 
-value() { # option [its value]
+has_value() { # option [its value]
     [ $# -ge 2 ] || fail "$1 needs a value; see --help"
-    printf '%s' "$2"
 }
 
 show() { # command words

@@ -36,7 +36,8 @@ while [ $# -gt 0 ]; do
         --help | -h) help "${BASH_SOURCE[0]}" ;;
         --dry_run) dry_run=true ;;
         --bucket | --data | --gpus)
-            printf -v "${1#--}" '%s' "$(value "$@")"
+            has_value "$@"
+            printf -v "${1#--}" "%s" "$2"
             shift
             ;;
         --)

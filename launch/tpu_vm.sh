@@ -59,11 +59,13 @@ while [ $# -gt 0 ]; do
         --delete) delete=true ;;
         --dry_run) dry_run=true ;;
         --data | --output | --zone | --accelerator | --version | --attempts)
-            printf -v "${1#--}" '%s' "$(value "$@")"
+            has_value "$@"
+            printf -v "${1#--}" "%s" "$2"
             shift
             ;;
         --project)
-            where=(--project="$(value "$@")")
+            has_value "$@"
+            where=(--project="$2")
             shift
             ;;
         --)
