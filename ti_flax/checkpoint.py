@@ -183,9 +183,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=total_limit,
             cleanup_tmp_directories=True,
+            create=False,  # Orbax does not for one process of several
             multiprocessing_options=_only_first_process(),
         )
         with _Writing(self._folder), _quietly():
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
