@@ -1,5 +1,6 @@
 """The benchmark's PyTorch takes our step, and the table says what was measured."""
 
+import functools
 import json
 import sys
 
@@ -47,9 +48,8 @@ def test_pytorch_takes_our_step(torch):
     row = random.normal(size=(1, slots.WIDTH)).astype(np.float32)
 
     batch = step.Batch(*(array[None] for array in (latents, noise, timesteps, ids)))
-    (loss,), grads = jax.jit(
-        lambda rows, frozen: step.gradients(rows, frozen, batch, recipe)
-    )({"text_encoder": jnp.asarray(row)[None]}, frozen)
+    compute = jax.jit(functools.partial(step.gradients, recipe=recipe))
+    (loss,), grads = compute({"text_encoder": row[None]}, frozen, batch)
 
     learned = torch.tensor(row, requires_grad=True)
     table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
@@ -81,7 +81,7 @@ def test_pytorch_encodes_as_our_vae(torch):
     module = slots.MODULES["vae"]
     frozen, params = torch_params(None, torch, "vae")
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
-    ours = module.apply({"params": frozen["vae"]}, pixels, method="encode")
+    ours = module.apply({"params": frozen["vae"]}, jnp.asarray(pixels), method="encode")
     theirs = torch_side.encode(
         params["vae"], torch.tensor(np.moveaxis(pixels, -1, 1)), module.config
     )
@@ -158,10 +158,8 @@ def test_bfloat16_gradients_are_near_float32s():
         )
         frozen = slots.make_frozen(recipe)
         frozen["unet"] = jax.tree.map(lambda x: x.astype(dtype), frozen["unet"])
-        compute = jax.jit(
-            lambda rows, frozen: step.gradients(rows, frozen, batch, chosen)
-        )
-        return np.asarray(compute(state.rows, frozen)[1]["text_encoder"])
+        compute = jax.jit(functools.partial(step.gradients, recipe=chosen))
+        return np.asarray(compute(state.rows, frozen, batch)[1]["text_encoder"])
 
     exact, ours = gradient(jnp.float32), gradient(jnp.bfloat16)
     assert 0 < np.linalg.norm(ours - exact) < 0.02 * np.linalg.norm(exact)

@@ -95,11 +95,11 @@ def table(sides: dict[str, dict[str, Any]]) -> str:
         ),
     }
     lines = [
-        " | ".join(["|", name, *(cell(side) for side in sides.values()), "|"])
+        f"| {name} | " + " | ".join(cell(side) for side in sides.values()) + " |"
         for name, cell in rows.items()
     ]
     lines.insert(1, "|---" * (1 + len(sides)) + "|")
-    return "\n".join(line.replace("| | ", "| ", 1).strip() for line in lines)
+    return "\n".join(lines)
 
 
 class _Worker:
