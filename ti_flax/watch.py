@@ -63,10 +63,12 @@ class Watch:
 
     def _note_skipped(self) -> None:
         self._skipped += 1
-        _log.warning(
-            "step %d: loss or gradient is not finite; the vectors stay as they were",
-            self._step,
-        )
+        if not self.diverged:  # else the run's end explains it
+            _log.warning(
+                "step %d: loss or gradient is not finite; the vectors stay as they "
+                "were",
+                self._step,
+            )
 
 
 def vocabulary_norms(table: Float[np.ndarray, "V D"]) -> tuple[float, float]:
