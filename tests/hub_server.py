@@ -43,6 +43,13 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    server: http.server.ThreadingHTTPServer | None = None
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.shutdown()
+            self.server.server_close()
+            self.server = None
 
 
 def check_card(content: str) -> list[str]:
@@ -63,8 +70,8 @@ def check_card(content: str) -> list[str]:
     return wrong
 
 
-def start() -> tuple[Hub, http.server.ThreadingHTTPServer]:
-    """Starts the server on a free port; the caller shuts it down."""
+def start() -> Hub:
+    """Starts the server on a free port; the caller stops it."""
     hub = Hub()
 
     class Handler(_Handler):
@@ -73,7 +80,8 @@ def start() -> tuple[Hub, http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return hub, server
+    hub.server = server
+    return hub
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

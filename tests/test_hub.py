@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from hub_server import TOKEN as SECRET
 from hub_server import Fault
+from pydantic import SecretStr
 
 from ti_flax import config, export, hub, model_card, publish, push
 from ti_flax.errors import UserError
 from ti_flax.formats.embedding import Embedding
+from ti_flax.models import weights
+from ti_flax.quickstart.settings import MODEL
 
 # huggingface_hub 2.4 calls its HTTP library in a way that the latter no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -46,8 +49,10 @@ def waits(monkeypatch):
 def server(monkeypatch, tmp_path, waits):
     from huggingface_hub import constants, utils
 
-    state, running = hub_server.start()
+    state = hub_server.start()
     monkeypatch.setattr(constants, "ENDPOINT", state.url)
+    template = f"{state.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_login"))
@@ -55,8 +60,7 @@ def server(monkeypatch, tmp_path, waits):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     utils.close_session()
     yield state
-    running.shutdown()
-    running.server_close()
+    state.stop()
     utils.close_session()
 
 
@@ -268,10 +272,11 @@ def test_a_run_checks_before_it_starts_and_uploads_when_it_ends(
 ):
     monkeypatch.delenv("HF_TOKEN")
     publish.check(run_config)
-    assert server.requests == ["GET /api/whoami-v2"]
+    assert server.requests[-1] == "GET /api/whoami-v2"
+    assert not server.repositories
     learned = Embedding(TOKEN, ROWS, provenance={"base_model": "owner/base"})
     publish.write(run_config, learned, np.full((2, 16, 16, 3), 90, np.uint8))
-    publish.finish(run_config, None, None, learned)
+    publish.finish(run_config, weights.open_model(str(MODEL)), None, learned)
     assert set(server.repositories["friends/duck"]) == OWN_FILES
     card = server.repositories["friends/duck"]["README.md"].decode()
     assert hub_server.check_card(card) == []
@@ -281,12 +286,11 @@ def test_a_run_that_could_not_upload_does_not_start(server, run_config, monkeypa
     monkeypatch.delenv("HF_TOKEN")
     for keys, words in [
         ({"hub_token": None}, "found none; run `hf auth login`"),
-        ({"hub_token": "hf_x"}, "refused the token"),
+        ({"hub_token": SecretStr("hf_x")}, "refused the token"),
         ({"hub_model_id": "a/b/c"}, "hub_model_id: expected a repository"),
     ]:
-        values = run_config.model_dump() | {"hub_token": SECRET} | keys
         with pytest.raises(UserError, match=words) as caught:
-            publish.check(config.Config(**values))
+            publish.check(run_config.model_copy(update=keys))
         assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -346,9 +350,19 @@ def test_embeddings_are_read_by_their_hub_id(server, tmp_path):
     np.testing.assert_array_equal(found.rows, ROWS[:1])
     assert not any("unet" in request for request in server.requests)
     assert export.load_embedding("me/other/deep/x.pt").token == "<cat-toy>"
-    # What has been fetched serves without the Hub.
-    server.faults.append(Fault(".", "drop", times=1000))
+    # What has been fetched serves without the Hub; what has not is told in one line.
+    server.stop()
     assert export.load_embedding(Path(name)).token == "<cat-toy>"
+    with pytest.raises(UserError, match="cannot be fetched from the Hub") as caught:
+        export.load_embedding("me/not-yet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_connection_that_drops_is_told_in_one_line(server):
+    server.faults.append(Fault(".", "drop", times=1000))
+    with pytest.raises(UserError, match="cannot be fetched from the Hub") as caught:
+        export.load_embedding("me/duck")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_hub_id_that_is_none_is_told_in_one_line(server, tmp_path, monkeypatch):
@@ -357,8 +371,9 @@ def test_a_hub_id_that_is_none_is_told_in_one_line(server, tmp_path, monkeypatch
         export.load_embedding("sd-concepts-library/gone")
     assert "\n" not in str(e.value)
     server.repositories["me/empty"] = {"README.md": b""}
-    with pytest.raises(UserError, match="a folder without an embedding"):
-        export.load_embedding("me/empty")
+    for name in ("me/empty", "me/empty/a.bin"):
+        with pytest.raises(UserError, match=rf"{name} has no embedding: expected"):
+            export.load_embedding(name)
     requests = len(server.requests)
     for name in ("/no/such/file.bin", "file.bin", "../up/file.bin"):
         with pytest.raises(UserError, match="does not exist"):

@@ -24,17 +24,22 @@ def embedding(name: str) -> Path:
     """
     # Slow to import, and not needed for a local file.
     import huggingface_hub
-    from huggingface_hub import errors as hub_errors
 
     owner, repository, *rest = name.split("/")
     repo_id = f"{owner}/{repository}"
     patterns = ["/".join(rest)] if rest else _PATTERNS
     try:
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
-    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # whichever library the client is built on
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name} is no local file or folder, and cannot be fetched from the Hub "
             f"({reason}); check the name, the network and your access"
         ) from error
-    return Path(folder, *rest)
+    path = Path(folder, *rest)
+    if not path.exists():
+        raise UserError(
+            f"{name} has no embedding: expected {' or '.join(patterns)} in the Hub's "
+            f"repository {repo_id}"
+        )
+    return path
