@@ -23,6 +23,8 @@ else
 fi
 # Only its vocabulary file is read; its dependencies would bring PyTorch.
 "${pip[@]}" --no-deps open_clip_torch
+# Only the schema of its tasks is read.
+"${pip[@]}" --no-deps skypilot
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/python" -m pytest "$@"

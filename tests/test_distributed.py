@@ -1,10 +1,12 @@
 """Several processes, each with devices and a folder of its own, train as one."""
 
+import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ import pytest
 import slots
 from PIL import Image
 
-from ti_flax import export, random_model
+from ti_flax import config_keys, distributed, export, random_model
 from ti_flax.models import shapes
 
 ROOT = Path(__file__).parent.parent
@@ -280,3 +282,68 @@ def test_a_host_that_fails_while_training_ends_all(
         assert ended[1].code == -9
         assert ended[0].code not in (0, -9)
     assert not (folders[0] / "out" / export.SAFETENSORS_NAME).exists()
+
+
+TWO = "10.0.0.1,10.0.0.2"
+MACHINES = {
+    "laptop": ({}, False),
+    "alone under SLURM": ({"SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "1"}, False),
+    "SLURM": ({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}, True),
+    "GKE slice": ({"TPU": "1", "TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    "GKE host": ({"TPU": "1", "TPU_WORKER_HOSTNAMES": "a"}, False),
+    "two slices": (
+        {"TPU": "1", "TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
+        True,
+    ),
+    # Without a TPU libtpu leaves a sentence with commas there.
+    "libtpu's note": ({"TPU_WORKER_HOSTNAMES": "WARNING: unknown, please set"}, False),
+    "TPU pod": ({"TPU": "1", "METADATA": TWO}, True),
+    "TPU VM": ({"TPU": "1", "METADATA": "10.0.0.1"}, False),
+    "Kaggle": ({"TPU": "1", "METADATA": ""}, False),
+    "Colab": ({"TPU": "1", "METADATA": TWO, "TPU_SKIP_MDS_QUERY": "1"}, False),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
+    env, several = MACHINES[machine]
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "JOB_COMPLETION")):
+            monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: "TPU" in env)
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.headers["Metadata-Flavor"] == "Google" and env["METADATA"]
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(env["METADATA"].encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+        assert distributed._are_several(config_keys.HostKeys()) == several
+        server.shutdown()
+    alone = config_keys.HostKeys(num_processes=1)
+    assert not distributed._are_several(alone)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"coordinator_address": "a:1"}, "together"),
+        (
+            {"coordinator_address": "a", "num_processes": 2, "process_id": 0},
+            "HOST:PORT",
+        ),
+        ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, "2 >= 2"),
+    ],
+)
+def test_hosts_given_wrongly_are_told(keys, told):
+    with pytest.raises(ValueError, match=told):
+        config_keys.HostKeys(**keys)

@@ -390,6 +390,65 @@ def test_a_dry_run_prints_and_runs_nothing(script, queued, machine, job):
     assert not (machine.folder / "out put").exists()
 
 
+# This machine
+
+
+def test_local_installs_for_what_the_machine_has(machine):
+    copied = machine.folder / "clone" / "launch"
+    copied.mkdir(parents=True)
+    for name in ("local.sh", "shell.sh"):
+        shutil.copy(LAUNCH / name, copied)
+    root = copied.parent
+    for program, extra in ((None, ""), ("nvidia-smi", "[cuda]")):
+        if program:
+            machine.install(program)
+        ran = machine.run(
+            copied / "local.sh", "--dry_run", "--seed", "1", PYTHON=sys.executable
+        )
+        assert ran.returncode == 0, ran.stderr
+        python = f"{root}/.venv/bin/python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        assert printed(ran.stderr) == [
+            [sys.executable, "-m", "venv", f"{root}/.venv"],
+            [*pip, f"{root}{extra}"],
+            [python, "-m", "ti_flax.train", "--seed", "1"],
+        ]
+    assert not (root / ".venv").exists()
+
+
+def test_local_tells_of_a_python_that_is_too_old(machine):
+    old = machine.bin / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    copied = machine.folder / "clone" / "launch"
+    copied.mkdir(parents=True)
+    for name in ("local.sh", "shell.sh"):
+        shutil.copy(LAUNCH / name, copied)
+    ran = machine.run(copied / "local.sh", PYTHON="python3")
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "error: python3 is not Python 3.11 or newer; set PYTHON to one that is\n"
+    )
+
+
+@pytest.mark.slow
+def test_local_trains_in_a_fresh_clone(machine):
+    clone = machine.folder / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    arguments = ["--config", "configs/quickstart.yaml", "--max_train_steps", "2"]
+    for again in (False, True):
+        ran = subprocess.run(
+            [clone / "launch" / "local.sh", *arguments, "--validation_steps", "2"],
+            cwd=clone,
+            env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert ("-m venv" in ran.stderr) != again  # set up once
+    assert (clone / "output/quickstart/learned_embeds.safetensors").exists()
+
+
 # GKE
 
 

@@ -11,7 +11,7 @@ nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
 NOTEBOOK = Path(__file__).parent.parent / "launch" / "colab.ipynb"
-LONGEST = 25  # lines of a cell
+LONGEST = 28  # lines of a cell
 
 
 @pytest.fixture

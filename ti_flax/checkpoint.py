@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 import ti_flax
 from ti_flax import config as configuration
-from ti_flax import config_keys, step
+from ti_flax import config_keys, distributed, step
 from ti_flax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -161,6 +161,7 @@ def restore(found: Found | None, initial: step.State) -> tuple[int, step.State]:
         number, state = found.step, _read_state(found, state)
     if jax.process_count() == 1:
         return number, state
+    distributed.meet()  # reading took process 0 longer than networks wait
     number, state = multihost_utils.broadcast_one_to_all((np.int32(number), state))
     return int(number), jax.tree.map(np.asarray, state)
 

@@ -115,6 +115,11 @@ def from_first(number: int) -> int:
     return int(client.blocking_key_value_get(name, _FOREVER_MS))
 
 
+def any_has(flag: bool) -> bool:
+    """Whether `flag` is true in any process; the devices are not waited for."""
+    return "True" in _gather(str(flag))
+
+
 def meet() -> None:
     """Waits until every process has come here."""
     client = jax_distributed.global_state.client

@@ -9,11 +9,7 @@ import signal
 import threading
 from types import FrameType
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
-from ti_flax import errors
+from ti_flax import distributed, errors
 
 _log = logging.getLogger(__name__)
 
@@ -56,10 +52,7 @@ class StopSignals:
 
     def wanted(self) -> bool:
         """Whether to stop; the same answer in every process of the job."""
-        received = self._received is not None
-        if jax.process_count() == 1:
-            return received
-        return bool(multihost_utils.process_allgather(np.bool_(received)).any())
+        return distributed.any_has(self._received is not None)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
