@@ -177,6 +177,7 @@ def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
         assert memory.needs_remat(chosen, model, mesh) is choice
 
 
+@pytest.mark.slow  # four programs for a TPU: minutes
 def test_the_command_prints_a_report():
     pytest.importorskip("libtpu")
     ran = subprocess.run(
