@@ -36,12 +36,12 @@ Numbers = list[float | None]
 
 
 class Status(NamedTuple):
-    """Where a run stands; `stopped` says why it ended early, if it did."""
+    """Where a run stands; `reason` says why it ended early, if an error did it."""
 
     done: int
     total: int
     running: bool
-    stopped: str
+    reason: str
 
 
 class Plot(NamedTuple):

@@ -46,13 +46,13 @@ def compile_look(
     def look(done: int, state: step.State) -> None:
         rows = state.rows["text_encoder"][0]
         cosines, ids = nearest(_table(run.params["text_encoder"]), rows)
-        moved = np.asarray(rows) - run.initial_rows
+        moved = sharding.whole(rows) - run.initial_rows
         run_report.look(
             report.Look(
                 step=done,
                 fixed_loss=float(fixed_loss(state.rows, run.params, run.bank)[0]),
                 distance=np.linalg.norm(moved, axis=-1).tolist(),
-                nearest=_words(run.tokenizer, np.asarray(ids), np.asarray(cosines)),
+                nearest=_words(run.tokenizer, *map(sharding.whole, (ids, cosines))),
                 previews=_show(run, rows, f"step_{done:06d}"),
                 # Without the word, nothing changes from step to step.
                 control=_show(run, rows, "control") if done == 0 else [],

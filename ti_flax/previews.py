@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from ti_flax import config as configuration
-from ti_flax import generate_keys, pictures, pictures_out, schedulers, tokens
+from ti_flax import generate_keys, pictures, pictures_out, schedulers, sharding, tokens
 from ti_flax.errors import UserError
 from ti_flax.models import weights
 
@@ -97,7 +97,7 @@ class Previews:
             if control
             else (self._ids, self.prompts)
         )
-        contexts = np.asarray(
+        contexts = sharding.whole(
             pictures.encode_prompts(
                 params["text_encoder"], ids, rows, text_encoder=self._text_encoder
             )

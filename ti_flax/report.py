@@ -118,12 +118,8 @@ class Report:
         for opened in (self._metrics, self._looks, self._sink):
             if opened is not None:
                 opened.close()
-        stopped = ""
-        if error is not None:
-            stopped = f"{kind.__name__}: {error}"
-        elif self._step < self._steps.stop:
-            stopped = "It goes on with resume_from_checkpoint latest."
-        self._write_page(running=False, stopped=stopped)
+        reason = "" if error is None else f"{kind.__name__}: {error}"
+        self._write_page(running=False, reason=reason)
 
     def add(
         self, metrics: step.Metrics, num_steps: int, examples_per_second: float
@@ -184,7 +180,7 @@ class Report:
                 words = re.sub(r"\W+", "_", shown.prompt).strip("_")
                 self._sink.picture(look.step, f"{name}/{number}_{words}", side_by_side)
 
-    def _write_page(self, running: bool, stopped: str = "") -> None:
+    def _write_page(self, running: bool, reason: str = "") -> None:
         if not self._writes:
             return
         warnings = list(dict.fromkeys([*self._earlier_warnings, *self._warnings]))
@@ -192,7 +188,7 @@ class Report:
             path = self._config.output_dir / run_files.WARNINGS_NAME
             with files.atomic_path(path) as temporary:
                 temporary.write_text("\n".join(warnings) + "\n", encoding="utf-8")
-        status = html_report.Status(self._step, self._steps.stop, running, stopped)
+        status = html_report.Status(self._step, self._steps.stop, running, reason)
         html_report.write(self._config, self._pictures, status, warnings)
 
     def _write(self, file: TextIO | None, line: Mapping[str, Any]) -> None:
