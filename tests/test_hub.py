@@ -358,6 +358,34 @@ def test_embeddings_are_read_by_their_hub_id(server, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_base_model_is_read_by_its_hub_id(server):
+    server.repositories["owner/base"] = {
+        **content_of(MODEL),
+        "safety_checker/model.safetensors": b"large",
+    }
+    model = weights.open_model("owner/base")
+    assert set(content_of(model.folder)) == set(content_of(MODEL))
+    assert model.fingerprint() == weights.open_model(str(MODEL)).fingerprint()
+
+
+@pytest.mark.parametrize("width", [768, 32])
+def test_vectors_start_from_an_embedding_with_a_hub_id(server, folder, width):
+    """As trainer reads `initializer_embedding`, and generate `embedding`."""
+    server.repositories["me/duck"] = content_of(folder)
+    settings = config.Config(
+        pretrained_model_name_or_path="x",
+        train_data_dir="x",
+        placeholder_token=TOKEN,
+        initializer_embedding="me/duck",
+    )
+    given = (settings.initializer_embedding, width, "initializer_embedding")
+    if width == 768:
+        np.testing.assert_array_equal(export.load_for_model(*given).rows, ROWS)
+    else:
+        with pytest.raises(UserError, match="initializer_embedding: me/duck has rows"):
+            export.load_for_model(*given)
+
+
 def test_a_connection_that_drops_is_told_in_one_line(server):
     server.faults.append(Fault(".", "drop", times=1000))
     with pytest.raises(UserError, match="cannot be fetched from the Hub") as caught:

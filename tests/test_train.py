@@ -1,8 +1,10 @@
 """`python -m ti_flax.train` from pictures to files, and every way to get it wrong."""
 
+import hashlib
 import itertools
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from ti_flax import config, errors, export, tokens, train, trainer
+import ti_flax
+from ti_flax import config, data, errors, export, tokens, train, trainer
+from ti_flax.formats import registry
 from ti_flax.models import weights
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -130,6 +134,25 @@ def test_a_runs_own_config_repeats_it_bit_for_bit(learned, tmp_path):
                 for content in (ours, first)
             )
         assert ours == first
+
+
+def test_exports_say_how_they_came_about(learned, tiny_model, pictures, tmp_path):
+    folder, embedding = learned
+    found = registry.read(folder / export.SAFETENSORS_NAME).embedding.provenance
+    assert (found["base_model"], found["steps"]) == (tiny_model.name, "3")
+    assert found["version"] == ti_flax.__version__
+    model = weights.open_model(str(tiny_model))
+    assert found["base_model_sha256"] == model.fingerprint()
+    trained_on = data.read_pictures(pictures, 32, True).images
+    digest = hashlib.sha256(trained_on.tobytes()).hexdigest()
+    assert found["pictures_sha256"] == digest
+    settings = json.loads(found["settings"])
+    assert settings["num_vectors"] == len(embedding.rows)
+    assert settings["initializer_token"] == "toy"
+    # Nothing of this machine travels with the rows or stands in the card.
+    for text in (json.dumps(found), (folder / "README.md").read_text()):
+        for secret in (tiny_model.parent, pictures, folder, os.path.expanduser("~/")):
+            assert str(secret) not in text
 
 
 def test_the_exported_rows_are_those_trained(learned):
