@@ -128,7 +128,9 @@ create() { # returns 1 if it was preempted while being made
         set -- gcloud compute tpus tpu-vm create "$name" \
             --accelerator-type="$accelerator" --version="$version"
     fi
-    if ! run "$@" "${options[@]}" "${where[@]}" 2>&1 | tee "$log" >&2; then
+    if $queued && ! $dry_run && queue_state >/dev/null 2>&1; then
+        echo "$name is in the queue already" >&2
+    elif ! run "$@" "${options[@]}" "${where[@]}" 2>&1 | tee "$log" >&2; then
         found=$(grep -v '^+' "$log" | tail -n 1)
         case $(tr '[:upper:]' '[:lower:]' <"$log") in
             *preempted*) return 1 ;;
@@ -141,7 +143,10 @@ create() { # returns 1 if it was preempted while being made
         found=$(queue_state)
         case $found in
             ACTIVE) break ;;
-            FAILED | SUSPENDED | SUSPENDING) return 1 ;;
+            FAILED | SUSPENDED | SUSPENDING)
+                drop
+                return 1
+                ;;
         esac
         echo "queued: $found" >&2
         sleep "$seconds"

@@ -212,9 +212,12 @@ def test_a_tpu_that_is_there_is_used(machine, job):
     assert "create" not in verbs and "delete" not in verbs
 
 
-def test_a_place_in_the_queue_is_waited_for(machine, job):
+@pytest.mark.parametrize("waiting", [False, True], ids=["new", "from before"])
+def test_a_place_in_the_queue_is_waited_for(waiting, machine, job):
     queue = ["gcloud", "compute", "tpus", "queued-resources"]
     states = [(0, f"{state}\n", "") for state in ("WAITING_FOR_RESOURCES", "ACTIVE")]
+    if not waiting:
+        states.insert(0, GONE)
     machine.install(
         "gcloud",
         rules=[
@@ -226,13 +229,14 @@ def test_a_place_in_the_queue_is_waited_for(machine, job):
     ran = machine.run("tpu_vm.sh", "run", "cat-1", "--queued", "--delete", *job)
     assert ran.returncode == 0, ran.stderr
     describe = [*queue, "describe", "cat-1", "--format=value(state.state)", ZONE]
+    create = [
+        *(*queue, "create", "cat-1", "--node-id=cat-1"),
+        "--accelerator-type=v5litepod-4",
+        *("--runtime-version=v2-alpha-tpuv5-lite", ZONE),
+    ]
     assert [call for call in machine.calls() if call[:4] == queue] == [
-        [
-            *(*queue, "create", "cat-1", "--node-id=cat-1"),
-            "--accelerator-type=v5litepod-4",
-            *("--runtime-version=v2-alpha-tpuv5-lite", ZONE),
-        ],
         describe,
+        *([] if waiting else [create, describe]),
         describe,
         [*queue, "delete", "cat-1", "--force", "--quiet", ZONE],
     ]
@@ -327,9 +331,9 @@ def test_a_tpu_that_is_refused_is_told_in_one_line(case, machine, job):
 def test_a_tpu_preempted_while_it_is_made_is_tried_again(queued, machine, job):
     refused = (1, "", "ERROR: (gcloud) the node was preempted\n")
     rules = [
-        [STATE, [GONE, PREEMPTED, PREEMPTED]],
+        [STATE, [GONE] if queued else [GONE, PREEMPTED, PREEMPTED]],
         ["tpu-vm create", [refused, (0, "", "")]],
-        ["queued-resources describe", [(0, "SUSPENDED\n", "")]],
+        ["queued-resources describe", [GONE, (0, "SUSPENDED\n", "")] * 2],
     ]
     machine.install("gcloud", rules=rules)
     options = ["--attempts", "2", *(["--queued"] if queued else [])]
@@ -338,7 +342,7 @@ def test_a_tpu_preempted_while_it_is_made_is_tried_again(queued, machine, job):
     assert ran.stderr.splitlines()[-1].startswith("error: cat-1 was preempted 2 times")
     kind = "queued-resources" if queued else "tpu-vm"
     verbs = [call[4] for call in machine.calls() if call[3] == kind]
-    assert verbs.count("create") == 2 and verbs.count("delete") == 1
+    assert verbs.count("create") == 2 and verbs.count("delete") == 1 + queued
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import threading
 import time
 import traceback
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -125,6 +126,25 @@ def meet() -> None:
     client = jax_distributed.global_state.client
     if client is not None:
         client.wait_at_barrier(f"ti_flax/meet/{next(_serial)}", _FOREVER_MS)
+
+
+def together(jitted: jax.stages.Wrapped) -> Callable[..., Any]:
+    """`jitted`, for arguments of one shape; the first call waits until all have it.
+
+    Processes compile at their own speed, and the networks between them do not wait
+    long (those of CPUs 30 s).
+    """
+    met = False
+
+    def call(*arguments):
+        nonlocal met
+        if not met and jax.process_count() > 1:
+            jitted.lower(*arguments).compile()  # kept for the call
+            meet()
+        met = True
+        return jitted(*arguments)
+
+    return call
 
 
 def _are_several(hosts: config_keys.HostKeys) -> bool:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from ti_flax import previews, report, run_files, sharding, step
+from ti_flax import distributed, previews, report, run_files, sharding, step
 from ti_flax.models import weights
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ def compile_look(
     run: Run, run_report: report.Report
 ) -> Callable[[int, step.State], None]:
     """The event that looks at a state of the run and reports what it sees."""
-    fixed_loss = compile_fixed_loss(run.recipe)
+    fixed_loss = distributed.together(compile_fixed_loss(run.recipe))
 
     def look(done: int, state: step.State) -> None:
+        distributed.meet()  # the first process has more to write before a look
         rows = state.rows["text_encoder"][0]
         cosines, ids = nearest(_table(run.params["text_encoder"]), rows)
         moved = sharding.whole(rows) - run.initial_rows
