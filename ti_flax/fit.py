@@ -1,7 +1,7 @@
 """Compiles a program for a TPU nobody holds: whether it fits, and what it needs.
 
-Figures are of one device. Low compiler effort takes a tenth of the time and finds nearly
-the same memory (measured on two of the UNet's blocks).
+Figures are of one device. Low compiler effort takes a tenth of the time and finds
+nearly the same memory (measured on two of the UNet's blocks).
 """
 
 from collections.abc import Callable
