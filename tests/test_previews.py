@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -149,6 +149,25 @@ def test_the_strip_has_the_first_the_last_and_16_at_most(run):
     assert len(images) == 3 + 2 * (2 + 2 + 16 * 2) + 1
 
 
+def test_pictures_may_be_gone_and_prompts_may_change(tmp_path):
+    keys = make_config(tmp_path)
+    keys.output_dir.mkdir()
+    pictures = np.zeros((1, 32, 32, 3), np.uint8)
+    with report.Report(keys, range(STEPS), False, pictures, []) as run_report:
+        run_report.look(make_look(keys.output_dir, 0))
+        run_report.add(make_metrics(0, 9), 9, 8.0)
+        run_report.look(make_look(keys.output_dir, 9))
+    shutil.rmtree(keys.output_dir / "samples")
+    with report.Report(keys, range(9, STEPS), False, pictures, []) as run_report:
+        run_report.add(make_metrics(9, 1), 1, 8.0)
+        look = make_look(keys.output_dir, 10)
+        other = look.previews[0]._replace(prompt="another <toy>")
+        run_report.look(look._replace(previews=[other]))
+    page = (keys.output_dir / html_report.REPORT_NAME).read_text()
+    assert "“another <toy>” After 10 steps" in Elements(page).text
+    assert PROMPTS[0] not in Elements(page).text.split("Previews")[1].split("Course")[0]
+
+
 def plots(page):
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
     return {plot["title"]: plot for plot in json.loads(data[1])}

@@ -135,34 +135,47 @@ def _shown(value: Any) -> str:
 
 
 def _prompts(folder: Path, looks: Sequence[Line]) -> list[Line]:
-    """For each prompt: the last previews, the control, and those over the steps."""
-    seen = [look for look in looks if look["previews"]]
-    if not seen:
-        return []
-    kept = np.unique(np.linspace(0, len(seen) - 1, _MAX_LOOKS).round().astype(int))
-    controls = [look["control"] for look in looks if look["control"]]
-    thumbnails = functools.partial(_thumbnails, folder, side=_THUMBNAIL)
+    """For each prompt: the last previews, the control, and those over the steps.
+
+    A run that was resumed may have other prompts than before, and files may be gone.
+    """
+    # By prompt, of each step.
+    seen: dict[str, dict[int, Line]] = {}
+    controls: dict[str, Line] = {}
+    for look in looks:
+        for number, shown in enumerate(look["previews"]):
+            if all((folder / file).exists() for file in shown["files"]):
+                seen.setdefault(shown["prompt"], {})[look["step"]] = shown
+            if look["control"]:
+                controls[shown["prompt"]] = look["control"][number]
     return [
         {
-            "prompt": shown["prompt"],
-            "step": seen[-1]["step"],
-            "last": _thumbnails(folder, shown, _LARGE),
-            "control": {
-                "prompt": controls[-1][number]["prompt"],
-                "pictures": thumbnails(controls[-1][number]),
-            }
-            if controls
-            else None,
+            "prompt": prompt,
+            "step": max(by_step),
+            "last": _thumbnails(folder, by_step[max(by_step)], _LARGE),
+            "control": _column(folder, controls.get(prompt)),
             "strip": [
-                {
-                    "step": seen[index]["step"],
-                    "pictures": thumbnails(seen[index]["previews"][number]),
-                }
-                for index in kept
+                {"step": number, **_column(folder, by_step[number])}
+                for number in _evenly(sorted(by_step), _MAX_LOOKS)
             ],
         }
-        for number, shown in enumerate(seen[-1]["previews"])
+        for prompt, by_step in seen.items()
     ]
+
+
+def _evenly(values: Sequence[int], most: int) -> list[int]:
+    """The first, the last and others between them, `most` in all."""
+    kept = np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))
+    return [values[index] for index in kept]
+
+
+def _column(folder: Path, shown: Line | None) -> Line | None:
+    if shown is None or not all((folder / file).exists() for file in shown["files"]):
+        return None
+    return {
+        "prompt": shown["prompt"],
+        "pictures": _thumbnails(folder, shown, _THUMBNAIL),
+    }
 
 
 def _thumbnails(folder: Path, shown: Line, side: int) -> list[str]:
