@@ -16,7 +16,8 @@ from ti_flax.models import weights
 # each channel of the UNet's first level and each byte of its dtype. An estimate: pieces
 # of Stable Diffusion 1.5 compiled for v5e in bfloat16 grow by 86 MiB an example with
 # each block of 64 x 64 latents, which makes 310 for all levels; the rest is margin for
-# the wider inputs of the way up. `python -m ti_flax.train_compile` gives the true figure.
+# the wider inputs of the way up. `python -m ti_flax.train_compile` gives the true
+# figure.
 _KEPT = 500
 # The rest is the compiler's: scratch memory, fragments.
 _USABLE = 0.9
