@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import runs
 import slots
 from PIL import Image
 
@@ -347,3 +348,51 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
 def test_hosts_given_wrongly_are_told(keys, told):
     with pytest.raises(ValueError, match=told):
         config_keys.HostKeys(**keys)
+
+
+# Process 1 gets a signal when it has read the metrics of step AT.
+_SIGNALLED = """
+import os, signal, sys
+from ti_flax import errors, train, watch
+
+add = watch.Watch.add
+def add_and_signal(self, metrics, num_steps):
+    before = self._step
+    add(self, metrics, num_steps)
+    if before < int(os.environ["AT"]) <= self._step:
+        os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+if "--process_id=1" in sys.argv:
+    watch.Watch.add = add_and_signal
+errors.run(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_one_of_two_hosts_is_stopped_then_killed_and_the_run_goes_on(
+    hosts, small_model, monkeypatch
+):
+    folders = hosts(2)
+
+    def run(output_dir, signal_name, at):
+        monkeypatch.setenv("SIGNAL", signal_name)
+        monkeypatch.setenv("AT", str(at))
+        port = free_port()
+        given = {**keys, "output_dir": output_dir, "resume_from_checkpoint": "latest"}
+        return wait(
+            start(
+                ["-c", _SIGNALLED], folder, i, 2, port, *arguments(small_model, **given)
+            )
+            for i, folder in enumerate(folders)
+        )
+
+    whole, ours = folders[0] / "whole", folders[0] / "out"
+    assert [end.code for end in run("whole", "SIGTERM", 99)] == [0, 0]
+    stopped = run("out", "SIGTERM", 3)
+    assert [end.code for end in stopped] == [75, 75], stopped
+    steps = runs.checkpoints(ours)
+    # After the dispatch that ran when the signal came, on both.
+    assert 3 <= steps[-1] <= 6 and f"{steps[-1]} of 8 steps" in last_line(stopped[0])
+    killed = run("out", "SIGKILL", steps[-1] + 1)
+    assert killed[1].code == -9 and killed[0].code not in (0, 75)
+    assert [end.code for end in run("out", "SIGTERM", 99)] == [0, 0]
+    assert runs.content(ours) == runs.content(whole)

@@ -88,7 +88,7 @@ def find(config: configuration.Config) -> Found | None:
         folder, number = path.parent, int(path.name) if path.name.isdecimal() else -1
         if number not in finished_steps(folder):
             raise UserError(
-                f"resume_from_checkpoint: no checkpoint {wanted}; give `latest` or the "
+                f"resume_from_checkpoint: no checkpoint {wanted}; give latest or the "
                 f"folder of one, such as {folder_of(config) / '500'}"
             )
     found = Found(folder, number, _read_run(folder, number))

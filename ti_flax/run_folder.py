@@ -121,7 +121,7 @@ class RunFolder:
         if self._is_used() and not self._is_own():
             raise UserError(
                 f"output_dir: {self._folder} is not empty; choose another folder, set "
-                "resume_from_checkpoint to `latest` to go on with its run, or "
+                "resume_from_checkpoint to latest to go on with its run, or "
                 "overwrite_output_dir to replace what a run wrote there"
             )
 

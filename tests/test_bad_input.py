@@ -1,0 +1,368 @@
+"""Every way to get it wrong ends in the line that docs/troubleshooting.md has."""
+
+import fcntl
+import json
+import logging
+import os
+import pickle
+import re
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+
+from ti_flax import checkpoint, errors, export, run_folder, step, torch_zip, train
+from ti_flax.config import Config
+from ti_flax.models import weights
+
+PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
+ROW = re.compile(r"^\| (.+?) \| `(.+)` \|$", re.MULTILINE)
+
+
+def given(**keys):
+    return lambda arguments, folder: arguments.update(keys)
+
+
+def without(key):
+    return lambda arguments, folder: arguments.pop(key)
+
+
+# Pictures
+
+
+def folder_without_pictures(arguments, folder):
+    place = folder / "empty"
+    place.mkdir()
+    arguments["train_data_dir"] = place
+
+
+def broken_picture(arguments, folder):
+    folder_without_pictures(arguments, folder)
+    (folder / "empty" / "cat.png").write_text("no picture")
+
+
+# Templates
+
+
+def template_without_placeholder(arguments, folder):
+    (folder / "templates.txt").write_text("a photo of a cat\n")
+    arguments["template_file"] = folder / "templates.txt"
+
+
+def long_template(arguments, folder):
+    (folder / "templates.txt").write_text("a very long story " * 10 + "of {}\n")
+    arguments["template_file"] = folder / "templates.txt"
+
+
+# Models
+
+
+def change_model(arguments, folder, component, **settings):
+    """A copy of the model, its configuration of a component changed; its folder."""
+    model = Path(arguments["pretrained_model_name_or_path"])
+    copy = folder / "changed"
+    for path in model.rglob("*"):
+        if path.is_file():
+            place = copy / path.relative_to(model)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    file = copy / component / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    arguments["pretrained_model_name_or_path"] = copy
+    return copy
+
+
+def no_model_files(arguments, folder):
+    (folder / "changed").mkdir()
+    arguments["pretrained_model_name_or_path"] = folder / "changed"
+
+
+def no_weights(arguments, folder):
+    copy = change_model(arguments, folder, "unet")
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def sdxl(arguments, folder):
+    change_model(arguments, folder, "unet", addition_embed_type="text_time")
+
+
+def empty_config(arguments, folder):
+    copy = change_model(arguments, folder, "unet")
+    (copy / "unet" / "config.json").write_text("{}")
+
+
+def list_config(arguments, folder):
+    copy = change_model(arguments, folder, "vae")
+    (copy / "vae" / "config.json").write_text("[]")
+
+
+def short_heads(arguments, folder):
+    change_model(arguments, folder, "unet", attention_head_dim=[4])
+
+
+def wrong_weights(arguments, folder):
+    change_model(arguments, folder, "vae", layers_per_block=2)
+
+
+# Embedding files
+
+
+def initialize_from(arguments, file):
+    del arguments["initializer_token"]
+    arguments["initializer_embedding"] = file
+
+
+def narrow_embedding(arguments, folder):
+    export.export_concept(
+        folder / "word",
+        export.Embedding("<toy>", np.ones((1, 7), np.float32)),
+        "object",
+        np.zeros((1, 8, 8, 3), np.uint8),
+    )
+    initialize_from(arguments, folder / "word")
+
+
+def write_safetensors(folder, numbers, length=None):
+    entry = {"dtype": "F32", "shape": [1, 32], "data_offsets": [0, 128]}
+    header = json.dumps({"<toy>": entry}).encode()
+    claimed = struct.pack("<Q", len(header) if length is None else length)
+    file = folder / "word.safetensors"
+    file.write_bytes(claimed + header + numbers)
+    return file
+
+
+def nan_rows(arguments, folder):
+    numbers = np.full(32, np.nan, np.float32).tobytes()
+    initialize_from(arguments, write_safetensors(folder, numbers))
+
+
+def cut_safetensors(arguments, folder):
+    initialize_from(arguments, write_safetensors(folder, bytes(100)))
+
+
+def terabytes(arguments, folder):
+    initialize_from(arguments, write_safetensors(folder, bytes(128), 2**42))
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def pickled_command(arguments, folder):
+    with zipfile.ZipFile(folder / "word.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"<toy>": Command()}, 2))
+    initialize_from(arguments, folder / "word.bin")
+
+
+def zip_bomb(arguments, folder):
+    with zipfile.ZipFile(folder / "word.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    initialize_from(arguments, folder / "word.bin")
+
+
+def cut_bin(arguments, folder):
+    torch_zip.save(folder / "word.bin", {"<toy>": np.ones((1, 32), np.float32)})
+    whole = (folder / "word.bin").read_bytes()
+    (folder / "word.bin").write_bytes(whole[: len(whole) // 2])
+    initialize_from(arguments, folder / "word.bin")
+
+
+def web_page(arguments, folder):
+    (folder / "word.bin").write_text("<!DOCTYPE html>")
+    initialize_from(arguments, folder / "word.bin")
+
+
+# The output folder and resuming
+
+
+def output_under_file(arguments, folder):
+    (folder / "file").write_text("precious")
+    arguments["output_dir"] = folder / "file" / "out"
+
+
+def used_output_dir(arguments, folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "learned_embeds.bin").write_text("precious")
+
+
+def pictures_in_output(arguments, folder):
+    arguments["output_dir"] = Path(arguments["train_data_dir"]).parent
+
+
+def locked(arguments, folder):
+    (folder / "out").mkdir()
+    # The test's own, until the garbage collector would close it.
+    LOCKS.append(os.open(folder / "out", os.O_RDONLY))
+    fcntl.flock(LOCKS[-1], fcntl.LOCK_EX)
+
+
+LOCKS: list[int] = []
+
+
+def checkpointed(**changes):
+    """A run of which the checkpoint of step 3 is there, and what is other since."""
+
+    def make(arguments, folder):
+        config = Config(**arguments)
+        model = weights.open_model(config.pretrained_model_name_or_path)
+        fingerprints = {
+            "pretrained_model_name_or_path": model.fingerprint(),
+            "train_data_dir": "0" * 64,
+        }
+        optimizer = step.adamw(optax.constant_schedule(1), 0.9, 0.9, 1, 0.0, None)
+        rows = {"text_encoder": jnp.zeros((1, 1, 32))}
+        with run_folder.RunFolder(config) as own:
+            own.create()
+        with checkpoint.Checkpoints(
+            checkpoint.folder_of(config),
+            None,
+            checkpoint.describe(config, fingerprints),
+        ) as checkpoints:
+            checkpoints.save(3, step.init_state(rows, optimizer))
+        arguments.update({"resume_from_checkpoint": "latest", **changes})
+
+    return make
+
+
+def other_model(arguments, folder):
+    checkpointed()(arguments, folder)
+    copy = change_model(arguments, folder, "unet")
+    scheduler = copy / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text() + "\n")
+
+
+def damaged_checkpoint(arguments, folder):
+    checkpointed()(arguments, folder)
+    (folder / "out" / "checkpoints" / "3" / "run" / "metadata").write_text("{")
+
+
+# As docs/troubleshooting.md names it -> makes it of a command line that works.
+CASES = {
+    "a misspelt key": given(learning_rat=1),
+    "a word for a number": given(max_train_steps="many"),
+    "a key is missing": without("placeholder_token"),
+    "half precision that needs loss scaling": given(mixed_precision="fp16"),
+    "two initializers": given(initializer_embedding="word.bin"),
+    "no such folder of pictures": given(train_data_dir="nowhere"),
+    "an empty folder": folder_without_pictures,
+    "only broken pictures": broken_picture,
+    "a word that the model knows": given(placeholder_token="a"),
+    "an initializer of white space": given(initializer_token=" "),
+    "a template without `{}`": template_without_placeholder,
+    "a prompt longer than the model reads": long_template,
+    "no such model": given(pretrained_model_name_or_path="nowhere"),
+    "a model's folder without its files": no_model_files,
+    "a model without safetensors": no_weights,
+    "an empty configuration of a model": empty_config,
+    "a configuration that is no object": list_config,
+    "a configuration that contradicts itself": short_heads,
+    "a model of a family that is not supported": sdxl,
+    "a batch that does not split over the devices": given(train_batch_size=12),
+    "a resolution that latents do not fit": given(resolution=36),
+    "an embedding of another model": narrow_embedding,
+    "an embedding that diverged": nan_rows,
+    "a safetensors file cut short": cut_safetensors,
+    "a header that claims terabytes": terabytes,
+    "a pickle that would run a command": pickled_command,
+    "a zip that would unpack to much": zip_bomb,
+    "a .bin cut short": cut_bin,
+    "a web page saved as a file": web_page,
+    "output under a file": output_under_file,
+    "output in a bucket": given(output_dir="gs://bucket/run"),
+    "a folder that is used": used_output_dir,
+    "pictures inside the output folder": pictures_in_output,
+    "a second run at the same time": locked,
+    "no such checkpoint": given(resume_from_checkpoint="nowhere/500"),
+    "a run gone on with other settings": checkpointed(learning_rate=0.5),
+    "a run gone on with another model": other_model,
+    "a run gone on with other pictures": checkpointed(),
+    "a run begun where a later one was": checkpointed(resume_from_checkpoint="none"),
+    "a damaged checkpoint": damaged_checkpoint,
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return runs.draw_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture
+def arguments(tiny_model, pictures, tmp_path):
+    """A command line that works."""
+    return runs.keys(tiny_model, pictures, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def page():
+    return dict(ROW.findall(PAGE.read_text()))
+
+
+def run(monkeypatch, capfd, arguments):
+    """Exit code and stderr of the command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train", *runs.to_argv(arguments)])
+    # The handler of an earlier test writes to that test's stderr, closed by now.
+    log = logging.getLogger("ti_flax")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    with pytest.raises(SystemExit) as ended:
+        errors.run(train.main)
+    return ended.value.code, capfd.readouterr().err
+
+
+def as_on_the_page(line, places):
+    """The line without what differs from one machine to another."""
+    for path, name in places.items():
+        line = line.replace(str(path), name)
+    return re.sub(r"\b[0-9a-f]{16}\b", "0123456789abcdef", line).replace("|", "\\|")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_ends_in_the_line_of_the_page_and_code_2(
+    case, arguments, page, tiny_model, pictures, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    CASES[case](arguments, tmp_path)
+    capfd.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    try:
+        code, stderr = run(monkeypatch, capfd, arguments)
+    finally:
+        while LOCKS:
+            os.close(LOCKS.pop())
+    *_, last = stderr.strip().splitlines()
+    places = {tmp_path: "DIR", tiny_model: "MODEL", pictures: "PICTURES"}
+    places |= {pictures.parent: "DATA"}
+    line = as_on_the_page(last.removeprefix("error: "), places)
+    assert code == errors.USAGE_EXIT_CODE
+    assert "Traceback" not in stderr
+    # Nothing is written, nothing is lost, nothing is executed.
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert page.get(case) == line
+
+
+def test_the_page_has_no_case_that_is_not_tested(page):
+    assert set(page) == set(CASES)
+
+
+def test_weights_of_another_model_are_listed(arguments, tmp_path, monkeypatch, capfd):
+    """Too long for the page; it is found out when weights are read."""
+    wrong_weights(arguments, tmp_path)
+    code, stderr = run(monkeypatch, capfd, arguments)
+    assert code == 2 and "vae: the weights do not fit config.json" in stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    arguments, tmp_path, monkeypatch, capfd
+):
+    # The system refuses root nothing.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, stderr = run(monkeypatch, capfd, arguments)
+    assert code == 2 and f"{tmp_path} cannot be written to; choose another" in stderr
