@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 
@@ -85,7 +86,7 @@ def test_defaults_are_those_of_the_design():
         "seed": 42,
         "train_batch_size": 4,
         "gradient_accumulation_steps": 1,
-        "compilation_cache_dir": "~/.cache/ti_flax",
+        "compilation_cache_dir": os.path.expanduser("~/.cache/ti_flax"),
         "profile_startup": False,
         "gradient_checkpointing": None,
         "max_train_steps": 3000,
