@@ -202,7 +202,7 @@ def test_pictures_change_with_the_rows_and_not_with_the_noise(run):
     assert 0 < np.abs(first - control).mean() < between_seeds
 
 
-def test_samples_of_another_run_do_not_stay(run, settings):
+def test_samples_of_another_run_do_not_stay(settings):
     folder = settings["output_dir"]
     old = folder / "samples" / "step_009000"
     old.mkdir(parents=True)
