@@ -58,5 +58,6 @@ class StopSignals:
         self._received = signal.Signals(number).name
         if not self._deferred:
             raise errors.Stopped(f"{self._received} before the first step")
-        _log.warning("%s: saving after this step", self._received)
+        # No warning: those are the report's, and this is no fault of the run.
+        _log.info("%s: saving after this step", self._received)
         self.__exit__()
