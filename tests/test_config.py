@@ -107,7 +107,8 @@ def test_defaults_are_those_of_the_design():
         "hub_model_id": None,
         "hub_private_repo": False,
     }
-    assert expected.items() <= load().model_dump(mode="json").items()
+    found = load().model_dump(mode="json")
+    assert {key: found[key] for key in expected} == expected
 
 
 def test_defaults_obey_their_own_limits():

@@ -49,6 +49,8 @@ def outputs(notebook, kind):
 def test_the_notebook_trains_shows_and_packs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    # The tests' flags compile fast and compute slowly; this makes many pictures.
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     fill_in(notebook, steps=4, word="<bee>")
     nbclient.NotebookClient(
         notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}
