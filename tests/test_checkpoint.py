@@ -1,5 +1,6 @@
 """What a checkpoint holds, what it refuses, and what a failing disk leaves."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -168,29 +169,31 @@ def test_a_checkpoint_of_other_rows_is_refused(folder):
         checkpoint.restore(checkpoint.Found(folder, 3, RUN), make_state(vectors=1))
 
 
-@pytest.fixture
-def small_files():
-    """No file may grow past 1,000 bytes, as on a disk that is full."""
+@contextlib.contextmanager
+def full_disk():
+    """Yields what fills the disk: then no file may grow past 1,000 bytes.
+
+    Not a fixture: pytest writes to a file, too, before fixtures end.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def shrink():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-
-    yield shrink
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, small_files, capfd):
+def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, capfd):
     state = make_state()
     with (
         pytest.raises(
             errors.UserError, match=r"File too large; that of step 1 is"
         ) as e,
+        full_disk() as fill,
         checkpoint.Checkpoints(folder, None, RUN) as checkpoints,
     ):
         checkpoints.save(1, state)
         checkpoints.wait()
-        small_files()
+        fill()
         checkpoints.save(2, make_state(seed=2))
         checkpoints.wait()
     assert "\n" not in str(e.value)
@@ -200,21 +203,21 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, small_files, capf
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
-def test_the_next_run_writes_where_the_disk_was_full(folder, small_files):
-    small_files()
+def test_the_next_run_writes_where_the_disk_was_full(folder):
     with (
         pytest.raises(errors.UserError, match="there is none yet"),
+        full_disk() as fill,
         checkpoint.Checkpoints(folder, None, RUN) as checkpoints,
     ):
+        fill()
         checkpoints.save(1, make_state())
         checkpoints.wait()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
     with checkpoint.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(1, make_state())
     assert os.listdir(folder) == ["1"]
 
 
-def test_a_full_disk_during_an_export_keeps_the_last_one(tmp_path, small_files):
+def test_a_full_disk_during_an_export_keeps_the_last_one(tmp_path):
     pictures = np.zeros((1, 8, 8, 3), np.uint8)
 
     def write(value, width):
@@ -226,8 +229,11 @@ def test_a_full_disk_during_an_export_keeps_the_last_one(tmp_path, small_files):
 
     write(1.0, 8)
     before = runs.content(tmp_path)
-    small_files()
-    with pytest.raises(errors.UserError, match="File too large; make room"):
+    with (
+        pytest.raises(errors.UserError, match="File too large; make room"),
+        full_disk() as fill,
+    ):
+        fill()
         write(2.0, 768)
     assert runs.content(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if files.is_leftover(path)]
