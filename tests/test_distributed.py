@@ -377,11 +377,15 @@ def test_one_of_two_hosts_is_stopped_then_killed_and_the_run_goes_on(
         monkeypatch.setenv("SIGNAL", signal_name)
         monkeypatch.setenv("AT", str(at))
         port = free_port()
-        given = {**keys, "output_dir": output_dir, "resume_from_checkpoint": "latest"}
+        given = arguments(
+            small_model,
+            max_train_steps=8,
+            checkpointing_steps=2,
+            output_dir=output_dir,
+            resume_from_checkpoint="latest",
+        )
         return wait(
-            start(
-                ["-c", _SIGNALLED], folder, i, 2, port, *arguments(small_model, **given)
-            )
+            start(["-c", _SIGNALLED], folder, i, 2, port, *given)
             for i, folder in enumerate(folders)
         )
 
