@@ -37,8 +37,12 @@ class TensorBoard:
         if start == 0:
             for path in folder.glob(_EVENT_FILES):
                 path.unlink()
+        # By its name alone, which has the second, a file could replace that of the run
+        # before; TensorBoard reads them in the order of their names.
         self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=start + 1 if start else None
+            str(folder),
+            purge_step=start + 1 if start else None,
+            filename_suffix=f".{start:09d}",
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
