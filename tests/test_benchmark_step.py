@@ -19,18 +19,25 @@ def torch():
     return pytest.importorskip("torch")
 
 
-def torch_params(recipe, torch, *extra):
-    from ti_flax import torch_side
+def to_torch(torch, tree):
+    """Arrays in Flax's layouts as tensors in PyTorch's: HWIO to OIHW, IO to OI."""
 
+    def convert(path, leaf):
+        tensor = torch.from_numpy(np.array(leaf, np.float32))
+        if path[-1].key == "kernel":
+            order = (3, 2, 0, 1) if tensor.ndim == 4 else (1, 0)
+            tensor = tensor.permute(order).contiguous()
+        return tensor
+
+    return jax.tree_util.tree_map_with_path(convert, tree)
+
+
+def torch_params(recipe, torch, *extra):
     frozen = {
         name: shapes.random_params(slots.CONFIGS, name, seed)
         for seed, name in enumerate(("text_encoder", "unet", *extra))
     }
-    device = torch.device("cpu")
-    return frozen, {
-        name: torch_side.to_torch(tree, torch.float32, device)
-        for name, tree in frozen.items()
-    }
+    return frozen, {name: to_torch(torch, tree) for name, tree in frozen.items()}
 
 
 def test_pytorch_takes_our_step(torch):

@@ -36,11 +36,15 @@ def make_config(**keys):
 
 
 @pytest.fixture
-def described(monkeypatch):
+def described():
     """As `topologies.prepare` leaves the environment, until the test ends."""
     pytest.importorskip("libtpu")
-    monkeypatch.setattr(os, "environ", dict(os.environ))
+    before = dict(os.environ)
+    # Of the process itself: libtpu does not read Python's copy.
     topologies.prepare()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ import jax
 from jax._src import distributed as jax_distributed
 
 from ti_flax import config_keys
-from ti_flax.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError
+from ti_flax.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError, first_line
 
 _log = logging.getLogger("ti_flax")
 
@@ -218,7 +218,7 @@ def _initialize(hosts: config_keys.HostKeys) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"cannot join the processes of this job ({_first_line(error)}); give "
+            f"cannot join the processes of this job ({first_line(error)}); give "
             "coordinator_address, num_processes and process_id"
         ) from error
     finally:
@@ -257,7 +257,7 @@ def _stop_all(error: BaseException) -> None:
         code = error.code
     elif not isinstance(error, UserError):
         traceback.print_exception(error)
-        code, message = 1, f"{type(error).__name__}: {_first_line(error)}"
+        code, message = 1, f"{type(error).__name__}: {first_line(error)}"
     process = jax.process_index()
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone
         jax_distributed.global_state.client.key_value_set(
@@ -279,7 +279,3 @@ def _exit(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

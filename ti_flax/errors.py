@@ -30,6 +30,11 @@ class Refused(Exception):
     """Why a file is refused: the rest of the sentence that begins with its path."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library says, for one line of ours; empty if it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def run(main: Callable[[], None]) -> None:
     """Calls an entry point; a `UserError` ends it in one line and exit code 2."""
     try:

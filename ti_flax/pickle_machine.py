@@ -16,6 +16,17 @@ from ti_flax.errors import Refused
 
 _MAX_TEXT = 60
 
+# What the machine, numpy and zipfile raise on bytes that make no sense.
+SIGNS_OF_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class Stateful:
     """What a program makes first and gives its content later (BUILD)."""

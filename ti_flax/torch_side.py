@@ -29,21 +29,6 @@ _ACTIVATIONS = {
 }
 
 
-def to_torch(tree: Tree, dtype: torch.dtype, device: torch.device) -> Tree:
-    """Arrays in Flax's layouts as tensors in PyTorch's: HWIO to OIHW, IO to OI."""
-
-    def convert(name: str, leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):
-            return {key: convert(key, value) for key, value in leaf.items()}
-        tensor = torch.from_numpy(np.array(leaf, np.float32))
-        if name == "kernel":
-            order = (3, 2, 0, 1) if tensor.ndim == 4 else (1, 0)
-            tensor = tensor.permute(order).contiguous()
-        return tensor.to(device, dtype)
-
-    return convert("", tree)
-
-
 def conv(p: Tree, x: Tensor, stride: int = 1) -> Tensor:
     return F.conv2d(x, p["kernel"], p["bias"], stride, p["kernel"].shape[-1] // 2)
 

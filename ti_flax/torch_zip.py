@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ti_flax import torch_pickle
 from ti_flax.errors import Refused, UserError
+from ti_flax.pickle_machine import SIGNS_OF_DAMAGE
 
 # torch aligns storages so that it can map them into memory.
 _ALIGNMENT = 64
@@ -75,23 +76,11 @@ def load(path: Path) -> object:
         raise UserError(f"{path} {_not_a_zip(path)}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except _SIGNS_OF_DAMAGE as error:
+    except SIGNS_OF_DAMAGE as error:
         raise UserError(
             f"{path} is damaged: its content is not what torch.save writes; "
             "get it again, as .safetensors if there is one"
         ) from error
-
-
-# What zipfile, pickletools, numpy and the machine raise on bytes that make no sense.
-_SIGNS_OF_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def _not_a_zip(path: Path) -> str:

@@ -44,7 +44,7 @@ def load(path: Path) -> object:
         raise UserError(f"{path} {refusal}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except _SIGNS_OF_DAMAGE as error:
+    except (*pickle_machine.SIGNS_OF_DAMAGE, struct.error) as error:
         raise UserError(
             f"{path} is damaged: its content is not what np.save writes; get it again"
         ) from error
@@ -56,19 +56,6 @@ def _read_header(file: BinaryIO) -> bytes:
     length_format = "<H" if head[-2] == 1 else "<I"
     (length,) = struct.unpack(length_format, file.read(struct.calcsize(length_format)))
     return file.read(length)
-
-
-# What struct, numpy and the machine raise on bytes that make no sense.
-_SIGNS_OF_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 
 
 class _Dtype(pickle_machine.Stateful):

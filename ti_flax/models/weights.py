@@ -22,7 +22,7 @@ from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 
 from ti_flax import files
-from ti_flax.errors import UserError
+from ti_flax.errors import UserError, first_line
 from ti_flax.models import attention, clip_text, unet, vae
 
 Params = dict[str, Any]
@@ -191,7 +191,7 @@ def _local_folder(
             )
         )
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{key}: cannot fetch {name_or_path!r} from the Hub ({reason}); check the "
             "name, the network and your access, or give a folder"
