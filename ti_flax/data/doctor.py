@@ -1,4 +1,4 @@
-"""`python -m ti_flax.data_doctor DIR`: what is read of a folder, and what is wrong.
+"""`python -m ti_flax.data DIR`: what is read of a folder, and what is wrong.
 
 Exit code 0: every picture is used as it is. 1: it can be trained on, but look at what
 is said. 2: there is nothing to train on.
@@ -80,7 +80,7 @@ def _thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "h w"]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m ti_flax.data_doctor", description=__doc__.split("\n\n")[1]
+        prog="python -m ti_flax.data", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("folder", type=Path, help="holds the concept's pictures")
     parser.add_argument("--resolution", type=int, default=512, help="default: 512")
@@ -100,7 +100,3 @@ def main() -> None:
     print(f"{len(pictures.names)} pictures to train on, {len(faults)} notes")
     if faults:
         sys.exit(FAULTS_EXIT_CODE)
-
-
-if __name__ == "__main__":
-    errors.run(main)

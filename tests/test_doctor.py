@@ -1,4 +1,4 @@
-"""What `python -m ti_flax.data_doctor` says of a folder, and with which exit code."""
+"""What `python -m ti_flax.data` says of a folder, and with which exit code."""
 
 import runpy
 import sys
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from ti_flax import data_doctor, errors
+from ti_flax import errors
+from ti_flax.data import doctor
 
 
 def draw(seed):
@@ -24,7 +25,7 @@ def folder(tmp_path):
 
 
 def examine(folder):
-    return data_doctor.examine(folder, 64, True)[1]
+    return doctor.examine(folder, 64, True)[1]
 
 
 def test_a_good_folder_has_no_faults(folder):
@@ -102,9 +103,9 @@ FAULTS = {
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["data_doctor", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["ti_flax.data", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        errors.run(data_doctor.main)
+        errors.run(doctor.main)
         sys.exit(0)
     return ended.value.code
 
@@ -131,10 +132,8 @@ def test_nothing_to_train_on_is_a_mistake(arguments, told, monkeypatch, capsys):
 
 
 def test_it_runs_as_a_module(folder, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["data_doctor", str(folder)])
-    # Imported above: runpy warns of a second copy.
-    monkeypatch.delitem(sys.modules, "ti_flax.data_doctor")
+    monkeypatch.setattr(sys, "argv", ["ti_flax.data", str(folder)])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("ti_flax.data_doctor", run_name="__main__")
+        runpy.run_module("ti_flax.data", run_name="__main__")
     assert ended.value.code == 1  # 96 px are enlarged to 512
     assert "enlarged from 96x96 px" in capsys.readouterr().out
