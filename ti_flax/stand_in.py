@@ -86,21 +86,25 @@ def random_weights(shapes: weights.Params) -> weights.Params:
     activations keep their scale through the network, as in a trained one.
     """
 
+    leaves, tree = jax.tree.flatten_with_path(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+
     def draw(path: Any, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
-        name = path[-1].key
+        name, place = path[-1].key, leaf.sharding
         if name in ("scale", "bias"):
-            return jnp.full(leaf.shape, name == "scale", leaf.dtype)
+            return jnp.full(leaf.shape, name == "scale", leaf.dtype, device=place)
         std = 0.02 if name == "embedding" else np.prod(leaf.shape[:-1]) ** -0.5
-        return (std * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
+        one = jax.jit(_normal, static_argnums=(2, 3), out_shardings=place)
+        return one(key, std, leaf.shape, leaf.dtype)
 
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = tree.unflatten(list(jax.random.split(jax.random.key(0), len(leaves))))
+    return tree.unflatten(
+        [draw(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
+    )
 
-    def place(path: Any, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
-        one = jax.jit(draw, static_argnums=(0, 1), out_shardings=leaf.sharding)
-        return one(path, leaf, key)
 
-    return jax.tree_util.tree_map_with_path(place, shapes, keys)
+# Of the module, so that leaves of one shape are compiled once.
+def _normal(key: jax.Array, std: float, shape: tuple, dtype: Any) -> jax.Array:
+    return (std * jax.random.normal(key, shape)).astype(dtype)
 
 
 def abstract(tree: Any, place: Sharding) -> Any:
