@@ -1,13 +1,16 @@
 """Weights load exactly or not at all, and whatever is wrong is named in one line."""
 
+import contextlib
+import functools
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import huggingface_hub
 import jax
@@ -15,10 +18,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
+from ti_flax import sharding
 from ti_flax.errors import UserError
 from ti_flax.models import shapes, weights
 
@@ -268,6 +273,34 @@ def test_shards_load_as_one_file(folder: Path, variant: str | None) -> None:
     expected = load(folder, "unet")
     split_in_shards(folder / FILES["unet"], f".{variant}" if variant else "")
     assert_same_params(load(folder, "unet", variant=variant), expected)
+
+
+def test_what_is_split_over_devices_is_read_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    safe_open = safetensors.safe_open
+
+    @contextlib.contextmanager
+    def watched(file: Path, framework: str) -> Iterator[mock.Mock]:
+        with safe_open(file, framework=framework) as tensors:
+
+            def get_tensor(key: str) -> np.ndarray:
+                read.append(key)
+                return tensors.get_tensor(key)
+
+            yield mock.Mock(wraps=tensors, get_tensor=get_tensor)
+
+    expected = load(folder, "unet")
+    monkeypatch.setattr(safetensors, "safe_open", watched)
+    layout = functools.partial(sharding.over_fsdp, sharding.make_mesh(fsdp=4))
+    params = weights.open_model(str(folder)).load("unet", layout)
+    assert_same_params(params, expected)
+    assert sorted(read) == sorted(load_file(folder / FILES["unet"]))
+    split = [p for p in jax.tree.leaves(params) if not p.is_fully_replicated]
+    assert len(split) > 100
+    for leaf in split:
+        assert all(4 * s.data.size == leaf.size for s in leaf.addressable_shards)
 
 
 def test_shards_that_are_missing_are_named(folder: Path) -> None:
