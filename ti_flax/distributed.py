@@ -25,6 +25,7 @@ import jax
 
 # JAX has no public way to its key-value store; Orbax takes it from here as well.
 from jax._src import distributed as jax_distributed
+from tqdm import tqdm
 
 from ti_flax import config_keys
 from ti_flax.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError, first_line
@@ -276,6 +277,7 @@ def _leave(message: str, code: int) -> None:
 
 def _exit(message: str, code: int) -> None:
     """Ends the process whatever its threads, and other processes, wait for."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
+    with tqdm.external_write_mode(sys.stderr):  # on a line without a progress bar
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
