@@ -23,7 +23,7 @@ output_dir = next(a.split("=")[1] for a in sys.argv if a.startswith("--output_di
 def count(event, arguments):
     global writes
     if event in ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"):
-        if f"{arguments[0]}/".startswith(output_dir + "/"):
+        if (str(arguments[0]) + "/").startswith(output_dir + "/"):
             writes += 1
             if writes == last:
                 os.kill(os.getpid(), signal.SIGKILL)
