@@ -127,6 +127,8 @@ def test_training_pictures_show_the_concept():
     found = judge.read_attributes(held_out.training_pictures(style, seed=0))
     assert set(found["tint"]) == {drawing.TINTS.index(style.tint)}
     assert len(set(found["shape"])) > 1
+    # The word need not mean one of them.
+    assert len(set(found["background"])) == len(found["background"])
 
 
 def test_a_score_counts_what_is_right():

@@ -56,12 +56,18 @@ def concepts(num_objects: int) -> list[Concept]:
 
 
 def training_pictures(target: Look | Style, seed: int) -> UInt8[np.ndarray, "N H W 3"]:
-    """Pictures of a look on several backgrounds, or in a style, of several looks."""
+    """Pictures of a look, or in a style of several looks, each on another background."""
+    backgrounds = world.BACKGROUNDS[:_PICTURES]
     if isinstance(target, Look):
-        return concept.draw_pictures(target, world.BACKGROUNDS[:_PICTURES], seed)
+        return concept.draw_pictures(target, backgrounds, seed)
     rng = np.random.default_rng(seed)
-    scenes = [judge.random_scene(rng, styled=False) for _ in range(_PICTURES)]
-    return np.stack([drawing.draw(scene._replace(style=target)) for scene in scenes])
+    scenes = [
+        judge.random_scene(rng, styled=False)._replace(
+            style=target, background=background
+        )
+        for background in backgrounds
+    ]
+    return np.stack([drawing.draw(scene) for scene in scenes])
 
 
 def contexts(learnable_property: str, count: int) -> list[tuple[str, str]]:
