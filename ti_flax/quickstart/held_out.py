@@ -56,7 +56,7 @@ def concepts(num_objects: int) -> list[Concept]:
 
 
 def training_pictures(target: Look | Style, seed: int) -> UInt8[np.ndarray, "N H W 3"]:
-    """Pictures of a look, or in a style of several looks, each on another background."""
+    """Pictures of a look, or in a style of several looks, all on other backgrounds."""
     backgrounds = world.BACKGROUNDS[:_PICTURES]
     if isinstance(target, Look):
         return concept.draw_pictures(target, backgrounds, seed)
