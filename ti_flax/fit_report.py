@@ -1,6 +1,7 @@
 """What `python -m ti_flax.train_compile` says of one topology."""
 
 import functools
+import logging
 import time
 from collections.abc import Iterator
 
@@ -23,20 +24,21 @@ from ti_flax import (
 from ti_flax.errors import UserError
 from ti_flax.models import attention, weights
 
+_log = logging.getLogger(__name__)
+
 # Larger batches than this on one device are not looked for.
 _MOST_EXAMPLES = 512
 _PREVIEW_STEPS = 25
 _GIB = 2**30
 
 
-def describe(config: configuration.Config, topology: str) -> str:
-    """Compiles a run's programs for a topology; lines of what they need."""
-    return "\n".join(
-        _lines(config, topology, topologies.make_mesh(topology, config.fsdp))
-    )
+def lines(config: configuration.Config, topology: str) -> Iterator[str]:
+    """Compiles a run's programs for a topology; a line as soon as it is known.
 
-
-def _lines(config: configuration.Config, topology: str, mesh: Mesh) -> Iterator[str]:
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    mesh = topologies.make_mesh(topology, config.fsdp)
     chip = topologies.chip(mesh)
     sharding.check_batch(config.train_batch_size, mesh)
     model = open_model(config, mesh)
@@ -50,6 +52,7 @@ def _lines(config: configuration.Config, topology: str, mesh: Mesh) -> Iterator[
 
     @functools.cache
     def needs_at(batch: int) -> fit.Needs | None:
+        _log.info("compiling the train step, %d examples a device", batch)
         wanted = config.model_copy(update={"train_batch_size": batch * mesh.size})
         return fit.compile_for(lower_train_steps(wanted, model, mesh))
 

@@ -44,7 +44,8 @@ def main() -> None:
     from ti_flax import fit_report
 
     for topology in given.topology:
-        print(fit_report.describe(config, topology), flush=True)
+        for line in fit_report.lines(config, topology):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
