@@ -118,6 +118,20 @@ def test_a_program_too_large_for_the_memory_does_not_fit(described):
     assert fit.compile_for(lowered(9)) is None
 
 
+def test_a_batch_beyond_which_memory_grows_faster_is_found_soon():
+    """SD 1.5 on a v5e: what 8 and 24 examples need says nothing of 60."""
+    compiled = []
+
+    def needs_at(batch):
+        compiled.append(batch)
+        peak = 2000 + 40 * batch + 300 * max(0, batch - 30)
+        return needs_of(peak) if peak <= 16000 else None
+
+    found, _ = fit.largest_batch(needs_at, 4, 16000, most=512)
+    assert found == (16000 - 2000 + 300 * 30) // 340
+    assert len(compiled) < 16
+
+
 def needs_of(peak):
     return fit.Needs(arguments=0, temporaries=peak, peak=peak, traffic=0.0)
 

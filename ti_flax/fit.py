@@ -74,7 +74,10 @@ def largest_batch(
             low = batch
         else:
             high = batch
-        batch = min(max(_guess(tried, low, memory), low + 1), high - 1)
+        batch = max(_guess(tried, low, memory), low + 1)
+        if batch >= high:
+            # What fits says too little of what does not: memory grows faster there.
+            batch = (low + high) // 2
     return low, tried
 
 
