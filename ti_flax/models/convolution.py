@@ -1,4 +1,4 @@
-"""Convolutions that XLA's CPU backend computes faster as matrix products."""
+"""Convolutions as XLA's CPU backend computes them fast."""
 
 from typing import Any
 
@@ -17,25 +17,67 @@ def convolve(
 ) -> Float[Array, "B h w F"]:
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it.
 
-    On CPUs two kinds of 3 x 3 convolution become products: those with more channels
-    than pixels, whose gradient the backend computes at half the speed, and all in
-    bfloat16, for which it has products alone.
+    On CPUs three kinds become matrix products: 1 x 1; 3 x 3 with more channels than
+    pixels, whose gradient the backend computes at half the speed; and 3 x 3 in
+    bfloat16, for which it has products alone. The other 3 x 3 ones have a gradient of
+    their own.
     """
 
     def general(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
+    size = kernel.shape[:2]
     batch, height, width, channels = x.shape
-    as_products = (
-        kernel.shape[:2] == (3, 3)
-        and tuple(strides) == (1, 1)
-        and tuple(padding) == ((1, 1), (1, 1))
-        and (x.dtype == jnp.bfloat16 or batch * height * width < channels)
-    )
-    if not as_products:
+    around = {(1, 1): (0, 0), (3, 3): (1, 1)}.get(size)
+    if tuple(strides) != (1, 1) or tuple(padding) != (around, around):
         return general(x, kernel)
+    if size == (1, 1):
+        on_cpu = product
+    elif x.dtype == jnp.bfloat16 or batch * height * width < channels:
+        on_cpu = products
+    else:
+        on_cpu = convolution
     # Decided when the program is lowered: it may be for a TPU that is not here.
-    return lax.platform_dependent(x, kernel, cpu=products, default=general)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=general)
+
+
+def product(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "1 1 C F"]
+) -> Float[Array, "B H W F"]:
+    """A 1 x 1 convolution, summed in float32."""
+    return _product(x, kernel[0, 0]).astype(x.dtype)
+
+
+@jax.custom_vjp
+def convolution(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"]
+) -> Float[Array, "B H W F"]:
+    """A 3 x 3 convolution that keeps height and width.
+
+    Its gradient to `x` is such a convolution too, with a kernel that has been turned
+    in memory. Left to itself, XLA turns none inside a loop, and convolves by a way that
+    takes three times as long.
+    """
+    return _convolution(x, kernel)
+
+
+def _convolution(x: Array, kernel: Array) -> Array:
+    around, layout = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), around, dimension_numbers=layout)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolution(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    turned = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    _, to_kernel = jax.vjp(lambda kernel: _convolution(x, kernel), kernel)
+    return _convolution(d_out, turned), *to_kernel(d_out)
+
+
+convolution.defvjp(_forward, _backward)
 
 
 def products(
