@@ -213,7 +213,6 @@ def test_the_command_prints_a_report():
 
 
 def test_recomputing_changes_no_gradient():
-
     recipe = slots.make_recipe()
     state, bank = slots.make_run(recipe, slots.Concept(0, 2, 3, 1))
     frozen = slots.make_frozen(recipe)
@@ -226,7 +225,7 @@ def test_recomputing_changes_no_gradient():
         return lowered.compile()(state.rows, frozen, batch), lowered.as_text()
 
     (kept, without), (again, recomputed) = gradients(False), gradients(True)
-    assert "optimization_barrier" in recomputed
-    assert "optimization_barrier" not in without
+    products = "stablehlo.dot_general"
+    assert recomputed.count(products) > without.count(products)
     for ours, theirs in zip(*map(jax.tree.leaves, (kept, again)), strict=True):
         assert jnp.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
