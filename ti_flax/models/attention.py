@@ -256,18 +256,20 @@ def _backward(chunk: int, saved: tuple, d_out: Array) -> tuple[Array, Array, Arr
 
         def queries(sums: tuple[Array, Array], rows: tuple) -> tuple:
             q, d_out, logsumexp, inner = rows
-            weights = jnp.exp(_product("cd,ld->cl", q, k) - logsumexp[:, None])
-            d_weights = _product("cd,ld->cl", d_out, v)
-            d_scores = (weights * (d_weights - inner[:, None])).astype(k.dtype)
+            # Keys first: then every product reads them as they lie in memory.
+            weights = jnp.exp(_product("ld,cd->lc", k, q) - logsumexp[None])
+            d_weights = _product("ld,cd->lc", v, d_out)
+            d_scores = (weights * (d_weights - inner[None])).astype(k.dtype)
             weights = weights.astype(v.dtype)
-            d_k = sums[0] + _product("cl,cd->ld", d_scores, q)
-            d_v = sums[1] + _product("cl,cd->ld", weights, d_out)
-            return (d_k, d_v), _product("cl,ld->cd", d_scores, k)
+            d_k = sums[0] + _product("lc,cd->ld", d_scores, q)
+            d_v = sums[1] + _product("lc,cd->ld", weights, d_out)
+            return (d_k, d_v), _product("ld,lc->dc", k, d_scores)
 
         rows = (_chunks(array, chunk) for array in (q, d_out, logsumexp, inner))
         nothing = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)
         (d_k, d_v), d_q = jax.lax.scan(queries, nothing, tuple(rows))
-        return d_q.reshape(q.shape).astype(q.dtype), d_k.astype(k.dtype), d_v
+        d_q = d_q.swapaxes(1, 2).reshape(q.shape).astype(q.dtype)
+        return d_q, d_k.astype(k.dtype), d_v
 
     d_q, d_k, d_v = jax.lax.map(head, (*saved, d_out))
     return d_q, d_k, d_v.astype(saved[2].dtype)
