@@ -46,7 +46,6 @@ def outputs(notebook, kind):
                 yield output.data[kind]
 
 
-@pytest.mark.slow  # minutes of pictures from a model with 3 million weights
 def test_the_notebook_trains_shows_and_packs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -112,7 +112,6 @@ def test_before_after_shows_the_rows(tiny_model, tmp_path):
         assert page.width > 5 * 64 and page.height > 4 * 64
 
 
-@pytest.mark.slow
 def test_wheel_holds_model_pictures_and_configuration(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
     # Without isolation, so that nothing is fetched.

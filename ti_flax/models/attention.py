@@ -19,7 +19,7 @@ Name = Literal["auto", "plain", "chunked", "splash", "cudnn"]
 # Where scores of one call take more bytes than this on a device, they are computed in
 # chunks of a quarter of it. On a CPU a chunk stays in the cache, elsewhere it is memory
 # that counts: a chunk should still fill the device.
-_MOST_SCORES = {"cpu": 2**24}
+_MOST_SCORES = {"cpu": 2**23}
 _MOST_SCORES_ELSEWHERE = 2**30
 
 # Splash wants lengths in multiples of the TPU's 128 lanes; shorter sequences gain
