@@ -144,7 +144,8 @@ def test_each_device_attends_to_its_own_examples(name):
         (plan_for("cpu"), shaped(1, 4096, 8, 40), 4096, "chunked"),
         (plan_for("cpu"), shaped(1, 256, 8, 160), 256, "plain"),
         (plan_for("cpu", "splash"), shaped(1, 4096, 8, 40), 4096, "splash"),
-        (plan_for("cpu", "splash"), shaped(1, 4096, 8, 40), 77, "plain"),
+        (plan_for("cpu", "splash"), shaped(1, 4096, 8, 40), 77, "chunked"),
+        (plan_for("cpu", "splash"), shaped(1, 1024, 8, 80), 77, "plain"),
     ],
 )
 def test_choice_by_platform_dtype_and_shape(plan, q, keys, expected):
