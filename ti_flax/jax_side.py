@@ -64,6 +64,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     one = np.int32(1)
     program = step.jit_train_steps(recipe).lower(state, frozen, bank, one).compile()
     compiled = time.perf_counter() - began
+    startup.give_back_freed()
 
     def dispatch(num_steps: int) -> float:
         nonlocal state

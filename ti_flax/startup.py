@@ -1,7 +1,9 @@
-"""How long a process has been running, and where compiled programs are kept."""
+"""What a process does at its start: its clock, kept programs, memory of compiling."""
 
+import ctypes
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -55,3 +57,14 @@ def keep_compiled(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     # By default only what took a second; a start is made of many small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def give_back_freed() -> None:
+    """Hands memory that was freed back to the system, where the C library is glibc.
+
+    It would keep what a compiler took and freed, for SD 1.5 0.7 GiB to the end of the
+    run.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ti_flax import diffusion, distributed, sharding
+from ti_flax import diffusion, distributed, sharding, startup
 from ti_flax.models import clip_text, unet, vae, weights
 
 # The most steps of one dispatch. Metrics of every step come back in buffers this long.
@@ -440,6 +440,7 @@ def compile_train_steps(
             if compiling is None:
                 jitted.lower(*arguments).compile()  # kept for the call
             steps = jitted if compiling is None else compiling.result()
+            startup.give_back_freed()
             distributed.meet()
         return steps(*arguments)
 
