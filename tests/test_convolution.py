@@ -1,5 +1,7 @@
 """Convolutions as matrix products are convolutions, forward and backward."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,16 +25,16 @@ def around(kernel):
     return [(len(kernel) // 2, len(kernel) // 2)] * 2
 
 
-def theirs(x, kernel):
+def theirs(x, kernel, stride=1):
     exact = (jnp.asarray(array, jnp.float32) for array in (x, kernel))
     return lax.conv_general_dilated(
-        *exact, (1, 1), around(kernel), dimension_numbers=LAYOUT
+        *exact, (stride, stride), around(kernel), dimension_numbers=LAYOUT
     )
 
 
-def ours(x, kernel):
+def ours(x, kernel, stride=1):
     return convolution.convolve(
-        x, kernel, (1, 1), around(kernel), dimension_numbers=LAYOUT
+        x, kernel, (stride, stride), around(kernel), dimension_numbers=LAYOUT
     )
 
 
@@ -50,8 +52,8 @@ def arrays(batch, height, width, channels, features, dtype, size=3):
 @pytest.mark.parametrize("shape", [(2, 3, 5, 40, 24), (1, 1, 1, 8, 8)], ids=str)
 def test_products_are_the_convolution(shape, dtype, tolerance):
     x, kernel = arrays(*shape, dtype)
-    way = convolution.products if dtype == jnp.bfloat16 else convolution.deep_product
-    assert "conv_general_dilated" not in str(jax.make_jaxpr(way)(x, kernel))
+    program = str(jax.make_jaxpr(convolution.product)(x, kernel))
+    assert "conv_general_dilated" not in program
     pairs = zip(
         with_gradient(ours, x, kernel), with_gradient(theirs, x, kernel), strict=True
     )
@@ -62,14 +64,34 @@ def test_products_are_the_convolution(shape, dtype, tolerance):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)], ids=str
 )
-@pytest.mark.parametrize("size", [1, 3])
-def test_what_a_cpu_computes_is_the_convolution(size, dtype, tolerance):
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_what_a_cpu_computes_is_the_convolution(size, stride, dtype, tolerance):
     x, kernel = arrays(2, 5, 4, 12, 7, dtype, size)
-    pairs = zip(
-        with_gradient(ours, x, kernel), with_gradient(theirs, x, kernel), strict=True
+    our, their = (
+        with_gradient(functools.partial(way, stride=stride), x, kernel)
+        for way in (ours, theirs)
     )
-    for our, their in pairs:
-        assert np.linalg.norm(our - their) <= tolerance * np.linalg.norm(their)
+    for one, other in zip(our, their, strict=True):
+        assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_bfloat16_is_multiplied_as_bfloat16_forward_and_backward(size):
+    x, kernel = arrays(1, 4, 4, 8, 8, jnp.bfloat16, size)
+
+    def both(x):
+        out, pull_back = jax.vjp(lambda x: ours(x, kernel), x)
+        return pull_back(out)
+
+    products = [
+        line
+        for line in jax.jit(both).lower(x).as_text().splitlines()
+        if "stablehlo.dot_general" in line
+    ]
+    assert len(products) >= 2
+    for line in products:
+        operands = line.rpartition(": (")[2].partition(")")[0]
+        assert operands.count("bf16") == 2, line
 
 
 def test_in_a_loop_no_kernel_is_read_crosswise():
