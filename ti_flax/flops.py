@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> float:
@@ -19,7 +20,10 @@ def count(function: Callable[..., Any], *arguments: Any) -> float:
     count is counted once, of several branches the costliest. Recomputation
     (`jax.checkpoint`) and kernels are not for this: trace without them.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    # Nobody asks for the gradients to frozen kernels, which custom ones compute.
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(used)
 
 
 def _count(jaxpr: core.Jaxpr) -> float:

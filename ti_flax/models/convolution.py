@@ -1,7 +1,6 @@
 """Convolutions as XLA's CPU backend computes them fast."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,97 +19,110 @@ def convolve(
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it.
 
     On CPUs three kinds become a matrix product: 1 x 1; 3 x 3 with more channels than
-    pixels, whose gradient the backend computes at half the speed; and 3 x 3 in
-    bfloat16, for which it has fast products alone. The other 3 x 3 ones have a gradient
-    of their own.
+    pixels, whose gradient the backend computes at half the speed; and all in bfloat16,
+    for which it has fast products alone. Other 3 x 3 ones have their own gradient.
     """
 
     def general(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
-    def halved(x: Array, kernel: Array) -> Array:
-        return product(x, kernel)[:, ::2, ::2]
-
-    size = kernel.shape[:2]
+    size, stride = kernel.shape[0], strides[0]
     batch, height, width, channels = x.shape
     low = x.dtype == jnp.bfloat16
-    around = {(1, 1): (0, 0), (3, 3): (1, 1)}.get(size)
-    if tuple(padding) != (around, around):
+    around = (size // 2, size // 2)
+    if (
+        kernel.shape[:2] not in ((1, 1), (3, 3))
+        or strides[0] != strides[1]
+        or tuple(padding) != (around, around)
+    ):
         return general(x, kernel)
-    if tuple(strides) == (2, 2) and size == (3, 3) and low:
-        on_cpu = halved  # four times the work, and still faster
-    elif tuple(strides) != (1, 1):
-        return general(x, kernel)
-    elif size == (1, 1) or low or batch * height * width < channels:
-        on_cpu = product
-    else:
+    if low or (stride == 1 and (size == 1 or batch * height * width < channels)):
+        on_cpu = functools.partial(product, stride=stride)
+    elif stride == 1:
         on_cpu = convolution
+    else:
+        return general(x, kernel)
     # Decided when the program is lowered: it may be for a TPU that is not here.
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=general)
 
 
-def _with_gradient(
-    convolve: Callable[[Array, Array], Array],
-    gradient: Callable[[Array, Array], Array],
-) -> Callable[[Array, Array], Array]:
-    """A convolution that keeps height and width, with its own gradient to `x`.
-
-    `gradient` takes that of the result, and the kernel.
-    """
-
-    def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-        return convolve(x, kernel), (x, kernel)
-
-    def backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
-        x, kernel = saved
-        _, to_kernel = jax.vjp(lambda kernel: convolve(x, kernel), kernel)
-        return gradient(d_out, kernel), *to_kernel(d_out)
-
-    own = jax.custom_vjp(convolve)
-    own.defvjp(forward, backward)
-    return own
-
-
-def _convolution(
+@jax.custom_vjp
+def convolution(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"]
 ) -> Float[Array, "B H W F"]:
+    """A 3 x 3 convolution that keeps height and width.
+
+    Its gradient to `x` is such a convolution too, with a kernel that has been turned
+    in memory. Left to itself, XLA turns none inside a loop, and convolves by a way that
+    takes three times as long.
+    """
+    return _convolution(x, kernel)
+
+
+def _convolution(x: Array, kernel: Array) -> Array:
     around, layout = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (1, 1), around, dimension_numbers=layout)
 
 
-def _convolution_gradient(
-    d_out: Float[Array, "B H W F"], kernel: Float[Array, "3 3 C F"]
-) -> Float[Array, "B H W C"]:
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return _convolution(d_out, lax.optimization_barrier(turned))
+def _convolution_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolution(x, kernel), (x, kernel)
 
 
-def _product(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "size size C F"]
-) -> Float[Array, "B H W F"]:
-    return _multiply(_patches(x, len(kernel)), _flat(kernel)).astype(x.dtype)
+def _convolution_backward(
+    saved: tuple[Array, Array], d_out: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    turned = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    _, to_kernel = jax.vjp(lambda kernel: _convolution(x, kernel), kernel)
+    return _convolution(d_out, turned), *to_kernel(d_out)
 
 
-def _product_gradient(
-    d_out: Float[Array, "B H W F"], kernel: Float[Array, "size size C F"]
-) -> Float[Array, "B H W C"]:
-    d_patches = _multiply(d_out, _flat(kernel).T)
-    shape = (*d_out.shape[:-1], kernel.shape[2])
-    (d_x,) = jax.linear_transpose(
-        functools.partial(_patches, size=len(kernel)),
-        jax.ShapeDtypeStruct(shape, d_patches.dtype),
-    )(d_patches)
-    return d_x.astype(d_out.dtype)
+convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
-def _patches(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B H W K"]:
-    """What a kernel sees at each pixel; K is size * size * C."""
-    if size == 1:
-        return x
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "size size C F"], stride: int
+) -> Float[Array, "B h w F"]:
+    """A 1 x 1 or 3 x 3 convolution as one matrix product, summed in float32.
+
+    Left to itself, JAX differentiates products of bfloat16 that are summed in float32
+    as products of float32.
+    """
+    patches = _patches(x, len(kernel), stride)
+    return _multiply(patches, _flat(kernel)).astype(x.dtype)
+
+
+def _product_forward(
+    x: Array, kernel: Array, stride: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel, stride), (x, kernel)
+
+
+def _product_backward(
+    stride: int, saved: tuple[Array, Array], d_out: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    cut = functools.partial(_patches, size=len(kernel), stride=stride)
+    wide = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    (d_x,) = jax.linear_transpose(cut, wide)(_multiply(d_out, _flat(kernel).T))
+    d_kernel = _sum_over_pixels(cut(x), d_out).reshape(kernel.shape)
+    return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _patches(
+    x: Float[Array, "B H W C"], size: int, stride: int
+) -> Float[Array, "B h w K"]:
+    """What a kernel sees where it is put; K is size * size * C."""
     _, height, width, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    edge = (size // 2, size // 2)
+    padded = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
+    places = [(i, j) for i in range(size) for j in range(size)]
     shifted = [
-        padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)
+        padded[:, i : i + height : stride, j : j + width : stride] for i, j in places
     ]
     return jnp.concatenate(shifted, axis=-1)
 
@@ -119,13 +131,9 @@ def _flat(kernel: Float[Array, "size size C F"]) -> Float[Array, "K F"]:
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-def _multiply(x: Float[Array, "B H W C"], matrix: Float[Array, "C F"]) -> jax.Array:
+def _multiply(x: Float[Array, "B h w C"], matrix: Float[Array, "C F"]) -> jax.Array:
     return jnp.einsum("bhwc,cf->bhwf", x, matrix, preferred_element_type=jnp.float32)
 
 
-# 3 x 3. Left to itself, XLA turns no kernel inside a loop, and convolves by a way that
-# takes three times as long.
-convolution = _with_gradient(_convolution, _convolution_gradient)
-# 1 x 1 or 3 x 3, summed in float32. Left to itself, JAX differentiates products of
-# bfloat16 that are summed in float32 as products of float32.
-product = _with_gradient(_product, _product_gradient)
+def _sum_over_pixels(x: Float[Array, "B h w K"], y: Array) -> Float[Array, "K F"]:
+    return jnp.einsum("bhwk,bhwf->kf", x, y, preferred_element_type=jnp.float32)
