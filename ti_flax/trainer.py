@@ -175,10 +175,11 @@ def train_concepts(
 
         run_watch = watch.Watch(start, resident.high_norm)
         signals.defer()
+        phases.end("initial rows, checkpoint, report")
         if start == 0:
             look(0, state)
+            phases.end("look before training")
         frozen = {name: resident.params[name] for name in ("text_encoder", "unet")}
-        phases.end("initial rows, checkpoint, report")
 
         def dispatch(state: step.State, count: int) -> tuple[step.State, step.Metrics]:
             result = train_steps(state, frozen, resident.bank, count)
