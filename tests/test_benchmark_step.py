@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -145,10 +146,45 @@ def test_the_table_is_what_was_measured(tmp_path, monkeypatch, capsys):
     assert f"| examples/s | {side['examples_a_second']:.4g} |" in printed
 
 
+@pytest.mark.parametrize("pytorch", ["same", "script"])
+def test_pytorch_is_measured_in_turn_with_ours(tmp_path, pytorch):
+    pytest.importorskip("torch")
+    keys = step_keys.StepKeys(
+        model="quickstart",
+        resolution=64,
+        repeats=2,
+        pytorch=pytorch,
+        pytorch_python=sys.executable,
+        output=tmp_path / "step.json",
+    )
+    sides = step_speed.measure(keys)["sides"]
+    assert list(sides) == ["ti_flax", "PyTorch"]
+    for side in sides.values():
+        assert len(side["seconds"]) == 2
+        assert side["flops_a_second"] > 0
+    assert ("script" in sides["PyTorch"]["library"]) == (pytorch == "script")
+
+
+def test_a_python_without_pytorch_is_named(tmp_path):
+    keys = step_keys.StepKeys(
+        model="quickstart",
+        pytorch="same",
+        # The environment's interpreter without the environment's packages.
+        pytorch_python=Path(sys.executable).resolve(),
+    )
+    with pytest.raises(errors.UserError, match=r"has no \w+; pip install it there"):
+        step_speed.measure(keys)
+
+
 def test_mistakes_come_as_one_line(monkeypatch, tmp_path):
     keys = step_keys.StepKeys(model="quickstart", attention="splash", repeats=1)
     with pytest.raises(errors.UserError, match="splash runs on a TPU"):
         step_speed.measure(keys.model_copy(update={"output": tmp_path / "x.json"}))
+    nowhere = keys.model_copy(
+        update={"pytorch": "same", "pytorch_python": tmp_path / "python"}
+    )
+    with pytest.raises(errors.UserError, match="python does not run"):
+        step_speed.measure(nowhere)
     monkeypatch.setattr(sys, "argv", ["benchmark", "step", "--resolution", "100"])
     with pytest.raises(errors.UserError, match=r"resolution: expected .* 64"):
         benchmark.main()

@@ -83,6 +83,7 @@ ORDER = [
     "step_keys",
     "jax_side",
     "torch_side",
+    "step_side",
     "step_speed",
     "generator",
     "generate",

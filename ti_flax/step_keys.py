@@ -9,6 +9,7 @@ from ti_flax.config_keys import (
     AttentionName,
     Count,
     FilePath,
+    OptionalFilePath,
     OptionalInteger,
     Precision,
 )
@@ -52,6 +53,11 @@ class MeasuringKeys(_Keys):
         "no",
         description="measure PyTorch in turn with it: the same work, or what "
         "diffusers' script does in a step",
+    )
+    pytorch_python: OptionalFilePath = Field(
+        None,
+        description="the Python that has PyTorch, where it is not this one; it needs "
+        "what ti_flax needs, too",
     )
     output: FilePath = Field(
         Path("output/step.json"), description="file for all numbers of the table"

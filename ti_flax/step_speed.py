@@ -4,15 +4,15 @@ Each side is a process of its own, so that its memory can be told apart, and the
 turns, so that what else the machine does hits both.
 """
 
-import importlib.util
+import contextlib
 import json
 import logging
-import multiprocessing
 import os
-import resource
 import statistics
+import subprocess
+import sys
 import time
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from ti_flax import files
@@ -22,6 +22,7 @@ from ti_flax.step_keys import StepKeys
 _log = logging.getLogger(__name__)
 
 _GIB = 2**30
+_OURS, _PYTORCH = "ti_flax.jax_side", "ti_flax.torch_side"
 
 
 def measure(keys: StepKeys) -> dict[str, Any]:
@@ -30,21 +31,22 @@ def measure(keys: StepKeys) -> dict[str, Any]:
     Raises:
         UserError: what to mend, in one line.
     """
-    sides = {"ti_flax": "ti_flax.jax_side"}
+    sides = {"ti_flax": (Path(sys.executable), _OURS)}
     if keys.pytorch != "no":
-        if importlib.util.find_spec("torch") is None:
-            raise UserError("pytorch: it is not installed; pip install torch")
-        sides["PyTorch"] = "ti_flax.torch_side"
-    workers, facts = {}, {}
-    for name, module in sides.items():
-        workers[name] = _Worker(module, keys)
-        facts[name] = workers[name].hear()  # alone: no other compiles beside it
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(keys.repeats):
+        sides["PyTorch"] = (keys.pytorch_python or Path(sys.executable), _PYTORCH)
+    with contextlib.ExitStack() as stack:
+        workers, facts = {}, {}
+        # Alone: no other compiles beside it. Ours last: a missing PyTorch shows soon.
+        for name, (python, module) in reversed(sides.items()):
+            workers[name] = _Worker(python, module, keys)
+            stack.callback(workers[name].end)
+            facts[name] = workers[name].hear()
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(keys.repeats):
+            for name, worker in workers.items():
+                seconds[name].append(worker.ask(True))
         for name, worker in workers.items():
-            seconds[name].append(worker.ask(True))
-    for name, worker in workers.items():
-        facts[name]["peak_bytes"] = worker.ask(False)
+            facts[name]["peak_bytes"] = worker.ask(False)
     content = {
         "settings": keys.model_dump(mode="json"),
         "date": time.strftime("%Y-%m-%d"),
@@ -103,51 +105,45 @@ def table(sides: dict[str, dict[str, Any]]) -> str:
 
 
 class _Worker:
-    """One side in a process of its own."""
+    """One side, `ti_flax.step_side` in a process of its own."""
 
-    def __init__(self, module: str, keys: StepKeys) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(module, keys, theirs), daemon=True
-        )
-        self._process.start()
-        theirs.close()
+    def __init__(self, python: Path, module: str, keys: StepKeys) -> None:
+        sources = str(Path(__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": sources}
+        if keys.pytorch != "no":
+            # Both share a GPU; and PyTorch's process wants JAX for its shapes alone.
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+            if module == _PYTORCH:
+                environment["JAX_PLATFORMS"] = "cpu"
+        command = [python, "-m", "ti_flax.step_side", module, keys.model_dump_json()]
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, text=True, env=environment
+            )
+        except OSError as error:
+            raise UserError(
+                f"pytorch_python: {python} does not run ({error.strerror}); name the "
+                "Python of an environment that has PyTorch"
+            ) from error
 
     def ask(self, go_on: bool) -> Any:
         """The seconds of a step; the peak memory where there is none to come."""
-        self._pipe.send(go_on)
+        print(json.dumps(go_on), file=self._process.stdin, flush=True)
         return self.hear()
 
     def hear(self) -> Any:
-        try:
-            answer = self._pipe.recv()
-        except EOFError:
-            self._process.join()
+        line = self._process.stdout.readline()
+        if not line:
             raise UserError(
-                f"a side of the benchmark ended with code {self._process.exitcode}: "
+                f"a side of the benchmark ended with code {self._process.wait()}: "
                 "its message is above, or, with -9, memory was short"
-            ) from None
-        if isinstance(answer, UserError):
-            raise answer
+            )
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise UserError(answer["error"])
         return answer
 
-
-def _serve(module: str, keys: StepKeys, pipe: Connection) -> None:
-    """One side: sends its facts, the seconds of a step when asked, its peak at last."""
-    if keys.pytorch != "no":
-        # Both share a GPU; and PyTorch's process wants JAX for its shapes alone.
-        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        if module.endswith("torch_side"):
-            os.environ["JAX_PLATFORMS"] = "cpu"
-    try:
-        side = importlib.import_module(module)
-        facts, run = side.prepare(keys)
-        pipe.send(facts)
-        while pipe.recv():
-            pipe.send(run())
-        in_use = side.peak_memory()
-        own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        pipe.send(own if in_use is None else in_use)
-    except UserError as error:
-        pipe.send(error)
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
