@@ -1,7 +1,8 @@
-"""What a process gives back when its start is over."""
+"""What a process does at its start, and gives back when that is over."""
 
 import ctypes
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,3 +31,50 @@ def test_freed_memory_goes_back():
     startup.give_back_freed()
     library.free(ctypes.c_void_p(pieces[-1]))
     assert kept - resident() > 0.9 * _PIECE * len(pieces)
+
+
+_START = """
+import os, pathlib, sys
+from ti_flax import startup
+startup._HUGE_PAGES = pathlib.Path(sys.argv[1])
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[2:], flush=True)
+startup.use_huge_pages()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="replaces the process")
+@pytest.mark.parametrize("before", [None, "glibc.malloc.check=0"])
+def test_the_process_starts_again_to_get_large_pages(tmp_path, before):
+    setting = tmp_path / "enabled"
+    setting.write_text("always [madvise] never\n")
+    environment = {key: v for key, v in os.environ.items() if key != "GLIBC_TUNABLES"}
+    if before:
+        environment["GLIBC_TUNABLES"] = before
+    command = [sys.executable, "-c", _START, setting, "--key", "two words"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    first, second = ran.stdout.splitlines()  # and no third
+    pid, found, *arguments = first.split(" ")
+    assert found == str(before)
+    wanted = ":".join(filter(None, (before, "glibc.malloc.hugetlb=1")))
+    assert second.split(" ") == [pid, wanted, *arguments]
+
+
+@pytest.mark.parametrize(
+    ("setting", "tunables"),
+    [
+        ("[always] madvise never", ""),
+        ("always madvise [never]", ""),
+        (None, ""),  # not Linux
+        ("always [madvise] never", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_the_process_goes_on_where_nothing_would_change(
+    tmp_path, monkeypatch, setting, tunables
+):
+    enabled = tmp_path / "enabled"
+    if setting is not None:
+        enabled.write_text(setting)
+    monkeypatch.setattr(startup, "_HUGE_PAGES", enabled)
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
+    startup.use_huge_pages()

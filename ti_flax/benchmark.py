@@ -2,7 +2,7 @@
 
 import sys
 
-from ti_flax import command_line, config, errors, step_keys
+from ti_flax import command_line, config, errors, startup, step_keys
 from ti_flax.quickstart import quality_keys
 
 _USAGE = "[--key value ...]"
@@ -43,4 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    startup.use_huge_pages()
     errors.run(main)

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from ti_flax import command_line, errors, generate_keys
+from ti_flax import command_line, errors, generate_keys, startup
 from ti_flax import config as configuration
 
 _USAGE = "--model NAME --embedding FILE ... --prompt TEXT ... --output DIR"
@@ -44,6 +44,7 @@ def main() -> None:
 
 def command() -> None:
     """`ti_flax-generate`, the installed console command."""
+    startup.use_huge_pages()
     errors.run(main)
 
 

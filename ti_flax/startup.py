@@ -1,4 +1,4 @@
-"""What a process does at its start: its clock, kept programs, memory of compiling."""
+"""What a process does at its start: its clock, kept programs, memory."""
 
 import ctypes
 import logging
@@ -10,6 +10,28 @@ from pathlib import Path
 _log = logging.getLogger(__name__)
 
 _IMPORTED = time.monotonic()
+
+# Whether Linux uses large pages: for all memory, where it is advised, or never.
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLES, _ADVISE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+
+
+def use_huge_pages() -> None:
+    """Starts this process again with glibc told to advise large pages for its memory.
+
+    On a CPU the working memory of a step is taken anew for each dispatch, for SD 1.5
+    in 600,000 pages of 4 KiB, and going through those takes a tenth to a fifth of the
+    time. glibc reads its tunables when a process starts, and at no other time.
+    """
+    try:
+        advised = "[madvise]" in _HUGE_PAGES.read_text()
+    except OSError:  # not Linux
+        return
+    tunables = os.environ.get(_TUNABLES, "")
+    if not advised or "glibc.malloc.hugetlb" in tunables:
+        return
+    os.environ[_TUNABLES] = ":".join(filter(None, (tunables, _ADVISE)))
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def process_age() -> float:

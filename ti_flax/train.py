@@ -2,7 +2,7 @@
 
 import sys
 
-from ti_flax import command_line, errors
+from ti_flax import command_line, errors, startup
 from ti_flax import config as configuration
 
 
@@ -18,6 +18,7 @@ def main() -> None:
 
 def command() -> None:
     """`ti_flax-train`, the installed console command."""
+    startup.use_huge_pages()
     errors.run(main)
 
 

@@ -17,7 +17,7 @@ from ti_flax.errors import UserError
 Name = Literal["auto", "plain", "chunked", "splash", "cudnn"]
 
 # Where scores of one call take more bytes than this on a device, they are computed in
-# chunks of a quarter of it. On a CPU a chunk stays in the cache, elsewhere it is memory
+# chunks of half of it. On a CPU a chunk stays in the cache, elsewhere it is memory
 # that counts: a chunk should still fill the device.
 _MOST_SCORES = {"cpu": 2**23}
 _MOST_SCORES_ELSEWHERE = 2**30
@@ -74,7 +74,7 @@ def attend(
             # XLA splits it over the examples by itself.
             return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         case "chunked":
-            scores = _most_scores(plan) // 4
+            scores = _most_scores(plan) // 2
             one_device = functools.partial(chunked, scores_bytes=scores)
         case _:
             return plain(q, k, v)
@@ -253,6 +253,7 @@ def _backward(chunk: int, saved: tuple, d_out: Array) -> tuple[Array, Array, Arr
         q, k, v, out, logsumexp, d_out = arrays
         wide = jnp.float32
         inner = (out.astype(wide) * d_out.astype(wide)).sum(axis=-1)
+        k_turned = jax.lax.optimization_barrier(k.T)
 
         def queries(sums: tuple[Array, Array], rows: tuple) -> tuple:
             q, d_out, logsumexp, inner = rows
@@ -263,7 +264,7 @@ def _backward(chunk: int, saved: tuple, d_out: Array) -> tuple[Array, Array, Arr
             weights = weights.astype(v.dtype)
             d_k = sums[0] + _product("lc,cd->ld", d_scores, q)
             d_v = sums[1] + _product("lc,cd->ld", weights, d_out)
-            return (d_k, d_v), _product("ld,lc->dc", k, d_scores)
+            return (d_k, d_v), _product("dl,lc->dc", k_turned, d_scores)
 
         rows = (_chunks(array, chunk) for array in (q, d_out, logsumexp, inner))
         nothing = jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)

@@ -2,7 +2,7 @@
 
 import sys
 
-from ti_flax import command_line, errors
+from ti_flax import command_line, errors, startup
 from ti_flax.quickstart import settings
 
 
@@ -18,4 +18,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    startup.use_huge_pages()
     errors.run(main)
