@@ -111,15 +111,17 @@ def test_in_a_loop_no_kernel_is_read_crosswise():
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "products"),
+    ("shape", "dtype", "stride", "products"),
     [
-        ((1, 16, 16, 1280, 8), jnp.float32, True),
-        ((1, 64, 64, 320, 8), jnp.float32, False),
-        ((1, 64, 64, 320, 8), jnp.bfloat16, True),
+        ((1, 16, 16, 1280, 8), jnp.float32, 1, True),
+        ((1, 64, 64, 320, 8), jnp.float32, 1, False),
+        ((1, 64, 64, 320, 8), jnp.float32, 2, True),
+        ((1, 64, 64, 320, 8), jnp.bfloat16, 1, True),
     ],
 )
-def test_cpu_takes_products_where_they_are_faster(shape, dtype, products):
-    program = jax.jit(ours).lower(*arrays(*shape, dtype))
+def test_cpu_takes_products_where_they_are_faster(shape, dtype, stride, products):
+    way = functools.partial(ours, stride=stride)
+    program = jax.jit(way).lower(*arrays(*shape, dtype))
     assert ("stablehlo.convolution" in program.as_text()) != products
 
 

@@ -253,6 +253,8 @@ def _backward(chunk: int, saved: tuple, d_out: Array) -> tuple[Array, Array, Arr
         q, k, v, out, logsumexp, d_out = arrays
         wide = jnp.float32
         inner = (out.astype(wide) * d_out.astype(wide)).sum(axis=-1)
+        # Turned in memory: XLA's CPU backend multiplies bfloat16 as such in this order,
+        # and in others as float32.
         k_turned = jax.lax.optimization_barrier(k.T)
 
         def queries(sums: tuple[Array, Array], rows: tuple) -> tuple:

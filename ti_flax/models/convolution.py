@@ -18,9 +18,9 @@ def convolve(
 ) -> Float[Array, "B h w F"]:
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it.
 
-    On CPUs three kinds become a matrix product: 1 x 1; 3 x 3 with more channels than
-    pixels, whose gradient the backend computes at half the speed; and all in bfloat16,
-    for which it has fast products alone. Other 3 x 3 ones have their own gradient.
+    On CPUs four kinds become a matrix product: 1 x 1; strided ones and those with more
+    channels than pixels, whose gradients the backend computes slowly; and all in
+    bfloat16, for which it has fast products alone. Others have their own gradient.
     """
 
     def general(x: Array, kernel: Array) -> Array:
@@ -28,7 +28,6 @@ def convolve(
 
     size, stride = kernel.shape[0], strides[0]
     batch, height, width, channels = x.shape
-    low = x.dtype == jnp.bfloat16
     around = (size // 2, size // 2)
     if (
         kernel.shape[:2] not in ((1, 1), (3, 3))
@@ -36,12 +35,15 @@ def convolve(
         or tuple(padding) != (around, around)
     ):
         return general(x, kernel)
-    if low or (stride == 1 and (size == 1 or batch * height * width < channels)):
+    if (
+        x.dtype == jnp.bfloat16
+        or size == 1
+        or stride > 1
+        or batch * height * width < channels
+    ):
         on_cpu = functools.partial(product, stride=stride)
-    elif stride == 1:
-        on_cpu = convolution
     else:
-        return general(x, kernel)
+        on_cpu = convolution
     # Decided when the program is lowered: it may be for a TPU that is not here.
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=general)
 
