@@ -104,6 +104,25 @@ def test_the_quickstart_compiles(described, topology):
     assert weights < needs.arguments < 1.5 * weights
     assert needs.peak > needs.arguments + needs.temporaries > weights
     assert needs.traffic > weights
+    forward = fit.compile_for(fit_report.lower_forward(keys, model, mesh))
+    assert 0 < forward.temporaries < needs.temporaries
+
+
+@pytest.mark.slow  # two programs of Stable Diffusion for a TPU: minutes
+def test_splash_attention_takes_a_third_of_the_memory(described):
+    """SD 1.5 at 512 px, 4 examples a chip of v5e:2x4, in bfloat16."""
+    mesh = topologies.make_mesh("v5e:2x4")
+    keys = make_config(resolution=512, train_batch_size=32, mixed_precision="bf16")
+
+    def needs(name):
+        plan = attention.make_plan(name, mesh)
+        model = stand_in.make_model(shapes.SHAPES["sd15"], jnp.bfloat16, plan)
+        return fit.compile_for(fit_report.lower_train_steps(keys, model, mesh))
+
+    ours, plain = needs("auto"), needs("plain")
+    assert ours.peak < 8 * 2**30
+    assert 3 * ours.temporaries < plain.temporaries
+    assert 3 * ours.traffic < plain.traffic
 
 
 def test_a_program_too_large_for_the_memory_does_not_fit(described):
@@ -127,7 +146,7 @@ def test_a_batch_beyond_which_memory_grows_faster_is_found_soon():
         peak = 2000 + 40 * batch + 300 * max(0, batch - 30)
         return needs_of(peak) if peak <= 16000 else None
 
-    found, _ = fit.largest_batch(needs_at, 4, 16000, most=512)
+    found = fit.largest_batch(needs_at, 4, 16000, most=512)
     assert found == (16000 - 2000 + 300 * 30) // 340
     assert len(compiled) < 16
 
@@ -147,11 +166,10 @@ def test_the_largest_batch_is_confirmed_by_compiling_it(largest, first, power):
         return needs_of(int(100 + 10 * batch**power)) if batch <= largest else None
 
     memory_bytes = int(100 + 10 * (largest + 0.5) ** power)
-    found, tried = fit.largest_batch(needs_at, first, memory_bytes, most=64)
+    found = fit.largest_batch(needs_at, first, memory_bytes, most=64)
     assert found == min(largest, 64)
-    assert found == 0 or tried[found] is not None
-    if found < 64:
-        assert tried[found + 1] is None
+    assert found == 0 or found in compiled
+    assert found == 64 or found + 1 in compiled
     assert len(compiled) == len(set(compiled)) < 20
 
 

@@ -46,7 +46,7 @@ def compile_for(lowered: jax.stages.Lowered) -> Needs | None:
 
 def largest_batch(
     needs_at: Callable[[int], Needs | None], first: int, memory: int, most: int
-) -> tuple[int, dict[int, Needs | None]]:
+) -> int:
     """The largest batch a device that compiles; the next larger does not.
 
     It is 0 where nothing fits, and `most` where all that were tried fit.
@@ -56,9 +56,6 @@ def largest_batch(
         first: the batch to begin with.
         memory: the device's, in bytes.
         most: the largest batch to try.
-
-    Returns:
-        That batch, and the needs of every batch that was compiled.
     """
     tried: dict[int, Needs | None] = {0: None}
 
@@ -78,7 +75,7 @@ def largest_batch(
         if batch >= high:
             # What fits says too little of what does not: memory grows faster there.
             batch = (low + high) // 2
-    return low, tried
+    return low
 
 
 def _guess(tried: dict[int, Needs | None], low: int, memory: int) -> int:

@@ -56,66 +56,55 @@ def lines(config: configuration.Config, topology: str) -> Iterator[str]:
         wanted = config.model_copy(update={"train_batch_size": batch * mesh.size})
         return fit.compile_for(lower_train_steps(wanted, model, mesh))
 
-    largest, tried = fit.largest_batch(
-        needs_at, a_device, int(chip.hbm_bytes), _MOST_EXAMPLES
-    )
     needs = needs_at(a_device)
     if needs is None:
         yield f"  train    does not fit with train_batch_size {config.train_batch_size}"
-        if largest == 0:
-            yield (
-                "           nor with one example a device; set gradient_checkpointing "
-                "true or a smaller resolution"
-            )
-        else:
-            yield (
-                f"           set train_batch_size {largest * mesh.size} or less and "
-                "raise gradient_accumulation_steps, or gradient_checkpointing true"
-            )
     else:
-        yield "  train    fits: " + _memory(needs, a_device, tried, chip)
+        _log.info("compiling it without its backward pass")
+        forward = fit.compile_for(lower_forward(config, model, mesh))
+        yield "  train    fits: " + _memory(needs, forward, a_device, chip)
         yield "           " + _roofline(config, model, mesh, needs, chip)
-    if largest:
+    for name, lowered in (
+        ("encode", lower_encode(config, model, mesh)),
+        ("preview", lower_preview(config, model, mesh)),
+    ):
+        other = fit.compile_for(lowered)
+        fits = "does not fit" if other is None else f"fits: {other.peak / _GIB:.2f} GiB"
+        yield f"  {name:8} {fits}"
+    largest = fit.largest_batch(needs_at, a_device, int(chip.hbm_bytes), _MOST_EXAMPLES)
+    if largest == 0:
+        yield (
+            "  largest  not even one example a device fits; set gradient_checkpointing "
+            "true or a smaller resolution"
+        )
+    else:
         more = (
             f"{(largest + 1) * mesh.size} does not compile"
             if largest < _MOST_EXAMPLES
             else "no larger was tried"
         )
         yield (
-            f"           largest train_batch_size {largest * mesh.size}, {largest} a "
-            f"device; {more}"
+            f"  largest  train_batch_size {largest * mesh.size}, {largest} a device; "
+            f"{more}"
         )
-    for name, lowered in (
-        ("encode", lower_encode(config, model, mesh)),
-        ("preview", lower_preview(config, model, mesh)),
-    ):
-        needs = fit.compile_for(lowered)
-        fits = "does not fit" if needs is None else f"fits: {needs.peak / _GIB:.2f} GiB"
-        yield f"  {name:8} {fits}"
+        if needs is None:
+            yield (
+                "           set that or less and raise gradient_accumulation_steps, or "
+                "gradient_checkpointing true"
+            )
     yield f"  compiled in {time.perf_counter() - began:.0f} s"
 
 
 def _memory(
-    needs: fit.Needs,
-    batch: int,
-    tried: dict[int, fit.Needs | None],
-    chip: topologies.Chip,
+    needs: fit.Needs, forward: fit.Needs, batch: int, chip: topologies.Chip
 ) -> str:
-    text = (
+    # What the forward pass alone does not take is kept for the backward pass.
+    activations = needs.temporaries - forward.temporaries
+    return (
         f"{needs.peak / _GIB:.2f} of {chip.hbm_bytes / _GIB:.0f} GiB a device; weights "
-        f"{needs.arguments / _GIB:.2f}, "
-    )
-    others = [b for b, n in tried.items() if n is not None and b != batch]
-    if not others:
-        return (
-            text + f"activations and other temporaries {needs.temporaries / _GIB:.2f}"
-        )
-    other = min(others, key=lambda b: abs(b - batch))
-    grown = tried[other].temporaries - needs.temporaries
-    activations = batch * grown / (other - batch)
-    return text + (
-        f"activations {activations / _GIB:.2f} ({activations / batch / _GIB:.2f} an "
-        f"example), other temporaries {(needs.temporaries - activations) / _GIB:.2f}"
+        f"{needs.arguments / _GIB:.2f}, activations {activations / _GIB:.2f} "
+        f"({activations / batch / _GIB:.2f} an example), other temporaries "
+        f"{forward.temporaries / _GIB:.2f}"
     )
 
 
@@ -173,14 +162,39 @@ def lower_train_steps(
 ) -> jax.stages.Lowered:
     """The program of every dispatch of training."""
     recipe = make_recipe(config, model, mesh)
-    side = config.resolution // model.vae.config.downscale
-    state, bank = stand_in.make_run(recipe, side, vectors=config.num_vectors)
-    state, bank, one = stand_in.abstract(
-        (state, bank, jnp.int32(1)), sharding.replicated(mesh)
-    )
+    one = stand_in.abstract(jnp.int32(1), sharding.replicated(mesh))
     return step.jit_train_steps(recipe).lower(
-        state, stand_in.frozen_shapes(recipe), bank, one
+        *_abstract_run(config, model, recipe), one
     )
+
+
+def lower_forward(
+    config: configuration.Config, model: weights.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The part of a step that draws a batch and finds its loss, without gradients."""
+    recipe = make_recipe(config, model, mesh)
+
+    def forward(state: step.State, frozen: dict[str, weights.Params], bank: step.Bank):
+        batch = step.draw_batch(
+            bank,
+            state.step,
+            jnp.arange(recipe.train_batch_size),
+            recipe.scaling_factor,
+            recipe.schedule.alphas_cumprod.size,
+        )
+        return step.losses(state.rows, frozen, batch, recipe)
+
+    return jax.jit(forward).lower(*_abstract_run(config, model, recipe))
+
+
+def _abstract_run(
+    config: configuration.Config, model: weights.BaseModel, recipe: step.Recipe
+) -> tuple[step.State, dict[str, weights.Params], step.Bank]:
+    """Shapes and places of state, frozen weights and bank."""
+    side = config.resolution // model.vae.config.downscale
+    run = stand_in.make_run(recipe, side, vectors=config.num_vectors)
+    state, bank = stand_in.abstract(run, sharding.replicated(recipe.mesh))
+    return state, stand_in.frozen_shapes(recipe), bank
 
 
 def lower_encode(

@@ -13,12 +13,14 @@ from ti_flax import topologies
 from ti_flax.models import weights
 
 # Bytes that a step without recomputation takes for one latent pixel of an example, for
-# each channel of the UNet's first level and each byte of its dtype. An estimate: pieces
-# of Stable Diffusion 1.5 compiled for v5e in bfloat16 grow by 86 MiB an example with
-# each block of 64 x 64 latents, which makes 310 for all levels; the rest is margin for
-# the wider inputs of the way up. `python -m ti_flax.train_compile` gives the true
-# figure.
-_KEPT = 500
+# each channel of the UNet's first level and each byte of its dtype: estimates.
+# `python -m ti_flax.train_compile` gives the true figure for TPUs, whose compiler by
+# itself computes again what is cheap where memory is short: Stable Diffusion 1.5 in
+# bfloat16 at 512 px takes 230 with 8 examples on a v5e, 127 with 40 and does not fit
+# with 56; on a v6e it does not with 99.
+_KEPT = {"tpu": 150}
+# Of the same network in float32 on a CPU.
+_KEPT_ELSEWHERE = 500
 # The rest is the compiler's: scratch memory, fragments.
 _USABLE = 0.9
 
@@ -32,10 +34,12 @@ def needs_remat(
     side = config.resolution // model.vae.config.downscale
     examples = math.ceil(config.train_batch_size / mesh.size)
     width = model.unet.config.block_out_channels[0]
-    kept = _KEPT * side**2 * width * jnp.dtype(model.unet.dtype).itemsize * examples
+    device = mesh.devices.flat[0]
+    a_byte = _KEPT.get(device.platform, _KEPT_ELSEWHERE)
+    kept = a_byte * side**2 * width * jnp.dtype(model.unet.dtype).itemsize * examples
     frozen = (weights.param_shapes(net) for net in (model.text_encoder, model.unet))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves([*frozen]))
-    return held + kept > _USABLE * device_memory(mesh.devices.flat[0])
+    return held + kept > _USABLE * device_memory(device)
 
 
 def device_memory(device: Any) -> float:
