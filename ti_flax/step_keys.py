@@ -47,7 +47,7 @@ class WorkKeys(_Keys):
 class MeasuringKeys(_Keys):
     """How it is measured, and against what."""
 
-    repeats: Count = Field(5, description="timed dispatches, after one that is not")
+    repeats: Count = Field(5, description="timed dispatches, each after an untimed one")
     steps: Count = Field(1, le=128, description="steps in a dispatch")
     pytorch: Literal["no", "same", "script"] = Field(
         "no",

@@ -2,7 +2,7 @@
 
 `python -m ti_flax.step_side MODULE KEYS` writes lines of JSON: its facts, then, to
 a line `true` on stdin, the seconds of a step, and to `false` its peak memory. A mistake
-is `{"error": message}`.
+is `{"error": message}`. Imports wait until a package that is missing can be named.
 """
 
 import importlib
@@ -13,35 +13,37 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ti_flax import command_line
-from ti_flax.errors import UserError
-from ti_flax.step_keys import StepKeys
 
-
-def answers(module: str, keys: StepKeys) -> Iterator[Any]:
+def answers(module: str, keys: str) -> Iterator[Any]:
     """What the side in `module` says: its facts, then an answer to each line."""
     try:
+        from ti_flax import command_line, errors, step_keys
+
+        command_line.show_log()
         side = importlib.import_module(module)
-        facts, run = side.prepare(keys)
+    except ModuleNotFoundError as error:
+        yield {"error": f"{sys.executable} has no {error.name}; pip install it there"}
+        return
+    try:
+        facts, run = side.prepare(step_keys.StepKeys.model_validate_json(keys))
         yield facts
         while json.loads(sys.stdin.readline() or "false"):
+            # While a side waits, a virtual machine takes the memory that it freed, and
+            # to get it back takes longer than some steps; a run's steps do not wait.
+            run()
             yield run()
         in_use = side.peak_memory()
         own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         yield own if in_use is None else in_use
-    except UserError as error:
+    except errors.UserError as error:
         yield {"error": str(error)}
-    except ModuleNotFoundError as error:
-        yield {"error": f"{sys.executable} has no {error.name}; pip install it there"}
 
 
 def main() -> None:
-    module, keys = sys.argv[1:]
-    command_line.show_log()
     # What libraries print must not come between the answers.
     ours = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for answer in answers(module, StepKeys.model_validate_json(keys)):
+    for answer in answers(*sys.argv[1:]):
         print(json.dumps(answer), file=ours, flush=True)
 
 
