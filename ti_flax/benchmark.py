@@ -1,34 +1,21 @@
-"""`python -m ti_flax.benchmark quality|step [--key value ...]`: how well, how fast."""
+"""`python -m ti_flax.benchmark quality|step|kernels [--key value ...]`."""
 
+import importlib
 import sys
 
 from ti_flax import command_line, config, errors, startup, step_keys
 from ti_flax.quickstart import quality_keys
 
-_USAGE = "[--key value ...]"
-
-
-def _quality(argv: list[str]) -> None:
-    given = command_line.parse_keys(
-        argv, quality_keys.GROUPS, "benchmark quality", _USAGE
-    )
-    keys = config.validate(quality_keys.QualityKeys, given, "with --key value")
-    # Imported late: --help and a mistyped key must not wait for JAX.
-    from ti_flax.quickstart import quality
-
-    quality.measure(keys)
-
-
-def _step(argv: list[str]) -> None:
-    given = command_line.parse_keys(argv, step_keys.GROUPS, "benchmark step", _USAGE)
-    keys = config.validate(step_keys.StepKeys, given, "with --key value")
-    from ti_flax import step_speed
-
-    step_speed.measure(keys)
-
-
-# What can be measured.
-_SUBCOMMANDS = {"quality": _quality, "step": _step}
+# What can be measured: its keys by title, all of them, and the module that measures.
+_SUBCOMMANDS = {
+    "quality": (
+        quality_keys.GROUPS,
+        quality_keys.QualityKeys,
+        "ti_flax.quickstart.quality",
+    ),
+    "step": (step_keys.STEP_GROUPS, step_keys.StepKeys, "ti_flax.step_speed"),
+    "kernels": (step_keys.KERNEL_GROUPS, step_keys.KernelKeys, "ti_flax.kernel_speed"),
+}
 
 
 def main() -> None:
@@ -39,7 +26,12 @@ def main() -> None:
             f"expected one of {', '.join(_SUBCOMMANDS)}, found {name!r}; as in "
             "python -m ti_flax.benchmark quality"
         )
-    _SUBCOMMANDS[name](argv)
+    groups, all_keys, module = _SUBCOMMANDS[name]
+    usage = "[--key value ...]"
+    given = command_line.parse_keys(argv, groups, f"benchmark {name}", usage)
+    keys = config.validate(all_keys, given, "with --key value")
+    # Imported late: --help and a mistyped key must not wait for JAX.
+    importlib.import_module(module).measure(keys)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,16 @@ from ti_flax import diffusion, sharding, stand_in, startup, step, trainer
 from ti_flax.errors import UserError
 from ti_flax.models import attention, shapes, weights
 from ti_flax.quickstart import settings
-from ti_flax.step_keys import StepKeys
+from ti_flax.step_keys import StepKeys, WorkKeys
+
+KEYS = StepKeys
 
 _OVERHEAD_CALLS = 20
 _PEAK_SIDE = {"cpu": 2048}  # of the matrices whose product is timed
 _PEAK_SIDE_ELSEWHERE = 8192
 
 
-def open_model(keys: StepKeys, plan: attention.Plan) -> weights.BaseModel:
+def open_model(keys: WorkKeys, plan: attention.Plan) -> weights.BaseModel:
     """The networks that `keys.model` names, without weights."""
     dtype = weights.unet_dtype(keys.dtype, plan.device.platform)
     if keys.model == "quickstart":
@@ -29,24 +31,30 @@ def open_model(keys: StepKeys, plan: attention.Plan) -> weights.BaseModel:
     return stand_in.make_model(shapes.SHAPES[keys.model], dtype, plan)
 
 
+def latent_side(keys: WorkKeys, model: weights.BaseModel) -> int:
+    """Width and height of the latents of pictures at the keys' resolution."""
+    if keys.resolution is None:
+        return model.sample_size
+    return keys.resolution // model.vae.config.downscale
+
+
 def make_recipe(
     keys: StepKeys, model: weights.BaseModel, mesh: jax.sharding.Mesh
 ) -> tuple[step.Recipe, int]:
     """The step as training makes it, and the side of its latents."""
-    downscale = model.vae.config.downscale
-    resolution = keys.resolution or model.sample_size * downscale
+    side = latent_side(keys, model)
     config = configuration.Config(
         pretrained_model_name_or_path=keys.model,
         train_data_dir="pictures",
         placeholder_token="<word>",
-        resolution=resolution,
+        resolution=side * model.vae.config.downscale,
         train_batch_size=keys.train_batch_size,
         gradient_checkpointing=keys.gradient_checkpointing,
     )
     sharding.check_batch(keys.train_batch_size * keys.concepts, mesh)
     schedule = diffusion.Schedule.from_json(model.scheduler)
     recipe = trainer.make_recipe(config, model, schedule, mesh)
-    return recipe, resolution // downscale
+    return recipe, side
 
 
 def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
@@ -87,7 +95,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         "examples": keys.train_batch_size * keys.concepts,
         "resolution": side * model.vae.config.downscale,
         "flops": stand_in.count_step(recipe, side, keys.concepts),
-        "peak_flops": mesh.size * _peak_flops(model.unet.dtype),
+        "peak_flops": mesh.size * peak_flops(model.unet.dtype),
         "compile_seconds": compiled,
         # A dispatch of no steps: all that is left is the way there and back.
         "overhead_seconds": min(dispatch(0) for _ in range(_OVERHEAD_CALLS)),
@@ -113,7 +121,7 @@ def _attention_of(recipe: step.Recipe, keys: StepKeys, side: int) -> str:
     return attention.choose(q, q, recipe.unet.plan)
 
 
-def _peak_flops(dtype: Any) -> float:
+def peak_flops(dtype: Any) -> float:
     """FLOP/s of a large matrix product, the best of a few, on one device."""
     side = _PEAK_SIDE.get(jax.default_backend(), _PEAK_SIDE_ELSEWHERE)
     matrix = jnp.ones((side, side), dtype)

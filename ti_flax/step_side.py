@@ -1,7 +1,7 @@
-"""One side of `python -m ti_flax.benchmark step`, in a process of its own.
+"""One side of `python -m ti_flax.benchmark step|kernels`, in a process of its own.
 
 `python -m ti_flax.step_side MODULE KEYS` writes lines of JSON: its facts, then, to
-a line `true` on stdin, the seconds of a step, and to `false` its peak memory. A mistake
+a line `true` on stdin, what a turn measured, and to `false` its peak memory. A mistake
 is `{"error": message}`. Imports wait until a package that is missing can be named.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 def answers(module: str, keys: str) -> Iterator[Any]:
     """What the side in `module` says: its facts, then an answer to each line."""
     try:
-        from ti_flax import command_line, errors, step_keys
+        from ti_flax import command_line, errors
 
         command_line.show_log()
         side = importlib.import_module(module)
@@ -25,7 +25,7 @@ def answers(module: str, keys: str) -> Iterator[Any]:
         yield {"error": f"{sys.executable} has no {error.name}; pip install it there"}
         return
     try:
-        facts, run = side.prepare(step_keys.StepKeys.model_validate_json(keys))
+        facts, run = side.prepare(side.KEYS.model_validate_json(keys))
         yield facts
         while json.loads(sys.stdin.readline() or "false"):
             # While a side waits, a virtual machine takes the memory that it freed, and

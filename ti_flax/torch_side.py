@@ -18,7 +18,9 @@ from ti_flax import jax_side, sharding, stand_in, startup
 from ti_flax.errors import UserError
 from ti_flax.models import attention as attention_plans
 from ti_flax.models import clip_text, unet, vae, weights
-from ti_flax.step_keys import StepKeys
+from ti_flax.step_keys import StepKeys, WorkKeys
+
+KEYS = StepKeys
 
 Tree = Mapping[str, Any]
 
@@ -243,14 +245,19 @@ def make_step(
     return take_step
 
 
+def place(keys: WorkKeys) -> tuple[torch.device, torch.dtype]:
+    """Where PyTorch computes, and in which dtype."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = {"auto": device.type == "cuda", "bf16": True, "no": False}[keys.dtype]
+    return device, torch.bfloat16 if half else torch.float32
+
+
 def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     """Facts of the program, and a function that takes a step: its seconds."""
     mesh = sharding.make_mesh()
     model = jax_side.open_model(keys, attention_plans.Plan("plain", mesh))
     recipe, side = jax_side.make_recipe(keys, model, mesh)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    half = {"auto": device.type == "cuda", "bf16": True, "no": False}[keys.dtype]
-    dtype = torch.bfloat16 if half else torch.float32
+    device, dtype = place(keys)
     script = keys.pytorch == "script"
     trees = stand_in.frozen_shapes(recipe)
     if script:
