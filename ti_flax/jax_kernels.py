@@ -58,10 +58,12 @@ def find(network: unet.UNet, examples: int, side: int) -> dict[str, Kernel]:
 
 
 def _describe(
-    module: nn.Module, x: jax.Array, context: jax.Array | None = None, *_: Any
+    module: nn.Module, x: jax.Array, context: Any = None, *_: Any
 ) -> tuple[str, str, tuple] | None:
     """Name, kind and shapes of a module's call; none for what is made of others."""
-    size = " x ".join(map(str, x.shape[1:-1])) or "1"
+    size = " x ".join(map(str, x.shape[1:-1]))
+    tokens = math.prod(x.shape[1:-1])
+    rows = (x.shape[0], tokens, x.shape[-1])
     match module:
         case nn.Conv():
             window = " x ".join(map(str, module.kernel_size))
@@ -70,18 +72,18 @@ def _describe(
             name = f"convolution {window}{stride}, {size}, {channels}"
             return name, "convolutions", (x.shape,)
         case nn.Dense():
-            name = f"product, {size}, {x.shape[-1]} to {module.features}"
-            return name, "products", (x.shape,)
-        case nn.GroupNorm() | nn.LayerNorm():
-            which = "group" if isinstance(module, nn.GroupNorm) else "layer"
-            return f"{which} norm, {size}, {x.shape[-1]}", "norms", (x.shape,)
+            name = f"product, {tokens}, {x.shape[-1]} to {module.features}"
+            return name, "products", (rows,)
+        case nn.GroupNorm():
+            return f"group norm, {size}, {x.shape[-1]}", "norms", (x.shape,)
+        case nn.LayerNorm():
+            return f"layer norm, {tokens}, {x.shape[-1]}", "norms", (rows,)
         case layers.Attention():
-            keys = x.shape[1] if context is None else context.shape[1]
+            keys = tokens if context is None else context.shape[1]
             width = module.heads * module.head_dim
-            own = (x.shape[0], keys, width)
+            q, k = (x.shape[0], tokens, width), (x.shape[0], keys, width)
             heads = f"{module.heads} heads of {module.head_dim}"
-            name = f"attention, {x.shape[1]} to {keys}, {heads}"
-            return name, "attention", ((*x.shape[:2], width), own, own)
+            return f"attention, {tokens} to {keys}, {heads}", "attention", (q, k, k)
     return None
 
 
