@@ -58,7 +58,7 @@ def make_recipe(
 
 
 def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
-    """Facts of the program, and a function that runs a dispatch: seconds a step."""
+    """Facts of the program, and a function that takes a turn: seconds a step."""
     mesh = sharding.make_mesh()
     model = open_model(keys, attention.make_plan(keys.attention, mesh))
     recipe, side = make_recipe(keys, model, mesh)
@@ -100,7 +100,12 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         # A dispatch of no steps: all that is left is the way there and back.
         "overhead_seconds": min(dispatch(0) for _ in range(_OVERHEAD_CALLS)),
     }
-    return facts, lambda: dispatch(keys.steps) / keys.steps
+
+    def take_turn() -> float:
+        dispatch(keys.steps)
+        return dispatch(keys.steps) / keys.steps
+
+    return facts, take_turn
 
 
 def peak_memory() -> int | None:

@@ -20,12 +20,10 @@ def measure(keys: KernelKeys) -> dict[str, Any]:
     with sides.started(keys, "ti_flax.jax_kernels", "ti_flax.torch_kernels") as pair:
         turns = pair.take_turns(keys.repeats)
     facts = pair.facts[sides.OURS]
-    for answers in turns.values():
-        for side in answers[0]:
-            for name, kernel in facts["kernels"].items():
-                seconds = [answer[side].get(name) for answer in answers]
-                if None not in seconds:
-                    kernel.setdefault("seconds", {})[side] = statistics.median(seconds)
+    for name, kernel in facts["kernels"].items():
+        for side, answers in turns.items():
+            median = statistics.median(answer[name] for answer in answers)
+            kernel["seconds"][side] = median
     print(table(facts, pair.facts.get(sides.PYTORCH)))
     return sides.write(keys, facts)
 

@@ -3,6 +3,9 @@
 `python -m ti_flax.step_side MODULE KEYS` writes lines of JSON: its facts, then, to
 a line `true` on stdin, what a turn measured, and to `false` its peak memory. A mistake
 is `{"error": message}`. Imports wait until a package that is missing can be named.
+
+A side measures what is not its first work in a turn: while it waits, a virtual machine
+takes the memory that it freed, and to get that back takes longer than some steps.
 """
 
 import importlib
@@ -28,9 +31,6 @@ def answers(module: str, keys: str) -> Iterator[Any]:
         facts, run = side.prepare(side.KEYS.model_validate_json(keys))
         yield facts
         while json.loads(sys.stdin.readline() or "false"):
-            # While a side waits, a virtual machine takes the memory that it freed, and
-            # to get it back takes longer than some steps; a run's steps do not wait.
-            run()
             yield run()
         in_use = side.peak_memory()
         own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
