@@ -29,45 +29,37 @@ def measure(keys: KernelKeys) -> dict[str, Any]:
 
 
 def table(ours: dict[str, Any], pytorchs: dict[str, Any] | None) -> str:
-    """The costliest kernels, then the sums of each kind, as a Markdown table.
+    """The costliest kernels, then all of each kind, as a Markdown table.
 
     Args:
         ours: the facts, with the `seconds` of each kernel by side.
         pytorchs: the facts of PyTorch's side, where it was measured.
     """
-    names = {sides.OURS: sides.OURS, "XLA": f"XLA alone, {ours['library']}"}
+    columns = {sides.OURS: sides.OURS, "XLA": f"XLA alone, {ours['library']}"}
     if pytorchs:
-        names[sides.PYTORCH] = pytorchs["library"]
+        columns[sides.PYTORCH] = pytorchs["library"]
     kernels = ours["kernels"]
 
-    def cost(name: str) -> float:
-        return kernels[name]["calls"] * kernels[name]["seconds"][sides.OURS]
-
-    rows = [["forward and gradient", "calls", "ms a step", "share of a product's"]]
-    rows[0] += [f"{name}: ms a call" for name in names.values()]
-    costliest = sorted(kernels, key=cost, reverse=True)
-    for name in costliest[:_ROWS]:
-        kernel, seconds = kernels[name], kernels[name]["seconds"]
-        share = kernel["flops"] / seconds[sides.OURS] / ours["peak_flops"]
-        rows.append([name, str(kernel["calls"]), f"{1e3 * cost(name):.3g}"])
-        rows[-1].append(f"{share:.0%}" if kernel["flops"] else "")
+    def seconds(kernel: dict[str, Any], side: str) -> float:
         # What we leave to XLA is its own.
-        rows[-1] += [f"{1e3 * seconds[s]:.3g}" if s in seconds else "" for s in names]
+        measured = kernel["seconds"]
+        return kernel["calls"] * measured.get(side, measured[sides.OURS])
+
+    def row(name: str, group: list[dict[str, Any]]) -> list[str]:
+        totals = [sum(seconds(each, side) for each in group) for side in columns]
+        work = sum(each["calls"] * each["flops"] for each in group)
+        share = work / totals[0] / ours["peak_flops"]
+        calls = sum(each["calls"] for each in group)
+        cells = [name, str(calls), f"{share:.0%}" if work else ""]
+        return cells + [sides.milliseconds(total) for total in totals]
+
+    head = ["ms a step, forward and gradient", "calls", "share of a product's"]
+    rows = [[*head, *columns.values()]]
+    costliest = sorted(kernels, key=lambda name: -seconds(kernels[name], sides.OURS))
+    rows += [row(name, [kernels[name]]) for name in costliest[:_ROWS]]
     kinds = collections.defaultdict(list)
     for kernel in kernels.values():
         kinds[kernel["kind"]].append(kernel)
-    for kind, group in [*kinds.items(), ("these", list(kernels.values()))]:
-        calls = sum(each["calls"] for each in group)
-        total = {
-            side: sum(
-                each["calls"] * each["seconds"].get(side, each["seconds"][sides.OURS])
-                for each in group
-            )
-            for side in names
-        }
-        work = sum(each["calls"] * each["flops"] for each in group)
-        share = work / total[sides.OURS] / ours["peak_flops"]
-        rows.append([f"all {kind}, ms a step", str(calls)])
-        rows[-1] += [f"{1e3 * total[sides.OURS]:.3g}", f"{share:.0%}" if work else ""]
-        rows[-1] += [f"{1e3 * total[side]:.3g}" for side in names]
+    rows += [row(f"all {kind}", group) for kind, group in kinds.items()]
+    rows.append(row("all of these", list(kernels.values())))
     return sides.markdown(rows)

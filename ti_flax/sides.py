@@ -82,6 +82,11 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def milliseconds(seconds: float) -> str:
+    """To three digits, without an exponent."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+
+
 class Worker:
     """One side, `ti_flax.step_side` in a process of its own."""
 

@@ -47,8 +47,9 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
         "dtype, attention": lambda s: f"{s['dtype']}, {s.get('attention', 'sdpa')}",
         "examples/s": lambda s: f"{s['examples_a_second']:.4g}",
         "ms a step, median [least, most]": lambda s: (
-            f"{1e3 * s['median_seconds']:.4g} [{1e3 * min(s['seconds']):.4g}, "
-            f"{1e3 * max(s['seconds']):.4g}]"
+            f"{sides.milliseconds(s['median_seconds'])} "
+            f"[{sides.milliseconds(min(s['seconds']))}, "
+            f"{sides.milliseconds(max(s['seconds']))}]"
         ),
         "TFLOP/s, share of a matrix product's": lambda s: (
             f"{s['flops_a_second'] / 1e12:.3g}, {s['share_of_peak']:.0%}"
