@@ -10,7 +10,7 @@ import pytest
 import runs
 import slots
 
-from ti_flax import checkpoint, errors, export, sharding, step, trainer
+from ti_flax import checkpoint, errors, export, looks, sharding, step, trainer
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +100,25 @@ def test_a_signal_between_checkpoints_saves_that_step(settings, whole, monkeypat
     folder = settings().output_dir
     assert runs.checkpoints(folder) == [1]
     go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+
+
+@without_networks
+def test_a_run_that_ends_in_a_look_takes_it_again(settings, whole, monkeypatch):
+    seen = []
+
+    def look(done, state):
+        seen.append(done)
+        if seen == [0, 3, 6]:
+            raise MemoryError
+
+    monkeypatch.setattr(looks, "compile_look", lambda *run: look)
+    with pytest.raises(MemoryError):
+        trainer.train_concepts(settings(validation_steps=3), progress=False)
+    folder = settings().output_dir
+    assert runs.checkpoints(folder) == [2, 4]
+    go_on(settings, validation_steps=3)
+    assert seen == [0, 3, 6, 6]
     assert runs.content(folder) == runs.content(whole)
 
 

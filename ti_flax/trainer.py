@@ -195,8 +195,9 @@ def train_concepts(
             steps,
             config.examples_per_step,
             [
-                loop.Event(config.checkpointing_steps, keep),
                 loop.Event(config.validation_steps, look),
+                # Last: of a step that is saved, nothing is left to do.
+                loop.Event(config.checkpointing_steps, keep),
             ],
             run_report,
             run_watch.add,
