@@ -1,10 +1,12 @@
 """Files appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ti_flax.errors import UserError
 
@@ -28,6 +30,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # Without a write there is no file, and a failing disk must not hide the reason.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Writes a JSON file whole, and makes its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")
 
 
 def is_leftover(path: Path) -> bool:

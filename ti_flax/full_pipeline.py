@@ -42,7 +42,7 @@ def write(
     for name in ("scheduler", *_OPTIONAL):
         if (model.folder / name).is_dir():
             shutil.copytree(model.folder / name, folder / name, dirs_exist_ok=True)
-    _write_json(folder / "model_index.json", _model_index(folder, model))
+    files.write_json(folder / "model_index.json", _model_index(folder, model))
 
 
 def _write_tokenizer(
@@ -105,8 +105,3 @@ def _model_index(folder: Path, model: weights.BaseModel) -> dict[str, Any]:
             index[name] = [None, None]
     index["requires_safety_checker"] = (folder / "safety_checker").is_dir()
     return index
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with files.atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,7 @@ from ti_flax.step_keys import KernelKeys
 
 KEYS = KernelKeys
 # Long enough for the clock, and for what a dispatch costs, not to count.
-LEAST_SECONDS = 0.2
+_LEAST_SECONDS = 0.2
 _TEXT_TOKENS = 77
 
 
@@ -149,14 +149,8 @@ def _arguments(kernel: Kernel, dtype: Any, mesh: jax.sharding.Mesh) -> tuple:
     params = {}
     if kernel.kind != "attention":
         shapes = jax.eval_shape(kernel.module.init, keys[0], *inputs)["params"]
-        params = stand_in.random_weights(
-            jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
-                ),
-                shapes,
-            )
-        )
+        everywhere = sharding.replicated(mesh)
+        params = stand_in.random_weights(stand_in.abstract(shapes, everywhere))
     out = jax.eval_shape(_function(kernel, None), params, *inputs)
     d_out = jax.random.normal(keys[-1], out.shape, out.dtype)
     place = sharding.over_examples(mesh)
@@ -187,8 +181,13 @@ def _repeated(function: Callable, arguments: tuple) -> Callable[[], float]:
         jax.block_until_ready(repeat(times, *arguments))
         return (time.perf_counter() - began) / times
 
+    return long_enough(timed)
+
+
+def long_enough(timed: Callable[[int], float]) -> Callable[[], float]:
+    """A turn of so many calls that their time can be told; `timed` takes how many."""
     timed(1)
-    times = math.ceil(LEAST_SECONDS / timed(1))
+    times = math.ceil(_LEAST_SECONDS / timed(1))
 
     def take_turn() -> float:
         timed(1)

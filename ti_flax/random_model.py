@@ -5,7 +5,6 @@ its speed and memory, where no weights can be had.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,9 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
         weights.save_params(
             folder / component, configs[component], params, np.dtype(np.float32)
         )
-    _write_json(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
+    files.write_json(
+        folder / "scheduler" / "scheduler_config.json", configs["scheduler"]
+    )
     _write_tokenizer(folder / "tokenizer")
     classes = {
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -34,7 +35,7 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
         "feature_extractor": [None, None],
     }
     index = {"_class_name": "StableDiffusionPipeline", **classes}
-    _write_json(folder / "model_index.json", index)
+    files.write_json(folder / "model_index.json", index)
 
 
 def byte_symbols() -> list[str]:
@@ -51,7 +52,7 @@ def _write_tokenizer(folder: Path) -> None:
     symbols = byte_symbols()
     vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    _write_json(folder / "vocab.json", {s: i for i, s in enumerate(vocabulary)})
+    files.write_json(folder / "vocab.json", {s: i for i, s in enumerate(vocabulary)})
     with files.atomic_path(folder / "merges.txt") as path:
         path.write_text("#version: 0.2\n")
     special = {
@@ -60,15 +61,9 @@ def _write_tokenizer(folder: Path) -> None:
         "unk_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
     }
-    _write_json(folder / "special_tokens_map.json", special)
+    files.write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
-    _write_json(folder / "tokenizer_config.json", settings)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    files.write_json(folder / "tokenizer_config.json", settings)
 
 
 def main() -> None:

@@ -68,9 +68,7 @@ def write(keys: MeasuringKeys, measured: dict[str, Any]) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         **measured,
     }
-    keys.output.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(keys.output) as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
+    files.write_json(keys.output, content, indent=1)
     _log.info("wrote %s", keys.output)
     return content
 

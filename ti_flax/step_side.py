@@ -2,7 +2,7 @@
 
 `python -m ti_flax.step_side MODULE KEYS` writes lines of JSON: its facts, then, to
 a line `true` on stdin, what a turn measured, and to `false` its peak memory. A mistake
-is `{"error": message}`. Imports wait until a package that is missing can be named.
+is `{"error": message}`. What needs packages is imported where a missing one is named.
 
 A side measures what is not its first work in a turn: while it waits, a virtual machine
 takes the memory that it freed, and to get that back takes longer than some steps.
@@ -16,18 +16,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ti_flax.errors import UserError
+
 
 def answers(module: str, keys: str) -> Iterator[Any]:
     """What the side in `module` says: its facts, then an answer to each line."""
     try:
-        from ti_flax import command_line, errors
+        from ti_flax import command_line
 
         command_line.show_log()
         side = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        yield {"error": f"{sys.executable} has no {error.name}; pip install it there"}
-        return
-    try:
         facts, run = side.prepare(side.KEYS.model_validate_json(keys))
         yield facts
         while json.loads(sys.stdin.readline() or "false"):
@@ -35,8 +33,10 @@ def answers(module: str, keys: str) -> Iterator[Any]:
         in_use = side.peak_memory()
         own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         yield own if in_use is None else in_use
-    except errors.UserError as error:
+    except UserError as error:
         yield {"error": str(error)}
+    except ModuleNotFoundError as error:
+        yield {"error": f"{sys.executable} has no {error.name}; pip install it there"}
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The kernels of a step of the UNet, each alone in PyTorch, ready to be timed."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +68,8 @@ def _repeated(
         make(shape[0], shape[-1], *shape[1:-1]) if len(shape) == 4 else make(*shape)
         for shape in kernel.shapes
     ]
-    inputs = [each.requires_grad_() for each in inputs]
+    for each in inputs:
+        each.requires_grad_()
     d_out = torch.randn_like(function(*inputs))
 
     def timed(times: int) -> float:
@@ -80,11 +80,4 @@ def _repeated(
             torch.cuda.synchronize()
         return (time.perf_counter() - began) / times
 
-    timed(1)
-    times = math.ceil(jax_kernels.LEAST_SECONDS / timed(1))
-
-    def take_turn() -> float:
-        timed(1)
-        return timed(times)
-
-    return take_turn
+    return jax_kernels.long_enough(timed)

@@ -294,9 +294,7 @@ def save_params(
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(folder / "config.json") as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    files.write_json(folder / "config.json", config)
     with files.atomic_path(folder / f"{_STEMS[folder.name]}.safetensors") as path:
         # transformers refuses a file that does not say which framework wrote it.
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})

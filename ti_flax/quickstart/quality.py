@@ -4,7 +4,6 @@
 once, with the hyperparameters of configs/quickstart.yaml.
 """
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -64,9 +63,7 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
         **_plain(summary),
         "words": _plain(scored),
     }
-    keys.output.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(keys.output) as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
+    files.write_json(keys.output, content, indent=1)
     print(scores.table(summary, own))
     _log.info("wrote %s", keys.output)
     return content
