@@ -1,8 +1,6 @@
 """`python -m ti_flax.convert` and `python -m ti_flax.inspect`, as users call them."""
 
-import subprocess
-import sys
-
+import doors
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,32 +28,21 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-_WITHOUT_TORCH = """
-import runpy, sys
-sys.modules.update(dict.fromkeys(("torch", "diffusers", "accelerate")))
-module, *sys.argv[1:] = sys.argv[1:]
-runpy.run_module(f"ti_flax.{module}", run_name="__main__", alter_sys=True)
-assert "jax" not in sys.modules
-"""
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", _WITHOUT_TORCH, *arguments],
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_commands_need_neither_torch_nor_jax(folder, tmp_path):
-    output = tmp_path / "duck.pt"
-    ran = run("convert", str(folder), "--to", "a1111", "--output", str(output))
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr == f"wrote {output} (a1111, from diffusers)\n"
-    ran = run("inspect", str(output))
-    assert ran.returncode == 0, ran.stderr
+    output, gone = str(tmp_path / "duck.pt"), str(tmp_path / "gone")
+    converted, inspected, refused = doors.run(
+        [
+            ["convert", str(folder), "--to", "a1111", "--output", output],
+            ["inspect", output],
+            ["convert", gone, "--to", "a1111", "--output", "x.pt"],
+        ]
+    )
+    assert not converted.asked + inspected.asked + refused.asked
+    assert converted.code == 0, converted.stderr
+    assert converted.stderr == f"wrote {output} (a1111, from diffusers)\n"
+    assert inspected.code == 0, inspected.stderr
     norms = np.linalg.norm(learned().rows, axis=1)
-    assert ran.stdout.splitlines() == [
+    assert inspected.stdout.splitlines() == [
         f"file: {output}",
         "format: a1111 (AUTOMATIC1111)",
         "token: <duck-toy>",
@@ -69,9 +56,8 @@ def test_the_commands_need_neither_torch_nor_jax(folder, tmp_path):
         "ti_flax.token: <duck-toy>",
         *(f"ti_flax.{key}: {text}" for key, text in PROVENANCE.items()),
     ]
-    ran = run("convert", str(tmp_path / "gone"), "--to", "a1111", "--output", "x.pt")
-    assert ran.returncode == 2
-    [line] = ran.stderr.splitlines()
+    assert refused.code == 2
+    [line] = refused.stderr.splitlines()
     assert line.startswith("error: ") and "does not exist" in line
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -492,28 +491,3 @@ def test_flags_become_keys(monkeypatch):
         "steps": "3",
         "output": "out",
     }
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["--help"], 0, "--embedding TEXT [TEXT ...]"),
-        (["--promt", "x"], 2, "error: unknown flag '--promt'; did you mean --prompt?"),
-        (["a cat"], 2, "error: expected --key value, found 'a cat'"),
-        (["--model", "m", "--prompt", "x"], 2, "missing: output"),
-        (["--output", "x", "--prompt", "x"], 2, "missing: model"),
-        (["--model", "m", "--prompt"], 2, "--prompt: expected at least one argument"),
-    ],
-)
-def test_help_and_errors_come_without_jax(arguments, code, words):
-    program = (
-        "import sys, runpy\n"
-        "try: runpy.run_module('ti_flax.generate', run_name='__main__')\n"
-        "finally: assert not {'jax', 'transformers'} & set(sys.modules)"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True
-    )
-    assert ran.returncode == code, ran.stderr
-    assert words in ran.stdout + ran.stderr
-    assert len(ran.stderr.splitlines()) == bool(code)

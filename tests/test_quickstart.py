@@ -50,32 +50,6 @@ def test_configuration_holds_in_any_folder(tmp_path, monkeypatch):
     )
 
 
-def test_a_mistyped_key_is_told_before_jax_is_imported():
-    code = (
-        "import sys, runpy\n"
-        "sys.argv[1:] = ['--sead', '3']\n"
-        "try: runpy.run_module('ti_flax.quickstart', run_name='__main__')\n"
-        "finally: assert not {'jax', 'transformers'} & set(sys.modules)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert "did you mean --seed?" in ran.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [([], "expected one of quality"), (["qualiti"], "found 'qualiti'")],
-)
-def test_benchmark_names_what_it_can_measure(arguments, expected):
-    ran = subprocess.run(
-        [sys.executable, "-m", "ti_flax.benchmark", *arguments],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 2
-    assert expected in ran.stderr and "Traceback" not in ran.stderr
-
-
 def colour(value):
     return Image.new("RGB", (SIDE, SIDE), value)
 
