@@ -251,10 +251,10 @@ def test_leftovers_of_a_killed_process_are_taken_away(tmp_path):
     assert left == [".env", ".mine.tmp", "samples/0.png"]
 
 
-# Holds the lock, says so, and waits.
+# Holds the lock by the system's own call, says so, and waits.
 _HOLD = """
 import fcntl, os, sys, time
-lock = os.open(sys.argv[1], os.O_RDONLY)
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock, fcntl.LOCK_EX)
 print("locked", flush=True)
 time.sleep(600)
@@ -264,8 +264,9 @@ time.sleep(600)
 def test_one_writer_and_a_lock_that_dies_with_it(tmp_path):
     config = runs.make_config("model", "pictures", tmp_path / "run")
     config.output_dir.mkdir()
+    lock = config.output_dir / run_folder.LOCK_NAME
     holder = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(config.output_dir)], stdout=subprocess.PIPE
+        [sys.executable, "-c", _HOLD, str(lock)], stdout=subprocess.PIPE
     )
     with holder:
         assert holder.stdout.readline() == b"locked\n"
@@ -276,6 +277,7 @@ def test_one_writer_and_a_lock_that_dies_with_it(tmp_path):
             pass
         holder.kill()
         holder.wait()
+        assert lock.exists()
         with run_folder.RunFolder(config) as ours:
             ours.create()
             with pytest.raises(errors.UserError, match="another run is writing"):
@@ -294,6 +296,22 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     with run_folder.RunFolder(runs.make_config("m", "p", tmp_path / "run")) as ours:
         ours.create()
     assert "cannot be locked (Function not implemented)" in caplog.text
+
+
+def test_of_two_runs_that_start_together_one_goes_on(tmp_path):
+    """Neither wrote anything when the other looked."""
+    config = runs.make_config("model", "pictures", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with (
+        run_folder.RunFolder(config) as first,
+        run_folder.RunFolder(config) as second,
+    ):
+        assert os.listdir(config.output_dir) == []
+        second.create()
+        with pytest.raises(errors.UserError, match="another run is writing"):
+            first.create()
+        assert run_folder.LOCK_NAME in os.listdir(config.output_dir)
+    assert os.listdir(config.output_dir) == [run_folder.CONFIG_NAME]
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        # Else the new name may reach the disk before the content does.
-        with temporary.open("rb") as written:
+        # Else the new name may reach the disk before the content does. Windows syncs
+        # only what is open for writing.
+        with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:

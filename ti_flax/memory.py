@@ -43,9 +43,11 @@ def needs_remat(
 
 
 def device_memory(device: Any) -> float:
-    """Bytes of memory of a device, or of one that is only described."""
+    """Bytes of memory of a device, or of one that is only described; inf if unknown."""
     if device.device_kind in topologies.CHIPS:
         return topologies.CHIPS[device.device_kind].hbm_bytes
     if device.platform == "cpu":
+        if not hasattr(os, "sysconf"):  # Windows
+            return math.inf
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (device.memory_stats() or {}).get("bytes_limit", math.inf)

@@ -1,9 +1,11 @@
 """What a run may do to its output folder, and that it is alone there."""
 
-import fcntl
+import contextlib
 import logging
 import os
 from types import TracebackType
+
+import filelock
 
 from ti_flax import checkpoint, files
 from ti_flax import config as configuration
@@ -12,19 +14,20 @@ from ti_flax.errors import UserError
 _log = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
+LOCK_NAME = ".lock"
 
 
 class RunFolder:
     """The output folder while a run has it; a context manager of the first process.
 
-    Its lock is on the folder itself. The system gives it up with the process, however
-    that ends, so that nothing is left behind that would block the next run.
+    The system gives its lock up with the process, however that ends: the empty file
+    that a killed run leaves blocks nobody.
     """
 
     def __init__(self, config: configuration.Config) -> None:
         self._config = config
         self._folder = config.output_dir
-        self._lock: int | None = None
+        self._lock: filelock.BaseFileLock | None = None
         # The checkpoint to go on from.
         self.found: checkpoint.Found | None = None
 
@@ -37,7 +40,8 @@ class RunFolder:
         """
         try:
             self._check_place()
-            if self._folder.is_dir():
+            # A folder without it belongs to no run that is under way.
+            if (self._folder / LOCK_NAME).exists():
                 self._take()
             self.found = checkpoint.find(self._config)
             self._check_content()
@@ -85,27 +89,33 @@ class RunFolder:
             )
 
     def _take(self) -> None:
-        self._lock = os.open(self._folder, os.O_RDONLY)
+        self._lock = filelock.FileLock(
+            self._folder / LOCK_NAME, timeout=0, fallback_to_soft=False
+        )
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._give_up()
+            self._lock.acquire()
+        except filelock.Timeout:
             raise UserError(
                 f"output_dir: another run is writing {self._folder}; wait for its end, "
                 "or choose another folder"
             ) from None
-        except OSError as error:  # file systems without locks, such as some of NFS
+        # File systems without locks, such as some of NFS.
+        except (OSError, NotImplementedError) as error:
             _log.warning(
                 "output_dir: %s cannot be locked (%s); see to it that no other run "
                 "writes there",
                 self._folder,
-                error.strerror,
+                getattr(error, "strerror", None) or error,
             )
 
     def _give_up(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._lock is not None and self._lock.is_locked:
+            # Before the release, so that it is ours. Windows refuses this of an open
+            # file, and filelock does it there.
+            with contextlib.suppress(OSError):
+                (self._folder / LOCK_NAME).unlink()
+            self._lock.release()
+        self._lock = None
 
     def _check_content(self) -> None:
         """Nothing of value may be lost, unless `overwrite_output_dir` says so."""
@@ -134,7 +144,8 @@ class RunFolder:
 
     def _is_used(self) -> bool:
         return self._folder.is_dir() and any(
-            not files.is_leftover(path) for path in self._folder.iterdir()
+            path.name != LOCK_NAME and not files.is_leftover(path)
+            for path in self._folder.iterdir()
         )
 
     def _is_own(self) -> bool:

@@ -10,8 +10,8 @@ takes the memory that it freed, and to get that back takes longer than some step
 
 import importlib
 import json
+import math
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -31,12 +31,21 @@ def answers(module: str, keys: str) -> Iterator[Any]:
         while json.loads(sys.stdin.readline() or "false"):
             yield run()
         in_use = side.peak_memory()
-        own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        yield own if in_use is None else in_use
+        yield _process_peak() if in_use is None else in_use
     except UserError as error:
         yield {"error": str(error)}
     except ModuleNotFoundError as error:
         yield {"error": f"{sys.executable} has no {error.name}; pip install it there"}
+
+
+def _process_peak() -> float:
+    """Most bytes of memory that this process has held; NaN where that is unknown."""
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each system
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:
