@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,11 +14,30 @@ def test_examples_are_split_over_every_device_of_the_mesh():
     assert len(examples.addressable_shards) == 8
 
 
-def test_a_batch_that_does_not_divide_names_both_numbers():
+@pytest.mark.parametrize("devices", range(1, 9))
+@pytest.mark.parametrize("examples", [1, 3, 4, 8, 12])
+def test_a_batch_is_filled_up_to_the_devices(examples, devices):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    array = jnp.arange(1.0, examples + 1)
+    padded = sharding.pad_examples(array, mesh)
+    assert len(padded) % devices == 0 and len(padded) - examples < devices
+    assert padded.tolist() == [*array, *[examples] * (len(padded) - examples)]
+    assert sharding.padded_batch(examples, mesh) == len(padded)
+    jax.device_put(padded, sharding.over_examples(mesh))  # splits
+
+
+def test_a_batch_that_leaves_devices_idle_is_told(caplog):
     mesh = sharding.make_mesh()
-    sharding.check_batch(16, mesh)
-    with pytest.raises(errors.UserError, match=r"12 .* 8 devices"):
-        sharding.check_batch(12, mesh)
+    sharding.warn_of_padding(16, mesh)
+    assert not caplog.messages
+    sharding.warn_of_padding(4, mesh)
+    sharding.warn_of_padding(12, mesh)
+    assert caplog.messages == [
+        "train_batch_size: 4 examples on 8 devices take as long as 8; set a multiple "
+        "of 8 to use every device",
+        "train_batch_size: 12 examples on 8 devices take as long as 16; set a multiple "
+        "of 8 to use every device",
+    ]
 
 
 def test_fsdp_must_divide_the_devices():

@@ -40,12 +40,17 @@ def lines(config: configuration.Config, topology: str) -> Iterator[str]:
     """
     mesh = topologies.make_mesh(topology, config.fsdp)
     chip = topologies.chip(mesh)
-    sharding.check_batch(config.train_batch_size, mesh)
     model = open_model(config, mesh)
     yield (
         f"{topology}: {mesh.size} x {mesh.devices.flat[0].device_kind}, "
         f"{chip.hbm_bytes / _GIB:.0f} GiB each; UNet in "
         f"{jnp.dtype(model.unet.dtype).name}, attention {config.attention}"
+    )
+    sharding.warn_of_padding(config.train_batch_size, mesh)
+    # What a step computes, filled up to the devices, is what is compiled and counted.
+    given = config.train_batch_size
+    config = config.model_copy(
+        update={"train_batch_size": sharding.padded_batch(given, mesh)}
     )
     a_device = config.train_batch_size // mesh.size
     began = time.perf_counter()
@@ -58,7 +63,7 @@ def lines(config: configuration.Config, topology: str) -> Iterator[str]:
 
     needs = needs_at(a_device)
     if needs is None:
-        yield f"  train    does not fit with train_batch_size {config.train_batch_size}"
+        yield f"  train    does not fit with train_batch_size {given}"
     else:
         _log.info("compiling it without its backward pass")
         forward = fit.compile_for(lower_forward(config, model, mesh))
@@ -72,27 +77,32 @@ def lines(config: configuration.Config, topology: str) -> Iterator[str]:
         fits = "does not fit" if other is None else f"fits: {other.peak / _GIB:.2f} GiB"
         yield f"  {name:8} {fits}"
     largest = fit.largest_batch(needs_at, a_device, int(chip.hbm_bytes), _MOST_EXAMPLES)
-    if largest == 0:
+    yield from _largest(largest, mesh)
+    if needs is None and largest:
+        yield (
+            "           set that or less and raise gradient_accumulation_steps, or "
+            "gradient_checkpointing true"
+        )
+    yield f"  compiled in {time.perf_counter() - began:.0f} s"
+
+
+def _largest(examples: int, mesh: Mesh) -> Iterator[str]:
+    """What is said of the largest batch that fits, so many examples a device."""
+    if examples == 0:
         yield (
             "  largest  not even one example a device fits; set gradient_checkpointing "
             "true or a smaller resolution"
         )
-    else:
-        more = (
-            f"{(largest + 1) * mesh.size} does not compile"
-            if largest < _MOST_EXAMPLES
-            else "no larger was tried"
-        )
-        yield (
-            f"  largest  train_batch_size {largest * mesh.size}, {largest} a device; "
-            f"{more}"
-        )
-        if needs is None:
-            yield (
-                "           set that or less and raise gradient_accumulation_steps, or "
-                "gradient_checkpointing true"
-            )
-    yield f"  compiled in {time.perf_counter() - began:.0f} s"
+        return
+    more = (
+        f"{(examples + 1) * mesh.size} does not compile"
+        if examples < _MOST_EXAMPLES
+        else "no larger was tried"
+    )
+    yield (
+        f"  largest  train_batch_size {examples * mesh.size}, {examples} a device; "
+        f"{more}"
+    )
 
 
 def _memory(

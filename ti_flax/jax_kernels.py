@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ti_flax import flops, jax_side, sharding, stand_in
+from ti_flax.errors import UserError
 from ti_flax.models import attention, layers, unet
 from ti_flax.step_keys import KernelKeys
 
@@ -95,7 +96,11 @@ def prepare(
     Where we do not leave a kernel to XLA, its facts have the seconds of XLA's own.
     """
     mesh = sharding.make_mesh()
-    sharding.check_batch(keys.train_batch_size, mesh)
+    if keys.train_batch_size % mesh.size:
+        raise UserError(
+            f"train_batch_size: kernels of {keys.train_batch_size} examples cannot be "
+            f"split over {mesh.size} devices; use a multiple of {mesh.size}"
+        )
     plan = attention.make_plan(keys.attention, mesh)
     model = jax_side.open_model(keys, plan)
     kernels = find(model.unet, keys.train_batch_size, jax_side.latent_side(keys, model))

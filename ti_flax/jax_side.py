@@ -51,7 +51,7 @@ def make_recipe(
         train_batch_size=keys.train_batch_size,
         gradient_checkpointing=keys.gradient_checkpointing,
     )
-    sharding.check_batch(keys.train_batch_size * keys.concepts, mesh)
+    sharding.warn_of_padding(keys.train_batch_size * keys.concepts, mesh)
     schedule = diffusion.Schedule.from_json(model.scheduler)
     recipe = trainer.make_recipe(config, model, schedule, mesh)
     return recipe, side

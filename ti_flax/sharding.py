@@ -1,13 +1,18 @@
 """One mesh for everything, and where arrays lie on it."""
 
+import logging
+import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from ti_flax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 DATA = "data"  # examples of a batch
 FSDP = "fsdp"  # frozen weights too large for one device
@@ -58,10 +63,33 @@ def whole(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def check_batch(train_batch_size: int, mesh: Mesh) -> None:
-    """Raises `UserError` when examples cannot be split evenly over the devices."""
-    if train_batch_size % mesh.size:
-        raise UserError(
-            f"train_batch_size: {train_batch_size} examples do not split evenly over "
-            f"{mesh.size} devices; use a multiple of {mesh.size}"
+def pad_examples(array: Array, mesh: Mesh) -> Array:
+    """Repeats the last of the examples, the first axis, until all devices have as many.
+
+    Padding beats the alternatives: with B examples on N devices each computes
+    ceil(B / N), while a mesh of fewer devices, gcd(B, N), would compute B / gcd(B, N).
+    """
+    count = len(array)
+    padded = padded_batch(count, mesh)
+    if padded == count:
+        return array
+    return array[np.minimum(np.arange(padded), count - 1)]
+
+
+def padded_batch(examples: int, mesh: Mesh) -> int:
+    """The least multiple of the devices that holds so many examples."""
+    return mesh.size * math.ceil(examples / mesh.size)
+
+
+def warn_of_padding(train_batch_size: int, mesh: Mesh) -> None:
+    """Says what batch would use every device, where this one does not."""
+    padded = padded_batch(train_batch_size, mesh)
+    if padded != train_batch_size:
+        _log.warning(
+            "train_batch_size: %d examples on %d devices take as long as %d; set a "
+            "multiple of %d to use every device",
+            train_batch_size,
+            mesh.size,
+            padded,
+            mesh.size,
         )

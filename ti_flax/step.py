@@ -257,11 +257,14 @@ def losses(
     def flatten(array: Array) -> Array:
         flat = array.reshape(slots * examples, *array.shape[2:])
         return jax.lax.with_sharding_constraint(
-            flat, sharding.over_examples(recipe.mesh)
+            sharding.pad_examples(flat, recipe.mesh),
+            sharding.over_examples(recipe.mesh),
         )
 
     latents, noise, timesteps, ids = (flatten(array) for array in batch)
-    own_rows = jnp.repeat(rows["text_encoder"], examples, axis=0)
+    own_rows = sharding.pad_examples(
+        jnp.repeat(rows["text_encoder"], examples, axis=0), recipe.mesh
+    )
     context = recipe.text_encoder.apply(
         {"params": frozen["text_encoder"]}, ids, own_rows
     )
@@ -272,7 +275,9 @@ def losses(
         context,
     )
     target = recipe.schedule.target(latents, noise, timesteps)
-    return diffusion.mse(prediction, target).reshape(slots, examples).mean(axis=1)
+    # What fills the batch up has no part in the mean, and so none in the gradient.
+    each = diffusion.mse(prediction, target)[: slots * examples]
+    return each.reshape(slots, examples).mean(axis=1)
 
 
 def gradients(

@@ -19,6 +19,7 @@ from ti_flax import (
     distributed,
     export,
     files,
+    known_words,
     looks,
     loop,
     memory,
@@ -235,7 +236,7 @@ def read_inputs(config: configuration.Config) -> Inputs:
     distributed.check_equal("config", configuration.dump_yaml(config).splitlines())
     distributed.check_equal("train_data_dir", pictures.fingerprints())
     mesh = sharding.make_mesh(fsdp=config.fsdp)
-    sharding.check_batch(config.train_batch_size, mesh)
+    sharding.warn_of_padding(config.train_batch_size, mesh)
     model = weights.open_model(
         config.pretrained_model_name_or_path,
         config.revision,
@@ -418,20 +419,20 @@ def _prompt_tokenizer(
     model: weights.BaseModel,
 ) -> tokens.PromptTokenizer:
     """Reads prompts with the placeholder in them for the model's text encoder."""
-    if config.num_vectors > 1 and config.placeholder_token.lower() != (
-        config.placeholder_token
-    ):
-        _log.warning(
-            "placeholder_token: diffusers finds only the first vector of a word with "
-            "capitals; %s would keep all %d",
-            config.placeholder_token.lower(),
-            config.num_vectors,
-        )
     tokenize = tokens.PromptTokenizer(
         tokenizer,
         model.text_encoder.config.vocab_size,
         {config.placeholder_token: config.num_vectors},
     )
+    found_whole = known_words.normal_form(tokenizer, config.placeholder_token)
+    if config.num_vectors > 1 and found_whole != config.placeholder_token:
+        _log.warning(
+            "placeholder_token: diffusers finds only the first vector of %a; %r, its "
+            "form of small and composed letters, would keep all %d",
+            config.placeholder_token,
+            found_whole,
+            config.num_vectors,
+        )
     if tokenize.length > model.text_encoder.config.max_position_embeddings:
         raise UserError(
             f"the tokenizer makes {tokenize.length} tokens, the text encoder takes "
@@ -461,6 +462,9 @@ def _initial_rows(
     ids = None
     if config.initializer_token is not None:
         ids = tokens.initializer_ids(tokenizer, config.initializer_token)
+        tokens.warn_of_unused_pieces(
+            tokenizer, config.initializer_token, config.num_vectors
+        )
     return lambda table: tokens.initial_rows(
         table, ids, config.num_vectors, config.initializer_jitter, config.seed
     )

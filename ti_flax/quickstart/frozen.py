@@ -51,7 +51,7 @@ class Frozen(NamedTuple):
 def load(config: configuration.Config) -> Frozen:
     """The model that a configuration names, on all devices."""
     mesh = sharding.make_mesh()
-    sharding.check_batch(config.train_batch_size, mesh)
+    sharding.warn_of_padding(config.train_batch_size, mesh)
     model = weights.open_model(
         config.pretrained_model_name_or_path,
         dtype=weights.unet_dtype(config.mixed_precision),
