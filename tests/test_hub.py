@@ -409,6 +409,12 @@ def test_a_hub_id_that_is_none_is_told_in_one_line(server, tmp_path, monkeypatch
     assert len(server.requests) == requests
 
 
+@pytest.mark.parametrize("before", range(270, 330, 6))
+def test_no_part_of_the_token_is_quoted_where_a_long_answer_is_cut(before):
+    reason = hub._reason(ValueError("x" * before + SECRET), SECRET)
+    assert SECRET[:5] not in reason
+
+
 def test_metadata_of_an_upload_hold_nothing_of_this_machine(server, folder, tmp_path):
     hub.push(folder, "my-duck")
     data = server.repositories["me/my-duck"]["learned_embeds.safetensors"]

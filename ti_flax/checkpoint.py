@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 import ti_flax
 from ti_flax import config as configuration
 from ti_flax import config_keys, distributed, step
-from ti_flax.errors import UserError
+from ti_flax.errors import UserError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -371,5 +371,4 @@ def _versions() -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(told.split())[:200]
+    return one_line(getattr(error, "strerror", None) or error)

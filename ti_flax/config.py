@@ -25,7 +25,7 @@ from ti_flax.config_keys import (
     ResultKeys,
     TrainingKeys,
 )
-from ti_flax.errors import UserError
+from ti_flax.errors import UserError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, impossible dates
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path} is not valid YAML: {reason}") from error
     if content is None:  # an empty file
         return {}

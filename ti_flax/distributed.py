@@ -28,7 +28,7 @@ from jax._src import distributed as jax_distributed
 from tqdm import tqdm
 
 from ti_flax import config_keys
-from ti_flax.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError, first_line
+from ti_flax.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError, one_line
 
 _log = logging.getLogger("ti_flax")
 
@@ -219,7 +219,7 @@ def _initialize(hosts: config_keys.HostKeys) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"cannot join the processes of this job ({first_line(error)}); give "
+            f"cannot join the processes of this job ({one_line(error)}); give "
             "coordinator_address, num_processes and process_id"
         ) from error
     finally:
@@ -258,7 +258,7 @@ def _stop_all(error: BaseException) -> None:
         code = error.code
     elif not isinstance(error, UserError):
         traceback.print_exception(error)
-        code, message = 1, f"{type(error).__name__}: {first_line(error)}"
+        code, message = 1, f"{type(error).__name__}: {one_line(error)}"
     process = jax.process_index()
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone
         jax_distributed.global_state.client.key_value_set(

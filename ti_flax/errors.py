@@ -6,6 +6,8 @@ from collections.abc import Callable
 USAGE_EXIT_CODE = 2
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on.
 AGAIN_EXIT_CODE = 75
+# Characters of another library's text: four lines of a terminal.
+_LONGEST_QUOTE = 320
 
 
 class UserError(Exception):
@@ -30,9 +32,22 @@ class Refused(Exception):
     """Why a file is refused: the rest of the sentence that begins with its path."""
 
 
-def first_line(error: BaseException) -> str:
-    """What another library says, for one line of ours; empty if it says nothing."""
-    return (str(error).strip().splitlines() or [""])[0]
+def one_line(told: BaseException | str) -> str:
+    """What another library says, for one line of ours: its text, or its type if none.
+
+    White space becomes single spaces, what a terminal would act on is escaped, and
+    after `_LONGEST_QUOTE` characters it ends in "...".
+    """
+    text = " ".join(str(told).split()) or type(told).__name__
+    text = "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+    if len(text) > _LONGEST_QUOTE:
+        text = text[: _LONGEST_QUOTE - 3] + "..."
+    return text
 
 
 def run(main: Callable[[], None]) -> None:

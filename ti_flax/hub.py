@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ti_flax import export
-from ti_flax.errors import UserError
+from ti_flax.errors import UserError, one_line
 from ti_flax.model_card import README_NAME
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def check(repo_id: str, token: str | None) -> None:
     try:
         utils.validate_repo_id(repo_id)
     except errors.HFValidationError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(
             f"hub_model_id: expected a repository (owner/name or name), {reason}"
         ) from error
@@ -190,5 +190,5 @@ def _reason(error: BaseException, token: str) -> str:
     if status in (401, 403):
         return _refused(status)
     root = [*_causes(error)][-1] if status is None else error
-    text = " ".join(f"{type(root).__name__}: {root}".split())
-    return text.replace(token, "...")[:300]
+    # Before it is cut: half a token must not stay.
+    return one_line(f"{type(root).__name__}: {root}".replace(token, "..."))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ti_flax.errors import UserError
+from ti_flax.errors import UserError, one_line
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pti", ".npy", ".png")
 # A repository may hold a whole pipeline: only the files at its top are embeddings.
@@ -31,7 +31,7 @@ def embedding(name: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
     except Exception as error:  # whichever library the client is built on
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"{name} is no local file or folder, and cannot be fetched from the Hub "
             f"({reason}); check the name, the network and your access"

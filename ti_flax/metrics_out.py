@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ti_flax.errors import UserError
+from ti_flax.errors import UserError, one_line
 
 _EVENT_FILES = "events.out.tfevents.*"
 _WANDB_ID = "wandb_id.txt"
@@ -79,7 +79,7 @@ class Wandb:
                 resume="allow",
             )
         except wandb.Error as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UserError(
                 f"report_to: wandb does not start ({reason}); log in with `wandb "
                 "login`, set WANDB_MODE=offline, or choose tensorboard"

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from ti_flax import sharding
-from ti_flax.errors import UserError, first_line
+from ti_flax.errors import UserError, one_line
 
 _EXAMPLES = "v5e:1x1, v5e:2x4, v6e:2x2, v5p:2x2x1, v4:2x2x1"
 
@@ -73,7 +73,7 @@ def make_mesh(topology: str, fsdp: int = 1) -> Mesh:
             **megacore,
         )
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        reason = first_line(error)
+        reason = one_line(error)
         raise UserError(
             f"topology: {topology!r} is none that the TPU compiler knows ({reason}); "
             f"it is KIND:SHAPE, such as {_EXAMPLES}"

@@ -121,7 +121,7 @@ def _load(pipeline: "diffusers.StableDiffusionPipeline", found: "Found") -> Chec
             str(found.file.parent), weight_name=found.file.name
         )
     except Exception as error:  # whatever diffusers makes of a file it does not know
-        reason = " ".join(str(error).split())[:200]
+        reason = errors.one_line(error)
         return Check(
             False,
             f"diffusers does not load {found.file.name} (format {found.format}): "

@@ -22,7 +22,7 @@ from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 
 from ti_flax import files
-from ti_flax.errors import UserError, first_line
+from ti_flax.errors import UserError, one_line
 from ti_flax.models import attention, clip_text, unet, vae
 
 Params = dict[str, Any]
@@ -191,7 +191,7 @@ def _local_folder(
             )
         )
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError) as error:
-        reason = first_line(error)
+        reason = one_line(error)
         raise UserError(
             f"{key}: cannot fetch {name_or_path!r} from the Hub ({reason}); check the "
             "name, the network and your access, or give a folder"
@@ -395,7 +395,7 @@ def _open(file: Path) -> Any:
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f"{file}: expected a safetensors file, found one that cannot be read "
-            f"({error}); download it again"
+            f"({one_line(error)}); download it again"
         ) from error
 
 
@@ -409,7 +409,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not readable JSON ({error}); download it again"
+            f"{path}: not readable JSON ({one_line(error)}); download it again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(
