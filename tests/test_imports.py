@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "ti_flax"
 ORDER = [
     "errors",
     "files",
+    "hub_ids",
     "startup",
     "diffusers_flags",
     "command_line",

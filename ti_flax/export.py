@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ti_flax import files, hub_download
+from ti_flax import files, hub_download, hub_ids
 from ti_flax.errors import UserError
 from ti_flax.formats import registry
 from ti_flax.formats.embedding import Embedding
@@ -71,8 +71,9 @@ def check_fits(
 def find_file(name_or_path: Path | str) -> Path:
     """The local file of an embedding, downloaded when it is in a Hub repository."""
     path = Path(name_or_path)
-    if not path.exists() and hub_download.is_name(str(name_or_path)):
-        path = hub_download.embedding(str(name_or_path))
+    named = hub_ids.parse(str(name_or_path))
+    if named is not None and not path.exists():
+        path = hub_download.embedding(named)
     if not path.is_dir():
         return path
     for name in (SAFETENSORS_NAME, BIN_NAME):

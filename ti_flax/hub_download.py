@@ -1,8 +1,8 @@
 """Embeddings out of Hub repositories, `sd-concepts-library/...` among them."""
 
-import re
 from pathlib import Path
 
+from ti_flax import hub_ids
 from ti_flax.errors import UserError, one_line
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pti", ".npy", ".png")
@@ -10,12 +10,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pti", ".npy", ".png")
 _PATTERNS = ["learned_embeds*.safetensors", "learned_embeds*.bin"]
 
 
-def is_name(name: str) -> bool:
-    """Whether a text may be a repository, `owner/name`, or a file in one."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)+", name, re.ASCII) is not None
-
-
-def embedding(name: str) -> Path:
+def embedding(name: hub_ids.HubId) -> Path:
     """The local copy of a repository's embeddings (a folder), or of one file.
 
     What the cache holds is not fetched again, and without a network it serves alone.
@@ -25,9 +20,8 @@ def embedding(name: str) -> Path:
     # Slow to import, and not needed for a local file.
     import huggingface_hub
 
-    owner, repository, *rest = name.split("/")
-    repo_id = f"{owner}/{repository}"
-    patterns = ["/".join(rest)] if rest else _PATTERNS
+    repo_id, file = name
+    patterns = [file] if file else _PATTERNS
     try:
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
     except Exception as error:  # whichever library the client is built on
@@ -36,7 +30,7 @@ def embedding(name: str) -> Path:
             f"{name} is no local file or folder, and cannot be fetched from the Hub "
             f"({reason}); check the name, the network and your access"
         ) from error
-    path = Path(folder, *rest)
+    path = Path(folder, file)
     if not path.exists():
         raise UserError(
             f"{name} has no embedding: expected {' or '.join(patterns)} in the Hub's "

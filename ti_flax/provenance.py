@@ -4,13 +4,13 @@ Nothing of the user's machine is among them: no path, no date, no name.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ti_flax
 from ti_flax import config as configuration
+from ti_flax import hub_ids
 
 # Keys of the configuration that make the rows what they are, and are no paths.
 _SETTINGS = (
@@ -69,6 +69,7 @@ def model_name(name_or_path: str) -> str:
 
 
 def hub_id(name_or_path: str) -> str | None:
-    """The Hub id of a base model, None when it is a folder."""
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path)
-    return name_or_path if is_id and not Path(name_or_path).exists() else None
+    """The Hub id of a base model, None when it is a local folder or file."""
+    if Path(name_or_path).expanduser().exists():
+        return None
+    return name_or_path if hub_ids.is_repository(name_or_path) else None

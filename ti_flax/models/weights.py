@@ -21,7 +21,7 @@ import safetensors.numpy
 from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 
-from ti_flax import files
+from ti_flax import files, hub_ids
 from ti_flax.errors import UserError, one_line
 from ti_flax.models import attention, clip_text, unet, vae
 
@@ -175,7 +175,7 @@ def _local_folder(
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
+    if path.exists() or not hub_ids.is_repository(name_or_path):
         raise UserError(
             f"{key}: no folder {name_or_path!r}, and it is no Hub repository id "
             "(owner/name); give one of the two"
