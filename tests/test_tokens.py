@@ -15,8 +15,9 @@ import pytest
 import regex
 from clip_vocabulary import END, START, byte_symbols, write_clip_tokenizer
 
-from ti_flax import tokens
+from ti_flax import config, known_words, tokens, trainer
 from ti_flax.errors import UserError
+from ti_flax.models import weights
 
 V = 49408
 PROMPTS = [
@@ -122,7 +123,8 @@ def test_length_stated_in_the_folder_is_kept(tmp_path):
 
 def test_loading_a_tokenizer_brings_in_no_torch_and_says_nothing(folders):
     code = (
-        "import sys; from pathlib import Path; from ti_flax import tokens\n"
+        "import logging, sys; from pathlib import Path; from ti_flax import tokens\n"
+        "logging.getLogger('ti_flax').setLevel('ERROR')  # of the text cut off\n"
         "t = tokens.load_tokenizer(Path(sys.argv[1]))\n"
         "tokens.PromptTokenizer(t, 49408, {'<cat>': 2})(['<cat>' + ' a' * 99])\n"
         "assert 'torch' not in sys.modules"
@@ -162,7 +164,7 @@ def test_tokenizer_of_another_family_is_refused(tmp_path):
         tokens.load_tokenizer(tmp_path)
 
 
-PLACEHOLDERS = ["<cat-toy>", "cat_toy!", "S*", "sks", "<猫>", "don't", "Ünï"]
+PLACEHOLDERS = ["<cat-toy>", "cat_toy!", "S*", "skstoy", "<猫>", "don't", "Ünï"]
 SENTENCES = [
     "a photo of {}",
     "{}",
@@ -192,7 +194,7 @@ def test_one_vector_is_found_as_transformers_finds_it(tokenizer, placeholder):
     assert ids.tolist() == padded(with_words(tokenizer, [placeholder]), prompts)
 
 
-@pytest.mark.parametrize("placeholder", ["<cat-toy>", "cat_toy!", "sks", "<猫>"])
+@pytest.mark.parametrize("placeholder", ["<cat-toy>", "cat_toy!", "skstoy", "<猫>"])
 @pytest.mark.parametrize("num_vectors", [2, 3, 12])
 def test_vectors_expand_as_in_diffusers(tokenizer, placeholder, num_vectors):
     pytest.importorskip("torch")
@@ -206,13 +208,56 @@ def test_vectors_expand_as_in_diffusers(tokenizer, placeholder, num_vectors):
     assert ids.tolist() == padded(oracle, expanded)
 
 
-@pytest.mark.parametrize("placeholder", ["<cat>", "S*", "Sks"])
+@pytest.mark.parametrize("placeholder", ["<cat>", "S*", "SksToy"])
 def test_every_mention_has_all_its_vectors(tokenizer, placeholder):
     prompt = tokens.PromptTokenizer(tokenizer, V, {placeholder: 3})
     mentions = [placeholder, placeholder.upper(), placeholder.lower()]
     known = [49406, 320, 1125, 539, V, V + 1, V + 2, 49407]
     for mention in mentions:
         assert prompt([f"a photo of {mention}"]).tolist() == [pad(known)]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("<cat-toy>", "<猫>", "don't", "caf\u00e9-cat", "<\ud55c>", "\u00aax1"),
+        *("<BumBee>", "S*", "\u00dcn\u00ef-cat", "\u01c5-x", "\u0130x1", "\u1e9e-x"),
+        # Composed otherwise: as a Mac's file names are, jamo, Ångström, compatibility.
+        *("cafe\u0301-cat", "\u1112\u1161\u11ab-x", "\u212b-cat", "<\uf900>"),
+    ],
+)
+def test_a_word_that_diffusers_reads_otherwise_is_warned_of(tiny_model, caplog, word):
+    pytest.importorskip("torch")
+    textual_inversion = pytest.importorskip("diffusers.loaders.textual_inversion")
+
+    model = weights.open_model(str(tiny_model))
+    tokenizer = tokens.load_tokenizer(tiny_model / "tokenizer")
+
+    def keeps_all(word):
+        names = tokens.vector_names(word, 3)
+        oracle = with_words(tokenizer, names)
+        mixin = textual_inversion.TextualInversionLoaderMixin()
+        ids = oracle(mixin.maybe_convert_prompt(f"a {word}", oracle))["input_ids"]
+        return set(oracle.convert_tokens_to_ids(names)) <= set(ids)
+
+    keys = config.Config(
+        pretrained_model_name_or_path="m",
+        train_data_dir="d",
+        placeholder_token=word,
+        num_vectors=3,
+    )
+    trainer._prompt_tokenizer(keys, tokenizer, model)
+    assert len(caplog.records) == (not keeps_all(word))
+    for record in caplog.records:
+        given, better, count = record.args
+        assert (given, count) == (word, 3) and keeps_all(better)
+        # Both spellings may look alike: the one given is shown by its code points.
+        assert ascii(word) in record.getMessage()
+    # One vector is found whatever its spelling.
+    caplog.clear()
+    one = keys.model_copy(update={"num_vectors": 1})
+    trainer._prompt_tokenizer(one, tokenizer, model)
+    assert not caplog.records
 
 
 def test_a_vector_named_by_itself_is_not_expanded(tokenizer):
@@ -223,9 +268,9 @@ def test_a_vector_named_by_itself_is_not_expanded(tokenizer):
 
 
 def test_ids_follow_the_order_of_words_from_the_end_of_the_table(tokenizer):
-    words = {"<dog>": 2, "<cat>": 3, "sks": 1}
+    words = {"<dog>": 2, "<cat>": 3, "skstoy": 1}
     prompt = tokens.PromptTokenizer(tokenizer, 50000, words)
-    (ids,) = prompt(["sks <cat> <dog>"]).tolist()
+    (ids,) = prompt(["skstoy <cat> <dog>"]).tolist()
     expected = [50005, 50002, 50003, 50004, 50000, 50001]
     assert ids == pad([49406, *expected, 49407])
 
@@ -252,7 +297,7 @@ def test_no_prompt_gives_no_row(tokenizer):
         ({"": 1}, "one word without whitespace"),
         ({"my cat": 1}, "one word without whitespace"),
         ({"<cat>\n": 1}, "one word without whitespace"),
-        ({"sks": 1, "<dog>": 1, "sksa": 1}, "'sks' is part .* 'sksa'"),
+        ({"skstoy": 1, "<dog>": 1, "skstoys": 1}, "'skstoy' is part .* 'skstoys'"),
         ({"<cat>_1": 1, "<cat>": 1}, "'<cat>' is part .* '<cat>_1'"),
         ({"<cat>": 3, "t>_2": 1}, "'t>_2' is part .* '<cat>' with 3"),
         ({"<Cat>": 1, "<cat>": 1}, "is part of the name"),
@@ -263,6 +308,83 @@ def test_placeholders_that_cannot_be_told_apart_are_refused(tokenizer, words, me
     with pytest.raises(UserError, match=re.compile(message)) as caught:
         tokens.PromptTokenizer(tokenizer, V, words)
     assert "\n" not in str(caught.value)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("heart", "<heart>"),
+        ("Heart", "<heart>"),
+        ("sks", "<sks>"),
+        ("7", "<7>"),
+        (COMPOSED, f"<{COMPOSED}>"),
+        (DECOMPOSED, f"<{COMPOSED}>"),
+        (DECOMPOSED.upper(), f"<{COMPOSED}>"),
+        ("É", "<é>"),
+        # Entries that no whole word of a prompt is, but that `add_tokens` would reuse.
+        ("anim", "<anim>"),
+        ("heart</w>", "<my-cat>"),
+        # The brackets would join these: "<<!!>>" is read otherwise.
+        ("!!", "<my-cat>"),
+        ("\N{CAT FACE}", "<my-cat>"),
+        (START.upper(), "<my-cat>"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["sd1", "sd1-json", "sd2"])
+def test_a_known_word_is_refused_with_a_new_one(folders, layout, word, advice):
+    tokenizer = tokens.load_tokenizer(folders[layout])
+    with pytest.raises(UserError, match="is already in") as caught:
+        tokens.PromptTokenizer(tokenizer, V, {word: 1})
+    assert str(caught.value).endswith(f"choose a new word such as {advice!r}")
+    # The advice helps.
+    tokens.PromptTokenizer(tokenizer, V, {advice: 3})
+
+
+def test_every_whole_word_of_the_vocabulary_is_known(tokenizer, folders):
+    vocabulary = json.loads((folders["sd1"] / "vocab.json").read_text())
+    bytes_of = {symbol: byte for byte, symbol in byte_symbols().items()}
+    words = []
+    for entry, id_ in vocabulary.items():
+        if entry.endswith("</w>"):
+            spelt = bytes(bytes_of[symbol] for symbol in entry.removesuffix("</w>"))
+            word = spelt.decode(errors="replace")
+            if tokenizer(word)["input_ids"] == [49406, id_, 49407]:
+                words.append(word)
+    assert len(words) > 32_000
+    assert [w for w in words if not known_words.is_known(tokenizer, w)] == []
+    for word in words[::20]:
+        for spelling in (
+            word.upper(),
+            word.title(),
+            unicodedata.normalize("NFD", word),
+        ):
+            if unicodedata.normalize("NFC", spelling).lower() == word:
+                assert known_words.is_known(tokenizer, spelling), spelling
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("<cat-toy>", "<bumbee>", "<ink-wash>", "<heart>", "<sks>", "sks-cat"),
+        *("mycat123", "S*", "*s*", "heart_1", "heartheart", "hea\u200brt", "<猫>"),
+    ],
+)
+def test_a_word_of_several_pieces_is_new(tokenizer, word):
+    assert not known_words.is_known(tokenizer, word)
+    ids = tokens.PromptTokenizer(tokenizer, V, {word: 2})([f"a {word} photo"])
+    assert ids.tolist() == [pad([49406, 320, V, V + 1, 1125, 49407])]
+
+
+def test_a_word_that_a_small_vocabulary_cannot_spell_is_new(tmp_path):
+    vocabulary = {"a": 0, "a</w>": 1, START: 2, END: 3}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = tokens.load_tokenizer(tmp_path)
+    words = {"b": False, "a": True, END: True}
+    assert {w: known_words.is_known(tokenizer, w) for w in words} == words
 
 
 def test_placeholder_that_the_padding_token_would_split_is_refused(folders):
@@ -314,6 +436,37 @@ def test_long_prompt_that_keeps_its_placeholder_is_cut_as_transformers_cuts(toke
     assert ids[0, -1] == 49407
 
 
+@pytest.mark.parametrize(
+    ("prompt", "count", "cut_off"),
+    [
+        ("a " * 75 + "cat", 78, "cat"),
+        ("a " * 75 + "Cat, toy!", 81, "Cat, toy!"),
+        # Vectors count, each as a token.
+        ("<cat> " + "a " * 72 + "toy dog", 79, "toy dog"),
+        ("<cat>" * 20 + "a " * 15 + "dog", 78, "dog"),
+        # Of a word that has room in part, the rest is named.
+        ("a " * 74 + "skstoy", 79, "stoy"),
+        # Places are those of the text that was given, not of its normal form.
+        (DECOMPOSED.upper() + " a" * 74 + " dog", 78, "dog"),
+        ("a " * 75 + "toy " * 30, 107, "toy " * 15 + "..."),
+    ],
+)
+def test_text_that_is_cut_off_is_named(tokenizer, caplog, prompt, count, cut_off):
+    tokenize = tokens.PromptTokenizer(tokenizer, V, {"<cat>": 3})
+    tokenize(["a <cat>", prompt])
+    shown = prompt[:60] + "..."
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"prompt {shown!r} has {count} tokens with its start and end marks and the"
+        f" limit is 77: {cut_off!r} is cut off; shorten it"
+    )
+
+
+def test_a_prompt_that_just_fits_is_not_warned_of(tokenizer, caplog):
+    tokens.PromptTokenizer(tokenizer, V, {"<cat>": 2})(["", "<cat> " + "a " * 73])
+    assert not caplog.records
+
+
 def test_truncation_saved_in_a_tokenizer_hides_no_lost_placeholder(folders, tmp_path):
     used = tokens.load_tokenizer(folders["sd1"])
     used("a cat", padding="max_length", truncation=True)
@@ -344,6 +497,39 @@ def test_initializer_outside_a_small_vocabulary_is_refused(tmp_path):
     assert tokens.initializer_ids(tokenizer, "aa") == [0, 1]
     with pytest.raises(UserError, match="'ab' must be"):
         tokens.initializer_ids(tokenizer, "ab")
+
+
+@pytest.mark.parametrize(
+    ("text", "num_vectors", "pieces", "used"),
+    [
+        ("border collie", 1, ["border</w>", "collie</w>"], ["border</w>"]),
+        ("Naïve", 1, ["na", "Ã¯", "ve</w>"], ["na"]),
+        ("cat", 1, ["cat</w>"], ["cat</w>"]),
+        ("cat toy dog", 2, ["cat</w>", "toy</w>", "dog</w>"], ["cat</w>", "toy</w>"]),
+        ("border collie", 2, ["border</w>", "collie</w>"], None),
+        ("cat toy", 5, ["cat</w>", "toy</w>"], None),
+    ],
+)
+def test_pieces_that_start_no_vector_are_told(
+    tokenizer, caplog, text, num_vectors, pieces, used
+):
+    tokens.warn_of_unused_pieces(tokenizer, text, num_vectors)
+    lines = [record.getMessage() for record in caplog.records]
+    if len(pieces) <= num_vectors:
+        assert not lines
+        return
+    assert lines == [
+        f"initializer_token: {text!r} is {len(pieces)} pieces, {' + '.join(pieces)};"
+        f" num_vectors {num_vectors} starts from {' + '.join(used)},"
+        f" {len(pieces)} would use all"
+    ]
+    # What is said is done: the rows are those of the pieces named, and then of all.
+    table = np.arange(V, dtype=np.float32)[:, None]
+    ids = tokens.initializer_ids(tokenizer, text)
+    for count, expected in ((num_vectors, used), (len(pieces), pieces)):
+        rows = tokens.initial_rows(table, ids, count, jitter=0.0, seed=0)
+        named = tokenizer.convert_ids_to_tokens(rows[:, 0].astype(int).tolist())
+        assert named == expected
 
 
 @pytest.fixture(scope="module")

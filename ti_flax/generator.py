@@ -1,5 +1,6 @@
 """A run from keys to pictures; `python -m ti_flax.generate` is its command line."""
 
+import functools
 import itertools
 import logging
 import math
@@ -13,7 +14,15 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from ti_flax import export, pictures, pictures_out, schedulers, sharding, tokens
+from ti_flax import (
+    export,
+    known_words,
+    pictures,
+    pictures_out,
+    schedulers,
+    sharding,
+    tokens,
+)
 from ti_flax.errors import UserError
 from ti_flax.generate_keys import GenerateKeys
 from ti_flax.models import attention, weights
@@ -173,9 +182,10 @@ def _token_ids(
         for name in tokens.vector_names(word, len(rows))
     ]
     vocabulary = tokenizer.get_vocab()
+    normalize = functools.partial(known_words.normal_form, tokenizer)
     for prompt in prompts:
         for found in _PLACEHOLDER.findall(prompt):
-            named = any(found.lower() in name.lower() for name in known)
+            named = any(normalize(found) in normalize(name) for name in known)
             if not named and found not in vocabulary:
                 raise UserError(
                     f"prompt {prompt!r} has {found}, which no embedding teaches "
@@ -183,7 +193,13 @@ def _token_ids(
                     "--embedding"
                 )
     for word in words:
-        if not any(word.lower() in prompt.lower() for prompt in prompts):
+        if known_words.is_known(tokenizer, word):
+            raise UserError(
+                f"embedding: the word {word!r} is already in the tokenizer's "
+                "vocabulary; give it another name, also in the prompts: --embedding "
+                f"'{known_words.new_word(tokenizer, word)}=FILE'"
+            )
+        if not any(normalize(word) in normalize(prompt) for prompt in prompts):
             _log.warning("embedding: the word %s is in no prompt", word)
     tokenize = tokens.PromptTokenizer(
         tokenizer,

@@ -1,6 +1,8 @@
 """Prompts to token ids, with words the tokenizer never knew."""
 
 import copy
+import functools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,15 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from ti_flax import known_words
 from ti_flax.errors import UserError
 
 if TYPE_CHECKING:
     import transformers
 
+_log = logging.getLogger(__name__)
+
 CLIP_CONTEXT_LENGTH = 77
 # A tokenizer saved without a limit says 1e30; nothing real comes near this.
 _NO_LIMIT = 10**6
-_SHOWN_PROMPT_LENGTH = 60
+_SHOWN_LENGTH = 60
 
 
 def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
@@ -91,8 +96,8 @@ class PromptTokenizer:
 
         Raises:
             UserError: the table has fewer rows than the tokenizer has words; or a
-                placeholder is empty, contains whitespace, is in the vocabulary, is
-                part of another placeholder's name, or cannot be one token.
+                placeholder is empty, contains whitespace, is a known word, is part of
+                another placeholder's name, or cannot be one token.
         """
         known = max(tokenizer.get_vocab().values()) + 1
         if vocab_size < known:
@@ -112,6 +117,8 @@ class PromptTokenizer:
         self, prompts: Sequence[str], check: bool = True
     ) -> Int32[np.ndarray, "N L"]:
         """Returns ids, cut and padded to L tokens as the tokenizer itself would.
+
+        Warns of words that are cut off (not with `check=False`).
 
         Raises:
             UserError: a learned vector would be cut off (not with `check=False`).
@@ -142,17 +149,32 @@ class PromptTokenizer:
                 f" the prompt or move the placeholder forward"
             )
         if len(ids) > self.length:
+            if check:
+                _log.warning(
+                    "prompt %r has %d tokens with its start and end marks and the limit"
+                    " is %d: %r is cut off; shorten it",
+                    _shortened(prompt),
+                    len(ids),
+                    self.length,
+                    _shortened(self._cut_off(prompt)),
+                )
             return [*ids[: self.length - 1], ids[-1]]
         return ids + [self._tokenizer.pad_token_id] * (self.length - len(ids))
+
+    def _cut_off(self, prompt: str) -> str:
+        """The end of a prompt of more than L tokens that has no room."""
+        plain = self._tokenizer(prompt, verbose=False, return_offsets_mapping=True)
+        pairs = zip(plain["input_ids"], plain["offset_mapping"], strict=True)
+        starts = [
+            start for id_, (start, _) in pairs for _ in self._learned.get(id_, [id_])
+        ]
+        return prompt[starts[self.length - 1] :]
 
 
 def _check_placeholders(
     tokenizer: "transformers.CLIPTokenizer", words: Mapping[str, int]
 ) -> None:
     """Raises UserError for names that could not be told apart in a prompt."""
-    # Added words are sought in normalized text, so it is there that they may collide.
-    normalize = tokenizer.backend_tokenizer.normalizer.normalize_str
-    vocabulary = tokenizer.get_vocab()
     for word, num_vectors in words.items():
         if not word or any(character.isspace() for character in word):
             raise UserError(
@@ -160,11 +182,14 @@ def _check_placeholders(
                 f" name such as '<my-cat>'"
             )
         for name in vector_names(word, num_vectors):
-            if name in vocabulary or normalize(name) in vocabulary:
+            if known_words.is_known(tokenizer, name):
                 raise UserError(
-                    f"placeholder {name!r} is already in the tokenizer's vocabulary;"
-                    f" choose a new word such as '<my-cat>'"
+                    f"placeholder {name!r} is already in the tokenizer's vocabulary, as"
+                    f" all common words and many rare ones (sks) are; choose a new word"
+                    f" such as {known_words.new_word(tokenizer, name)!r}"
                 )
+    # Added words are sought in normalized text, so it is there that they may collide.
+    normalize = functools.partial(known_words.normal_form, tokenizer)
     for word in words:
         for other, num_vectors in words.items():
             names = vector_names(other, num_vectors)
@@ -193,10 +218,10 @@ def _with_words(
     return tokenizer
 
 
-def _shortened(prompt: str) -> str:
-    if len(prompt) <= _SHOWN_PROMPT_LENGTH:
-        return prompt
-    return f"{prompt[:_SHOWN_PROMPT_LENGTH]}..."
+def _shortened(text: str) -> str:
+    if len(text) <= _SHOWN_LENGTH:
+        return text
+    return f"{text[:_SHOWN_LENGTH]}..."
 
 
 def initializer_ids(tokenizer: "transformers.CLIPTokenizer", text: str) -> list[int]:
@@ -214,6 +239,30 @@ def initializer_ids(tokenizer: "transformers.CLIPTokenizer", text: str) -> list[
             f" choose a plain word such as 'toy', or leave it out for a random start"
         )
     return ids
+
+
+def _spread(num_ids: int, num_vectors: int) -> list[int]:
+    """Which of n ids each vector starts from: vector i of K from i * n // K."""
+    return [i * num_ids // num_vectors for i in range(num_vectors)]
+
+
+def warn_of_unused_pieces(
+    tokenizer: "transformers.CLIPTokenizer", text: str, num_vectors: int
+) -> None:
+    """Warns where an initializer has more pieces than vectors to start."""
+    pieces = tokenizer.convert_ids_to_tokens(initializer_ids(tokenizer, text))
+    if len(pieces) > num_vectors:
+        used = [pieces[k] for k in _spread(len(pieces), num_vectors)]
+        _log.warning(
+            "initializer_token: %r is %d pieces, %s; num_vectors %d starts from %s,"
+            " %d would use all",
+            _shortened(text),
+            len(pieces),
+            _shortened(" + ".join(pieces)),
+            num_vectors,
+            _shortened(" + ".join(used)),
+            len(pieces),
+        )
 
 
 def initial_rows(
@@ -241,8 +290,8 @@ def initial_rows(
     if ids is None:
         mean = table.mean(axis=0, dtype=np.float64)
         return (mean + std * noise).astype(np.float32)
-    spread = [ids[i * len(ids) // num_vectors] for i in range(num_vectors)]
-    rows = table[spread].astype(np.float64)
+    chosen = [ids[k] for k in _spread(len(ids), num_vectors)]
+    rows = table[chosen].astype(np.float64)
     _, first_seen = np.unique(rows, axis=0, return_index=True)
     repeated = np.setdiff1d(np.arange(num_vectors), first_seen)
     rows[repeated] += jitter * std * noise[repeated]
