@@ -1,7 +1,8 @@
 """Files of strangers end in a result or in one line, in bounded time and memory.
 
-`test_torch_zip` and `test_formats` change bytes of embedding files in every format;
-here are headers of safetensors made up from their grammar, pictures, weights and bombs.
+`test_formats` cuts and changes embedding files in every format, `test_torch_zip` what
+torch nests; here are headers of safetensors made up from their grammar, pictures,
+weights and bombs.
 """
 
 import io
@@ -109,35 +110,57 @@ def test_any_text_as_a_header_gives_one_line(folder, text):
     assert assert_harmless(export.load_embedding, path) is None
 
 
+def one_tensor(numbers=bytes(8), length=None, **entry):
+    return as_safetensors({"<toy>": SOUND["<toy>"] | entry}, numbers, length)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (as_safetensors(SOUND, length=2**62), "damaged"),
-        (as_safetensors(SOUND, numbers=b""), "damaged"),
-        (as_safetensors(SOUND)[:30], "damaged"),
-        (as_safetensors(SOUND, struct.pack("<2f", np.nan, 1)), "NaN or infinity"),
-        (
-            as_safetensors(
-                {"a": {"dtype": "F32", "shape": [2**40] * 3, "data_offsets": [0, 8]}}
-            ),
-            "damaged",
-        ),
-        (
-            as_safetensors(
-                {"a": {"dtype": "F32", "shape": [0, 2**60], "data_offsets": [0, 0]}},
-                b"",
-            ),
-            "empty|damaged",
-        ),
+        (one_tensor(length=2**62), "damaged"),
+        (one_tensor(length=10**5), "damaged"),
+        (one_tensor(numbers=b""), "damaged"),
+        (one_tensor()[:30], "damaged"),
+        (one_tensor(struct.pack("<2f", np.nan, 1)), "NaN or infinity"),
+        (one_tensor(shape=[2**40]), "damaged"),
+        (one_tensor(shape=[2**40] * 3), "damaged"),
+        (one_tensor(shape=[2**62, 2**62]), "damaged"),
+        (one_tensor(b"", shape=[0, 2**60], data_offsets=[0, 0]), "empty|damaged"),
+        (one_tensor(b"", shape=[0, 2**62, 2**62], data_offsets=[0, 0]), "damaged"),
+        (one_tensor(shape=[2] + [1] * 100), "damaged"),
+        (one_tensor(data_offsets=[0, 2**40]), "damaged"),
+        (one_tensor(data_offsets=[8, 0]), "damaged"),
+        (one_tensor(dtype="F31"), "damaged"),
+        (struct.pack("<Q", 5) + b"{" * 5, "damaged"),
+        (struct.pack("<Q", 50_000) + b'{"a":' * 10_000, "damaged"),
         (struct.pack("<Q", 10**6) + b"{" + b"[" * (10**6 - 1), "damaged"),
     ],
-    ids=["terabytes", "no data", "cut", "nan", "shape", "empty", "nested"],
+    ids=[
+        "terabytes",
+        "long header",
+        "no data",
+        "cut",
+        "nan",
+        "long",
+        "shape",
+        "overflow",
+        "empty",
+        "empty overflow",
+        "dimensions",
+        "long data",
+        "backwards",
+        "dtype",
+        "braces",
+        "nested objects",
+        "nested lists",
+    ],
 )
 def test_absurd_claims_of_safetensors(tmp_path, content, told):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    with pytest.raises(errors.UserError, match=told):
+    with pytest.raises(errors.UserError, match=told) as caught:
         export.load_embedding(path)
+    assert str(caught.value).startswith(f"{path} ")
     assert assert_harmless(export.load_embedding, path) is None
 
 

@@ -326,14 +326,6 @@ def test_attributes_of_functions_are_not_set(tmp_path):
 # Damage and absurd sizes
 
 
-def test_files_cut_short_are_refused_at_every_length(tmp_path):
-    whole = REFERENCE.read_bytes()
-    path = tmp_path / "cut.pt"
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        refusal(path)
-
-
 def test_pickles_cut_short_are_refused_at_every_length(tmp_path):
     program = zipfile.ZipFile(REFERENCE).read("nested/data.pkl")
     for length in range(0, len(program), 5):
