@@ -471,6 +471,45 @@ def test_a_word_that_no_prompt_has_is_warned_of(make, no_weights, caplog):
     assert warned == ["embedding: the word <cat> is in no prompt"]
 
 
+@pytest.mark.parametrize(
+    ("word", "prompt", "mistake"),
+    [
+        # The same word, composed otherwise.
+        ("<cafe\u0301>", "a <caf\u00e9>", None),
+        ("<caf\u00e9>", "a <CAFE\u0301>", None),
+        ("\u212b-cat", "a \u00e5-cat", None),
+        ("<cafe\u0301>", "a <cafe>", "<cafe>, which no embedding teaches"),
+        # Of the vocabulary, by a file that another program or the user named.
+        ("a", "a photo", r"the word 'a' is already .* --embedding '<a>=FILE'"),
+        ("\u00b5", "a photo", r"already in .* '<\u00b5>=FILE'"),
+        ("7", "a photo", r"already in .* '<7>=FILE'"),
+    ],
+)
+def test_words_are_found_and_known_in_every_spelling(
+    make, no_weights, tmp_path, caplog, word, prompt, mistake
+):
+    file = write_embedding(tmp_path / "word.safetensors", word, 2)
+    keys = {"embedding": file, "prompt": prompt, "negative_prompt": ""}
+    if mistake:
+        assert re.search(mistake, refusal(make, **keys))
+        return
+    with pytest.raises(AssertionError, match="weights are read"):
+        make(**keys)
+    # Not even "is in no prompt".
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("key", ["prompt", "negative_prompt"])
+def test_text_that_is_cut_off_is_told(make, no_weights, caplog, key):
+    texts = {"prompt": "a <cat>", "negative_prompt": "<dog>"}
+    texts[key] += " " + "0" * 80
+    with pytest.raises(AssertionError, match="weights are read"):
+        make(**texts)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"prompt '{texts[key][:9]}")
+    assert "the limit is 77: '0" in line and line.endswith("is cut off; shorten it")
+
+
 # Command line
 
 
