@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,16 @@ import pytest
 import runs
 
 import ti_flax
-from ti_flax import checkpoint, errors, export, files, run_folder, step, trainer
+from ti_flax import (
+    checkpoint,
+    config_keys,
+    errors,
+    export,
+    files,
+    run_folder,
+    step,
+    trainer,
+)
 from ti_flax.config import Config
 from ti_flax.models import weights
 
@@ -376,6 +386,17 @@ def test_other_versions_are_told(finished, caplog, monkeypatch):
     monkeypatch.setattr(ti_flax, "__version__", "9.9")
     checkpoint.check_fingerprints(found, found.run["fingerprints"])
     assert "ti_flax 0.1.0 -> 9.9" in caplog.text
+
+
+@pytest.mark.parametrize("name", get_args(config_keys.LrScheduler))
+def test_a_schedule_has_an_end_where_the_number_of_steps_changes_it(name):
+    short, long = (
+        step.learning_rate_schedule(name, 0.5, 4, steps) for steps in (40, 80)
+    )
+    rates = [
+        [float(schedule(jnp.array(t))) for t in range(40)] for schedule in (short, long)
+    ]
+    assert step.schedule_has_end(name) == (rates[0] != rates[1])
 
 
 def test_overwriting_drops_the_checkpoints_of_the_run_before(finished, tmp_path):

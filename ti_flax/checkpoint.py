@@ -187,7 +187,7 @@ class Checkpoints:
             create=False,  # Orbax does not for one process of several
             multiprocessing_options=_only_first_process(),
         )
-        with _Writing(self._folder), _quietly():
+        with _one_line_errors(self._folder), _quietly():
             folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(folder, options=options)
 
@@ -211,7 +211,7 @@ class Checkpoints:
         Raises:
             UserError: the disk is full or refuses, now or at the checkpoint before.
         """
-        with _Writing(self._folder):
+        with _one_line_errors(self._folder):
             if number in self._manager.all_steps():
                 return
             self._manager.save(
@@ -225,29 +225,23 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all checkpoints are on the disk; raises as `save` does."""
-        with _Writing(self._folder):
+        with _one_line_errors(self._folder):
             self._manager.wait_until_finished()
 
 
-class _Writing:
+@contextlib.contextmanager
+def _one_line_errors(folder: epath.Path) -> Iterator[None]:
     """Says in one line why a checkpoint could not be written, and what is left."""
-
-    def __init__(self, folder: epath.Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        # TensorStore reports what the system says as a ValueError.
-        if not isinstance(error, OSError | ValueError | ImportError):
-            return
+    try:
+        yield
+    # TensorStore reports what the system says as a ValueError.
+    except (OSError, ValueError, ImportError) as error:
         told = re.search(r"([^:\[\]]+) \[os_error_code", str(error))
         reason = told[1].strip() if told else _reason(error)
-        steps = finished_steps(self._folder)
+        steps = finished_steps(folder)
         last = f"that of step {steps[-1]} is whole" if steps else "there is none yet"
         raise UserError(
-            f"cannot write a checkpoint to {self._folder}: {reason}; {last}; make room "
+            f"cannot write a checkpoint to {folder}: {reason}; {last}; make room "
             "or choose another checkpoint_dir, then run again with "
             "resume_from_checkpoint latest"
         ) from error
@@ -354,7 +348,8 @@ def _check_config(found: Found, config: configuration.Config) -> None:
             f"({'; '.join(changed)}); set it back, or choose another output_dir"
         )
     before = found.run["config"]["max_train_steps"]
-    if before != config.max_train_steps and not config.lr_scheduler.startswith("const"):
+    other_end = before != config.max_train_steps
+    if other_end and step.schedule_has_end(config.lr_scheduler):
         _log.warning(
             "lr_scheduler %s ends at max_train_steps: %d steps were taken on the way "
             "to %d, from here it leads to %d",

@@ -156,6 +156,11 @@ def learning_rate_schedule(
     return optax.join_schedules([rise, after], [warmup_steps])
 
 
+def schedule_has_end(name: str) -> bool:
+    """Whether a schedule of `learning_rate_schedule` depends on the number of steps."""
+    return name not in ("constant", "constant_with_warmup")
+
+
 def adamw(
     learning_rate: optax.Schedule,
     beta1: float,
