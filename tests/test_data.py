@@ -561,7 +561,7 @@ def test_each_picture_is_encoded_in_full_batches(count, batch_size, flip):
         shapes.add((pixels.shape, pixels.dtype))
         return strided_convolution(pixels)
 
-    moments = data.encode_pictures(images, encode, batch_size, flip, progress=False)
+    moments = data.encode_in_batches(images, encode, batch_size, flip, progress=False)
     assert shapes == {((batch_size, 16, 24, 3), np.dtype(np.float32))}
     assert moments.shape == (count, 2 if flip else 1, 2, 3, 10)
     assert moments.dtype == np.float32
@@ -572,7 +572,7 @@ def test_each_picture_is_encoded_in_full_batches(count, batch_size, flip):
 
 def test_the_mirror_image_is_encoded_and_not_the_moments_mirrored():
     images = noise(3, 16, 24, 3)
-    moments = data.encode_pictures(images, strided_convolution, 4, True, False)
+    moments = data.encode_in_batches(images, strided_convolution, 4, True, False)
     expected = strided_convolution(images[:, :, ::-1] / 127.5 - 1)
     np.testing.assert_allclose(moments[:, 1], expected, rtol=1e-5, atol=1e-4)
     assert np.abs(moments[:, 1] - moments[:, 0, :, ::-1]).mean() > 1
@@ -580,7 +580,7 @@ def test_the_mirror_image_is_encoded_and_not_the_moments_mirrored():
 
 def test_pixels_are_between_minus_one_and_one():
     images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    pixels = data.encode_pictures(images, lambda pixels: pixels, 1, False, False)
+    pixels = data.encode_in_batches(images, lambda pixels: pixels, 1, False, False)
     expected = np.linspace(-1, 1, 256).astype(np.float32)
     np.testing.assert_allclose(pixels.ravel()[::3], expected, rtol=0, atol=1e-7)
     assert pixels.min() == -1 and pixels.max() == 1
@@ -595,11 +595,11 @@ class Terminal(io.StringIO):
 def test_progress_counts_pictures_on_a_terminal(monkeypatch, progress):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    data.encode_pictures(noise(3, 8, 8, 3), strided_convolution, 4, True, progress)
+    data.encode_in_batches(noise(3, 8, 8, 3), strided_convolution, 4, True, progress)
     assert ("6/6" in terminal.getvalue()) == progress
     assert progress or terminal.getvalue() == ""
 
 
 def test_progress_is_silent_where_stderr_is_no_terminal(capsys):
-    data.encode_pictures(noise(3, 8, 8, 3), strided_convolution, 4, True)
+    data.encode_in_batches(noise(3, 8, 8, 3), strided_convolution, 4, True)
     assert capsys.readouterr() == ("", "")

@@ -157,7 +157,7 @@ def test_previews_are_what_generate_makes_of_the_word(
 ):
     rows = run.learned.rows
     if name == "step_000000":
-        [rows] = initial_rows(tiny_model, settings)
+        [rows] = first_rows(tiny_model, settings)
     export.export_concept(
         tmp_path,
         export.Embedding("<toy>", rows),
@@ -183,7 +183,7 @@ def test_previews_are_what_generate_makes_of_the_word(
         )
 
 
-def initial_rows(tiny_model, settings):
+def first_rows(tiny_model, settings):
     keys = config.Config(**settings)
     tokenizer = tokens.load_tokenizer(tiny_model / "tokenizer")
     params = weights.open_model(str(tiny_model)).load("text_encoder")
@@ -298,7 +298,7 @@ def test_nearest_words_are_those_of_the_largest_cosine():
 
 
 def test_the_numbers_of_a_look_are_those_of_the_rows(run, tiny_model, settings):
-    [initial] = initial_rows(tiny_model, settings)
+    [initial] = first_rows(tiny_model, settings)
     first, *_, last = lines(run.folder / run_files.LOOKS_NAME)
     assert first["distance"] == [0, 0]
     moved = np.linalg.norm(run.learned.rows - initial, axis=1)

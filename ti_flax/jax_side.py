@@ -74,7 +74,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     compiled = time.perf_counter() - began
     startup.give_back_freed()
 
-    def dispatch(num_steps: int) -> float:
+    def run(num_steps: int) -> float:
         nonlocal state
         began = time.perf_counter()
         state, metrics = program(state, frozen, bank, np.int32(num_steps))
@@ -84,7 +84,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
             raise UserError(f"the loss is {loss.ravel()[0]}: random weights blew up")
         return seconds
 
-    dispatch(1)
+    run(1)
     facts = {
         "first_step_seconds": startup.process_age(),
         "library": f"ti_flax, jax {jax.__version__}",
@@ -98,12 +98,12 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         "peak_flops": mesh.size * peak_flops(model.unet.dtype),
         "compile_seconds": compiled,
         # A dispatch of no steps: all that is left is the way there and back.
-        "overhead_seconds": min(dispatch(0) for _ in range(_OVERHEAD_CALLS)),
+        "overhead_seconds": min(run(0) for _ in range(_OVERHEAD_CALLS)),
     }
 
     def take_turn() -> float:
-        dispatch(keys.steps)
-        return dispatch(keys.steps) / keys.steps
+        run(keys.steps)
+        return run(keys.steps) / keys.steps
 
     return facts, take_turn
 

@@ -18,10 +18,10 @@ def measure(keys: KernelKeys) -> dict[str, Any]:
         UserError: what to mend, in one line.
     """
     with sides.started(keys, "ti_flax.jax_kernels", "ti_flax.torch_kernels") as pair:
-        turns = pair.take_turns(keys.repeats)
+        taken = pair.take_turns(keys.repeats)
     facts = pair.facts[sides.OURS]
     for name, kernel in facts["kernels"].items():
-        for side, answers in turns.items():
+        for side, answers in taken.items():
             median = statistics.median(answer[name] for answer in answers)
             kernel["seconds"][side] = median
     print(table(facts, pair.facts.get(sides.PYTORCH)))

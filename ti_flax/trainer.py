@@ -182,7 +182,7 @@ def train_concepts(
             phases.end("look before training")
         frozen = {name: resident.params[name] for name in ("text_encoder", "unet")}
 
-        def dispatch(state: step.State, count: int) -> tuple[step.State, step.Metrics]:
+        def take(state: step.State, count: int) -> tuple[step.State, step.Metrics]:
             result = train_steps(state, frozen, resident.bank, count)
             if config.profile_startup and not phases.logged:
                 jax.block_until_ready(result)
@@ -191,7 +191,7 @@ def train_concepts(
             return result
 
         done, state = loop.run(
-            dispatch,
+            take,
             state,
             steps,
             config.examples_per_step,
@@ -490,6 +490,6 @@ def encode_pictures(
     """VAE moments of every picture and, with `flip`, of its mirror image (F = 2)."""
     encode = jit_encode(model)
     batch_size = min(batch_size, len(images) * (1 + flip))
-    return data.encode_pictures(
+    return data.encode_in_batches(
         images, lambda pixels: encode(params, pixels), batch_size, flip, progress
     )

@@ -99,7 +99,7 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
     return Pictures(np.stack(images), tuple(names), tuple(notes))
 
 
-def encode_pictures(
+def encode_in_batches(
     images: UInt8[np.ndarray, "N H W 3"],
     encode: Callable[[Float32[np.ndarray, "B H W 3"]], ArrayLike],
     batch_size: int,
