@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,13 +91,24 @@ def read_list(path: Path) -> dict[str, dict[str, Any]]:
             fail(f"{path}: {name!r} cannot name a folder; use letters, digits, . _ -")
         if not isinstance(keys, dict) or "output_dir" in keys:
             fail(f"{path}: {name}: expected keys without output_dir, found {keys!r}")
+        for key, value in keys.items():
+            several = value if isinstance(value, list) else [value]
+            if not several or any(isinstance(one, dict | list) for one in several):
+                fail(
+                    f"{path}: {name}: {key}: expected a value or values, found {value}"
+                )
     return {str(name): keys for name, keys in concepts.items()}
 
 
 def train(name: str, keys: dict[str, Any], arguments: argparse.Namespace) -> int:
     """The exit code of the training; SIGTERM is passed on to it."""
-    command = [sys.executable, "-m", "ti_flax.train", *arguments.training]
-    command += [f"--{key}={as_text(value)}" for key, value in keys.items()]
+    command = [sys.executable, "-m", "ti_flax.train"]
+    command += without(keys, arguments.training)
+    command += [
+        f"--{key}={as_text(one)}"
+        for key, value in keys.items()
+        for one in (value if isinstance(value, list) else [value])
+    ]
     command += [f"--output_dir={arguments.output / name}"]
     command += ["--resume_from_checkpoint=latest"]
     log = arguments.output / f"{name}.log"
@@ -112,6 +124,17 @@ def train(name: str, keys: dict[str, Any], arguments: argparse.Namespace) -> int
     result = {"code": code, "seconds": round(time.monotonic() - began)}
     write(arguments.output / f"{name}.json", json.dumps(result))
     return code
+
+
+def without(keys: Collection[str], training: list[str]) -> list[str]:
+    """The words but for the flags of these keys: prompts of both would add up."""
+    kept, dropping = [], False
+    for word in training:
+        if word.startswith("--"):
+            dropping = word[2:].partition("=")[0] in keys
+        if not dropping:
+            kept.append(word)
+    return kept
 
 
 def summarise(output: Path, name: str) -> tuple[str, ...]:

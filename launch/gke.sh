@@ -9,6 +9,7 @@
 # IMAGE is launch/Dockerfile.tpu, built and pushed. The bucket (its name, without gs://) is
 # mounted at /bucket in every host: pictures in BUCKET/NAME/pictures, the result in
 # BUCKET/NAME/output. Paths after -- are paths in the image, such as configs/cat_toy.yaml.
+# Without --train_batch_size, the configured one is raised to a multiple of the chips.
 #
 #   --accelerator KIND   default tpu-v5-lite-podslice
 #   --topology SHAPE     default 2x4
@@ -67,14 +68,18 @@ case $action in
         exit
         ;;
 esac
+[[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "--hosts: expected a number, found '$hosts'"
+[[ $chips =~ ^[1-9][0-9]*$ ]] || fail "--chips: expected a number, found '$chips'"
 [ -n "$image" ] || fail "--image is missing: launch/Dockerfile.tpu, built and pushed"
 [ -n "$bucket" ] || fail "--bucket is missing: the name of the bucket with the pictures"
 
 # A text in YAML's single quotes.
 quoted() { printf "'%s'" "${1//\'/\'\'}"; }
 
+# Here are the files that the image holds, that of --config among them.
+read -ra batch <<<"$(cd "$root" && batch_for "$((hosts * chips))" "${training[@]}")"
 arguments=
-for word in "${training[@]}" --train_data_dir "/bucket/$name/pictures" \
+for word in "${training[@]}" "${batch[@]}" --train_data_dir "/bucket/$name/pictures" \
     --output_dir "/bucket/$name/output" --resume_from_checkpoint latest; do
     case $word in
         *$'\n'*) fail "an argument of the training has more than one line" ;;

@@ -41,3 +41,26 @@ run() { # command words; prints them, and runs them unless this is a dry run
     show "$@"
     $dry_run || "$@"
 }
+
+# --train_batch_size N for the fewest examples, but not fewer than the configuration
+# asks for, that all devices share evenly; nothing where that is so or a batch is given.
+batch_for() { # devices words-of-the-training
+    local devices=$1 file='' batch word last=''
+    shift
+    for word in "$@"; do
+        case $word in
+            --train_batch_size | --train_batch_size=*) return ;;
+            --config=*) file=${word#--config=} ;;
+        esac
+        if [ "$last" = --config ]; then
+            file=$word
+        fi
+        last=$word
+    done
+    # A file of a container image may be only there.
+    batch=$(sed -n 's/^train_batch_size: *\([1-9][0-9]*\) *\(#.*\)\{0,1\}$/\1/p' "$file" 2>/dev/null) || true
+    batch=${batch:-4} # ti_flax's default
+    if ((batch % devices)); then
+        printf '%s %s' --train_batch_size $(((batch + devices - 1) / devices * devices))
+    fi
+}

@@ -65,6 +65,16 @@ esac
 [ -n "$data" ] || fail "--data is missing: the folder with the pictures"
 [ -d "$data" ] || fail "--data: no folder '$data'"
 data=$(cd "$data" && pwd)
+cd "$root" # the workdir of launch/skypilot.yaml
+devices=${gpus:-tpu-v5litepod-4}
+case $devices in
+    tpu-*-*[0-9]) devices=${devices##*-} ;;
+    *:*) devices=${devices##*:} ;;
+    *) devices=1 ;;
+esac
+[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--gpus: expected KIND:N, found '$gpus'"
+read -ra batch <<<"$(batch_for "$devices" "${training[@]}")"
+training+=("${batch[@]}")
 arguments=
 if [ ${#training[@]} -gt 0 ]; then
     printf -v arguments '%q ' "${training[@]}"
@@ -73,7 +83,6 @@ options=()
 if [ -n "$gpus" ]; then
     options=(--gpus "$gpus")
 fi
-cd "$root" # the workdir of launch/skypilot.yaml
 run sky jobs launch --name "$name" --yes --detach-run "${options[@]}" \
     --env "RUN=$name" --env "BUCKET=$bucket" --env "DATA=$data" \
     --env "ARGUMENTS=${arguments% }" launch/skypilot.yaml

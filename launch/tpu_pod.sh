@@ -6,8 +6,8 @@
 #
 # Actions and options (--dry_run too) are those of launch/tpu_vm.sh; --accelerator is
 # v5litepod-16 (four hosts) unless given. Each host gets the sources and the pictures and runs the same
-# command; JAX finds the others by the TPU's metadata. train_batch_size must be a multiple
-# of the number of chips. Host 0 writes, and its output is what is fetched.
+# command; JAX finds the others by the TPU's metadata. train_batch_size is raised to a
+# multiple of the chips unless given here. Host 0 writes, and its output is what is fetched.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 case ${1:-} in

@@ -25,6 +25,7 @@
 #   --dry_run            print the commands and run none
 #
 # After --: the arguments of `python -m ti_flax.train`. The file of --config is copied.
+# Without --train_batch_size, the configured one is raised to a multiple of the devices.
 # Exit code: that of the training (0 well, 2 a mistake to mend).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -185,11 +186,21 @@ install() {
     fi
 }
 
+devices() { # that JAX sees: two cores of a chip are one from v4 on
+    local count=${accelerator##*-}
+    case $accelerator in
+        *-0 | *-*[!0-9]* | *[!0-9]) echo 1 ;; # gcloud will say what it is
+        v4-* | v5p-*) echo $((count > 1 ? count / 2 : 1)) ;;
+        *) echo "$count" ;;
+    esac
+}
+
 start() {
-    local command
+    local command batch
+    read -ra batch <<<"$(batch_for "$(devices)" "${config[@]}" "${training[@]}")"
     command=$(quoted ../ti_flax/.venv/bin/python -m ti_flax.train \
         ${config[@]:+--config config.yaml} \
-        "${training[@]}" \
+        "${training[@]}" "${batch[@]}" \
         --train_data_dir "$(basename "$data")" --output_dir "$(basename "$output")" \
         --resume_from_checkpoint latest)
     # 75: stopped by a signal, with its state saved. On a TPU that is still there, again.

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ti_flax import config
+
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh") if path.name != "shell.sh")
@@ -481,6 +483,7 @@ def test_a_jobset_is_applied_followed_and_deleted(machine):
     (container,) = pod["containers"]
     assert container["args"] == [
         *("--placeholder_token", '<my cat\'s: "1">', "--seed", "3"),
+        *("--train_batch_size", "16"),  # 4 hosts of 4 chips
         *("--train_data_dir", "/bucket/cat-1/pictures"),
         *("--output_dir", "/bucket/cat-1/output", "--resume_from_checkpoint", "latest"),
     ]
@@ -613,6 +616,82 @@ def test_the_task_fits_the_schema_of_skypilot(monkeypatch):
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
 
 
+# The batch
+
+
+@pytest.mark.parametrize(
+    ("devices", "words", "expected"),
+    [
+        (1, [], ""),
+        (4, [], ""),
+        (8, [], "--train_batch_size 8"),
+        (16, ["--seed", "3"], "--train_batch_size 16"),
+        (3, [], "--train_batch_size 6"),
+        (8, ["--config", "configs/quickstart.yaml"], ""),
+        (16, ["--config=configs/quickstart.yaml"], "--train_batch_size 16"),
+        (3, ["--config", "configs/quickstart.yaml"], "--train_batch_size 9"),
+        (8, ["--config", "configs/cat_toy.yaml"], "--train_batch_size 8"),
+        (8, ["--config", "only/in/the/image.yaml"], "--train_batch_size 8"),
+        # Who says so gets it.
+        (8, ["--train_batch_size", "4"], ""),
+        (8, ["--train_batch_size=4"], ""),
+    ],
+)
+def test_a_batch_is_raised_to_what_uses_every_device(devices, words, expected):
+    script = '. launch/shell.sh; set -euo pipefail; batch_for "$@"'
+    ran = subprocess.run(
+        ["bash", "-c", script, "-", str(devices), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (ran.stdout, ran.stderr) == (expected, "")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "batch"),
+    [
+        ("v5litepod-8", "8"),
+        ("v6e-16", "16"),
+        ("v2-8", "8"),  # eight cores, each a device
+        ("v4-16", "8"),  # two cores are one
+        ("v5p-8", None),
+        ("v5litepod", None),
+    ],
+)
+def test_a_tpu_gets_a_batch_for_its_devices(accelerator, batch, machine, job):
+    machine.install("gcloud", rules=[[STATE, [READY]], [STATUS, [ENDED]]])
+    kind = ["--accelerator", accelerator]
+    assert machine.run("tpu_vm.sh", "run", "cat-1", *kind, *job).returncode == 0
+    _, start, _ = scripts_of(machine.calls())
+    found = re.search(r"train_batch_size\W+(\d+)", start)
+    assert (found and found[1]) == batch
+
+
+def test_the_pod_of_16_chips_gets_a_batch_of_16(machine, job):
+    machine.install("gcloud", rules=[[STATE, [READY]], [STATUS, [ENDED]]])
+    assert machine.run("tpu_pod.sh", "run", "cat-1", *job).returncode == 0
+    assert re.search(r"train_batch_size\W+16\b", scripts_of(machine.calls())[1])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch"),
+    [
+        ([], None),
+        (["--gpus", "A100:8"], "8"),
+        (["--gpus", "A100"], None),
+        (["--gpus", "tpu-v6e-8"], "8"),
+    ],
+)
+def test_a_managed_job_gets_a_batch_for_its_devices(gpus, batch, machine):
+    machine.install("sky")
+    words = ["--bucket", "gs://pics", "--data", ".", *gpus]
+    assert machine.run("skypilot.sh", "run", "cat-1", *words).returncode == 0
+    found = re.search(r"train_batch_size (\d+)", " ".join(machine.calls()[0]))
+    assert (found and found[1]) == batch
+
+
 # Lists of concepts
 
 
@@ -703,6 +782,37 @@ def test_jobs_share_a_list_and_go_on_where_they_were(concepts):
     }
 
 
+def test_a_list_of_prompts_becomes_as_many_prompts(tmp_path):
+    """What the training's own reader of arguments makes of them."""
+    (tmp_path / "list.yaml").write_text(
+        "a: {validation_prompt: [a photo of <a>, '-- b, [c]'], seed: 1}\n"
+        "b: {placeholder_token: <b>}\n"
+    )
+    ran = subprocess.run(
+        [
+            *(sys.executable, LAUNCH / "concepts.py", "list.yaml", "--output", "o"),
+            *("--dry_run", "--", "--seed=5", "--validation_prompt", "x", "y"),
+            *("--placeholder_token", "<c>", "--train_data_dir", "d"),
+            *("--pretrained_model_name_or_path", "m"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    one, two = (
+        config.load_config(
+            shlex.split(line.partition(": ")[2].partition(" >> ")[0])[3:]
+        )
+        for line in ran.stdout.splitlines()[:2]
+    )
+    # A concept's own keys win.
+    assert one.validation_prompt == ("a photo of <a>", "-- b, [c]")
+    assert (one.seed, one.placeholder_token) == (1, "<c>")
+    assert two.validation_prompt == ("x", "y")
+    assert (two.seed, two.placeholder_token) == (5, "<b>")
+
+
 def test_a_job_that_is_stopped_asks_to_be_run_again(concepts):
     process = concepts(wait=False, b="-1")
     waits = concepts.output / "b" / "waits"
@@ -720,7 +830,11 @@ def test_a_job_that_is_stopped_asks_to_be_run_again(concepts):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[a]", "../a: {}", "a: {output_dir: x}", "a: 1"]
+    "content",
+    [
+        *("", "[a]", "../a: {}", "a: {output_dir: x}", "a: 1"),
+        *("a: {validation_prompt: []}", "a: {seed: {b: 1}}", "a: {seed: [[1]]}"),
+    ],
 )
 def test_a_list_that_is_wrong_is_told_in_one_line(content, concepts):
     concepts.output.with_name("list.yaml").write_text(content)
