@@ -208,11 +208,12 @@ def test_a_folder_gives_its_safetensors_and_else_its_bin(tmp_path):
     assert load_embedding(str(tmp_path)).token == "new"
 
 
+@pytest.mark.parametrize("key", [TOKEN, "clip_l"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("write", [write_bin, write_safetensors])
-def test_other_precisions_are_read_as_float32(tmp_path, write, dtype):
+def test_other_precisions_are_read_as_float32(tmp_path, write, dtype, key):
     rows = random_rows(2).astype(np.dtype(dtype))
-    found = load_embedding(write(tmp_path / "precise", {TOKEN: rows})).rows
+    found = load_embedding(write(tmp_path / "precise", {key: rows})).rows
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, rows.astype(np.float32))
 
