@@ -26,6 +26,7 @@ def test_alphas_cumprod_is_the_running_product_of_one_minus_beta():
         product *= 1 - root**2
         expected.append(product)
     np.testing.assert_allclose(schedule.alphas_cumprod, expected, rtol=1e-6)
+    assert schedule.num_timesteps == len(expected)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():

@@ -19,6 +19,11 @@ class Schedule(NamedTuple):
     alphas_cumprod: Float[Array, "T"]
     prediction_type: str
 
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.alphas_cumprod.shape[0]
+
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "Schedule":
         """Reads `scheduler_config.json`.

@@ -190,7 +190,7 @@ def lower_forward(
             state.step,
             jnp.arange(recipe.train_batch_size),
             recipe.scaling_factor,
-            recipe.schedule.alphas_cumprod.size,
+            recipe.schedule.num_timesteps,
         )
         return step.losses(state.rows, frozen, batch, recipe)
 

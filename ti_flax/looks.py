@@ -75,7 +75,7 @@ def compile_fixed_loss(
     """
     batch_size = recipe.train_batch_size
     parts = math.ceil(_FIXED_EXAMPLES / batch_size)
-    train_timesteps = recipe.schedule.alphas_cumprod.shape[0]
+    train_timesteps = recipe.schedule.num_timesteps
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
     def fixed_loss(rows, frozen, bank):

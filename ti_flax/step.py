@@ -372,7 +372,7 @@ def train_step(
             state.step,
             examples,
             recipe.scaling_factor,
-            recipe.schedule.alphas_cumprod.shape[0],
+            recipe.schedule.num_timesteps,
         )
         return gradients(state.rows, frozen, batch, recipe)
 
