@@ -3,14 +3,24 @@
 #   tests/run.sh [pytest arguments]
 # PYTHON names the interpreter (default python3). On Python 3.11 the tests compare with
 # PyTorch; on newer ones with what was recorded from it (tests/reference).
+# PINS=colab or kaggle takes the versions of tests/colab.txt or kaggle.txt, has no PyTorch,
+# and runs the tests that lean on them most.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+pins=${PINS:-}
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-venv=.venv-test-$version
+venv=.venv-test-$version${pins:+-$pins}
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 
 "$python" -m venv "$venv"
+if [ -n "$pins" ]; then
+    # Their packages stay as they are, as in the notebook; without jax[tpu].
+    "${pip[@]}" --constraint "tests/$pins.txt" -e . \
+        beartype hypothesis ipykernel nbclient nbformat matplotlib pytest regex
+    exec "$venv/bin/python" -m pytest tests/test_{step,parity,tokens}.py \
+        tests/test_{checkpoint,previews,notebook}.py "$@"
+fi
 if [ "$version" = 3.11 ]; then
     # First and by itself: nothing that follows may pull another build of it.
     "${pip[@]}" torch==2.13.0
