@@ -14,6 +14,7 @@ from ti_flax import (
     diffusion,
     fit,
     pictures,
+    previews,
     schedulers,
     sharding,
     stand_in,
@@ -28,7 +29,6 @@ _log = logging.getLogger(__name__)
 
 # Larger batches than this on one device are not looked for.
 _MOST_EXAMPLES = 512
-_PREVIEW_STEPS = 25
 _GIB = 2**30
 
 
@@ -227,7 +227,7 @@ def lower_preview(
 ) -> jax.stages.Lowered:
     """The program that makes the latents of one picture a device."""
     scheduler = schedulers.find_name(model.scheduler)
-    sampler = schedulers.make_sampler(model.scheduler, scheduler, _PREVIEW_STEPS)
+    sampler = schedulers.make_sampler(model.scheduler, scheduler, previews.STEPS)
     side = config.resolution // model.vae.config.downscale
     text, net = model.text_encoder.config, model.unet.config
     everywhere, examples = sharding.replicated(mesh), sharding.over_examples(mesh)
@@ -242,7 +242,7 @@ def lower_preview(
         floats((mesh.size, length, width), examples),
         floats((length, width), everywhere),
         floats((mesh.size, side, side, net.in_channels), examples),
-        7.5,
+        previews.GUIDANCE_SCALE,
         stepper=sampler.stepper,
         net=model.unet,
         mesh=mesh,

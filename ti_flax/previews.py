@@ -17,7 +17,7 @@ from ti_flax.models import weights
 _log = logging.getLogger(__name__)
 
 # What `generate` makes pictures with if told nothing else.
-_STEPS, _GUIDANCE_SCALE = (
+STEPS, GUIDANCE_SCALE = (
     generate_keys.GenerateKeys.model_fields[key].default
     for key in ("steps", "guidance_scale")
 )
@@ -72,8 +72,8 @@ class Previews:
         self._recipe = pictures.Recipe(
             unet=model.unet,
             vae=model.vae,
-            sampler=schedulers.make_sampler(model.scheduler, self._scheduler, _STEPS),
-            guidance_scale=_GUIDANCE_SCALE,
+            sampler=schedulers.make_sampler(model.scheduler, self._scheduler, STEPS),
+            guidance_scale=GUIDANCE_SCALE,
             latent_shape=(side, side, model.unet.config.in_channels),
             mesh=mesh,
         )
@@ -129,9 +129,9 @@ class Previews:
                 prompt=prompt,
                 negative_prompt="",
                 seed=int(seed),
-                steps=_STEPS,
+                steps=STEPS,
                 scheduler=self._scheduler,
-                guidance_scale=_GUIDANCE_SCALE,
+                guidance_scale=GUIDANCE_SCALE,
                 width=picture.shape[1],
                 height=picture.shape[0],
                 model=self._config.pretrained_model_name_or_path,
