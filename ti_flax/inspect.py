@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field
 
-from ti_flax import command_line, errors, export
+from ti_flax import command_line, errors, export, pickle_machine
 from ti_flax import config as configuration
 from ti_flax.config_keys import NameOrPath, OptionalName, OptionalNameOrPath, Revision
 from ti_flax.formats import registry
@@ -16,6 +16,7 @@ from ti_flax.formats.embedding import shown
 
 _USAGE = "FILE [--model NAME]"
 _NEAREST = 5
+_MAX_FACTS = 200
 
 
 class InspectKeys(BaseModel):
@@ -64,7 +65,10 @@ def describe(**keys: Any) -> str:
     if checked.model is not None:
         lines += _nearest_words(learned, checked)
     facts = {**found.metadata, **_settings(learned)}
-    lines += [f"{shown(key)[1:-1]}: {shown(text)[1:-1]}" for key, text in facts.items()]
+    for key, text in list(facts.items())[:_MAX_FACTS]:
+        lines.append(f"{shown(key)[1:-1]}: {shown(text)[1:-1]}")
+    if len(facts) > _MAX_FACTS:
+        lines.append(f"and {len(facts) - _MAX_FACTS} more")
     return "\n".join(lines)
 
 
@@ -72,7 +76,8 @@ def _settings(learned: export.Embedding) -> dict[str, object]:
     """The settings of the run, which are JSON, each by itself."""
     try:
         settings = json.loads(learned.provenance["settings"])
-    except (LookupError, RecursionError, ValueError):
+        pickle_machine.check_bounds(settings)
+    except (LookupError, RecursionError, ValueError, errors.Refused):
         return {}
     return settings if isinstance(settings, dict) else {}
 

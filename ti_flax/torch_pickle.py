@@ -1,38 +1,42 @@
-"""The pickle inside a file of torch.save, written and run without torch.
+"""The pickle inside a file of torch.save, written and loaded without torch.
 
 It is of protocol 2. A tensor is a call of `torch._utils._rebuild_tensor_v2` on a
 storage that a persistent id names; the bytes of storages lie elsewhere
 (torch/serialization.py, `_save`).
 
-The pickle is run by `pickle_machine`, which calls only the functions in `_GLOBALS` and
-imports nothing.
+Both ways are the standard library's, with our own functions in place of torch's:
+`_NAMES` says which stands for which.
 """
 
+import collections
+import copyreg
+import io
 import math
 import pickle
-import struct
+import types
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from ti_flax import pickle_machine
 from ti_flax.errors import Refused
+from ti_flax.pickle_machine import Array, Function, is_shape, is_size
 
-_DTYPES = {
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "DoubleStorage": np.dtype(np.float64),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
-_STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
+# torch's name of a storage, torch's name of the numbers, and ours.
+_DTYPES = (
+    ("FloatStorage", "float32", np.dtype(np.float32)),
+    ("HalfStorage", "float16", np.dtype(np.float16)),
+    ("BFloat16Storage", "bfloat16", np.dtype(ml_dtypes.bfloat16)),
+    ("DoubleStorage", "float64", np.dtype(np.float64)),
+    ("LongStorage", "int64", np.dtype(np.int64)),
+    ("IntStorage", "int32", np.dtype(np.int32)),
+    ("ShortStorage", "int16", np.dtype(np.int16)),
+    ("CharStorage", "int8", np.dtype(np.int8)),
+    ("ByteStorage", "uint8", np.dtype(np.uint8)),
+    ("BoolStorage", "bool", np.dtype(np.bool_)),
+)
 
 
 class ParameterDict(NamedTuple):
@@ -41,127 +45,102 @@ class ParameterDict(NamedTuple):
     parameters: dict[str, np.ndarray]
 
 
+class _Parameter(NamedTuple):
+    tensor: np.ndarray
+
+
+class _StorageType(NamedTuple):
+    name: str
+
+
+class _StorageId(NamedTuple):
+    key: int
+    tensor: np.ndarray
+
+
 def dumps(value: object) -> tuple[bytes, list[np.ndarray]]:
     """A pickle, and its tensors in the order of their storages "0", "1", ...
 
-    Takes text, whole numbers, None, tensors, `ParameterDict` and dictionaries of these.
+    Takes text, numbers, None, tensors, `ParameterDict` and dictionaries of these.
     Tensors are written contiguous. A dtype torch has no storage for is a `KeyError`.
     """
-    tensors: list[np.ndarray] = []
-    program = pickle.PROTO + b"\x02" + _value(value, tensors) + pickle.STOP
-    return program, tensors
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(value)
+    return file.getvalue(), pickler.tensors
 
 
-def _value(value: object, tensors: list[np.ndarray]) -> bytes:
-    match value:
-        case str():
-            return _string(value)
-        case int():
-            return _integer(value)
-        case None:
-            return pickle.NONE
-        case np.ndarray():
-            tensors.append(value)
-            return _tensor(str(len(tensors) - 1), value)
-        case dict():
-            return _dict(value, tensors)
-        case ParameterDict(parameters):
-            return _parameter_dict(parameters, tensors)
-    raise TypeError(f"no pickle for {type(value)}")
+class _Pickler(pickle._Pickler):
+    """Writes numpy's arrays as torch's tensors, and our functions by torch's names."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)
+        # No memo, which goes by identity: equal values would give different bytes.
+        self.fast = True
+        self.tensors: list[np.ndarray] = []
+
+    def persistent_id(self, value: object) -> tuple | None:
+        if not isinstance(value, _StorageId):
+            return None
+        storage = _StorageType(_STORAGES[value.tensor.dtype])
+        return ("storage", storage, str(value.key), "cpu", value.tensor.size)
+
+    def reducer_override(self, value: object) -> Any:
+        match value:
+            case np.ndarray():
+                self.tensors.append(value)
+                return _rebuild_tensor, _tensor_arguments(len(self.tensors) - 1, value)
+            case _Parameter(tensor):
+                hooks: dict = collections.OrderedDict()
+                return _rebuild_parameter, (tensor, True, hooks)
+            case ParameterDict(parameters):
+                state = _parameter_dict_state(parameters)
+                return copyreg.__newobj__, (ParameterDict,), state  # type: ignore
+        return NotImplemented
+
+    def _save_name(self, value: Any) -> None:
+        self.write(pickle.GLOBAL + _NAMES[value].replace(" ", "\n").encode() + b"\n")
+
+    def _save_storage_type(self, value: _StorageType) -> None:
+        self.write(pickle.GLOBAL + f"torch\n{value.name}\n".encode())
+
+    dispatch: ClassVar = {
+        **pickle._Pickler.dispatch,
+        type: _save_name,
+        types.FunctionType: _save_name,
+        _StorageType: _save_storage_type,
+    }
 
 
-def _dict(items: dict[str, object], tensors: list[np.ndarray]) -> bytes:
-    written = [_string(key) + _value(value, tensors) for key, value in items.items()]
-    return pickle.EMPTY_DICT + pickle.MARK + b"".join(written) + pickle.SETITEMS
+def _tensor_arguments(key: int, tensor: np.ndarray) -> tuple:
+    strides = (math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim))
+    storage = _StorageId(key, tensor)
+    return storage, 0, tensor.shape, tuple(strides), False, collections.OrderedDict()
 
 
-def _parameter_dict(parameters: dict[str, np.ndarray], tensors: list) -> bytes:
-    """As torch.nn.Module pickles itself: the class, then its attributes.
+def _parameter_dict_state(parameters: dict[str, np.ndarray]) -> dict[str, object]:
+    """The attributes of a torch.nn.Module, as it pickles itself.
 
     `_keys` is where torch from 1.12 on has the order of the keys; before, `_parameters`
     alone holds them. What is left out, torch sets when it loads.
     """
-    written = [
-        _string(key) + _parameter(tensor, tensors) for key, tensor in parameters.items()
-    ]
-    state = [
-        _string("training") + pickle.NEWTRUE,
-        _string("_parameters")
-        + _ORDERED_DICT
-        + pickle.MARK
-        + b"".join(written)
-        + pickle.SETITEMS,
-        *(
-            _string(name) + _ORDERED_DICT
-            for name in (
-                "_buffers",
-                "_backward_hooks",
-                "_forward_hooks",
-                "_forward_pre_hooks",
-                "_state_dict_hooks",
-                "_load_state_dict_pre_hooks",
-                "_modules",
-            )
+    empty = (
+        "_buffers",
+        "_backward_hooks",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_state_dict_hooks",
+        "_load_state_dict_pre_hooks",
+        "_modules",
+    )
+    return {
+        "training": True,
+        "_parameters": collections.OrderedDict(
+            (key, _Parameter(tensor)) for key, tensor in parameters.items()
         ),
-        _string("_keys") + _dict(dict.fromkeys(parameters), tensors),
-    ]
-    return (
-        _global("torch.nn.modules.container", "ParameterDict")
-        + pickle.EMPTY_TUPLE
-        + pickle.NEWOBJ
-        + pickle.EMPTY_DICT
-        + pickle.MARK
-        + b"".join(state)
-        + pickle.SETITEMS
-        + pickle.BUILD
-    )
-
-
-def _parameter(tensor: np.ndarray, tensors: list[np.ndarray]) -> bytes:
-    arguments = _tuple(_value(tensor, tensors), pickle.NEWTRUE, _ORDERED_DICT)
-    return _global("torch._utils", "_rebuild_parameter") + arguments + pickle.REDUCE
-
-
-def _tensor(key: str, tensor: np.ndarray) -> bytes:
-    storage = _tuple(
-        _string("storage"),
-        _global("torch", _STORAGES[tensor.dtype]),
-        _string(key),
-        _string("cpu"),
-        _integer(tensor.size),
-    )
-    strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim)]
-    arguments = _tuple(
-        storage + pickle.BINPERSID,
-        _integer(0),
-        _tuple(*map(_integer, tensor.shape)),
-        _tuple(*map(_integer, strides)),
-        pickle.NEWFALSE,
-        _ORDERED_DICT,
-    )
-    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-
-
-def _integer(number: int) -> bytes:
-    return pickle.BININT + struct.pack("<i", number)
-
-
-def _tuple(*items: bytes) -> bytes:
-    return pickle.MARK + b"".join(items) + pickle.TUPLE
-
-
-def _global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-_ORDERED_DICT = (
-    _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-)
+        **{name: collections.OrderedDict() for name in empty},
+        "_keys": dict.fromkeys(parameters),
+    }
 
 
 def loads(program: bytes, read_storage: Callable[[str], bytes]) -> object:
@@ -169,13 +148,30 @@ def loads(program: bytes, read_storage: Callable[[str], bytes]) -> object:
 
     `read_storage` gives the bytes of the storage with a key. Dictionaries (OrderedDict
     and ParameterDict too) come as dict, parameters as their tensor; arrays of one
-    storage share its memory, as the tensors did.
+    storage share its memory, as the tensors did. The tensors of any device come alike.
 
-    Raises `Refused` when the program wants what no file of tensors needs or reaches
-    beyond a storage. On bytes that make no sense it raises what they lead to:
-    `ValueError`, `TypeError`, `LookupError`, `AttributeError`, `OverflowError`.
+    Raises `Refused` when the program wants what no file of tensors needs, reaches
+    beyond a storage or takes more work than an embedding does. On bytes that make no
+    sense it raises what they lead to, one of `pickle_machine.SIGNS_OF_DAMAGE`.
     """
-    return _Machine(read_storage).run(program)
+    return _Unpickler(program, read_storage).load()
+
+
+class _Unpickler(pickle_machine.Unpickler):
+    def __init__(self, program: bytes, read_storage: Callable[[str], bytes]) -> None:
+        super().__init__(program, _KNOWN, "torch.save")
+        self._read_storage = read_storage
+
+    def persistent_load(self, identity: object) -> "_Storage":
+        """The storage of `("storage", dtype, key, device, length)`."""
+        if type(identity) is not tuple or len(identity) != 5:
+            raise ValueError("a persistent id that is not a storage's")
+        kind, dtype, key, _device, length = identity
+        if type(kind) is not str or kind != "storage" or type(key) is not str:
+            raise ValueError("a persistent id that is not a storage's")
+        if not isinstance(dtype, np.dtype) or not is_size(length):
+            raise ValueError("a storage without a dtype and a length")
+        return _Storage(np.frombuffer(self._read_storage(key), dtype, length))
 
 
 class _Storage(NamedTuple):
@@ -188,15 +184,13 @@ class _Storage(NamedTuple):
     values: np.ndarray
 
 
-def _is_size(number: object) -> bool:
-    return type(number) is int and number >= 0
-
-
 def _rebuild_tensor(
-    storage: _Storage, offset: int, size: tuple, stride: tuple, *_autograd: object
+    storage: object, offset: object, size: object, stride: object, *_autograd: object
 ) -> np.ndarray:
     """`torch._utils._rebuild_tensor_v2`: a view, so that no shape costs memory."""
-    if not all(map(_is_size, (offset, *size, *stride))):
+    if type(storage) is not _Storage:
+        raise ValueError("a tensor without a storage")
+    if not (is_size(offset) and is_shape(size) and is_shape(stride)):
         raise ValueError("a shape that is not of whole numbers")
     values = storage.values
     if 0 in size:
@@ -212,50 +206,54 @@ def _rebuild_tensor(
     )
 
 
-def _rebuild_parameter(tensor: np.ndarray, *_autograd: object) -> np.ndarray:
+def _rebuild_parameter(tensor: object, *_autograd: object) -> np.ndarray:
+    if not isinstance(tensor, np.ndarray):
+        raise ValueError("a parameter that is no tensor")
     return tensor
+
+
+def _rebuild_on_device(tensor: object, *_dtype_and_device: object) -> np.ndarray:
+    """A tensor of Apple's GPU, DirectML or XLA, pickled as what it is on the CPU.
+
+    The dtype is that of the CPU's copy, or bfloat16 where numpy's is float32, which
+    holds the same values.
+    """
+    return _rebuild_parameter(tensor.value if type(tensor) is Array else tensor)
 
 
 def _new_dict() -> dict:
     return {}
 
 
-def _set(items: list) -> list:
+def _set(items: object) -> object:
     """A ParameterDict's attributes hold sets, which nobody reads."""
     return items
 
 
-# All that a file may name. Functions are called, dtypes stand in storages' ids.
-_GLOBALS: dict[str, Callable | np.dtype] = {
-    "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils _rebuild_parameter": _rebuild_parameter,
-    "torch.nn.modules.container ParameterDict": _new_dict,
-    "collections OrderedDict": _new_dict,
-    "__builtin__ set": _set,
-    **{f"torch {name}": dtype for name, dtype in _DTYPES.items()},
+_NAMES: dict[Callable[..., object], str] = {
+    _rebuild_tensor: "torch._utils _rebuild_tensor_v2",
+    _rebuild_parameter: "torch._utils _rebuild_parameter",
+    collections.OrderedDict: "collections OrderedDict",
+    ParameterDict: "torch.nn.modules.container ParameterDict",
 }
+_STORAGES = {dtype: storage for storage, _, dtype in _DTYPES}
 
-
-class _Machine(pickle_machine.Machine):
-    """Knows what torch.save writes."""
-
-    def __init__(self, read_storage: Callable[[str], bytes]) -> None:
-        super().__init__(_GLOBALS, _INSTRUCTIONS, "torch.save")
-        self._read_storage = read_storage
-
-    def read_storage(self, _: None) -> None:
-        """The storage of a persistent id `("storage", dtype, key, device, length)`."""
-        kind, dtype, key, _device, length = self.pop(1)[0]
-        # A key of another type could be a tuple nested so deep that printing it hangs.
-        if kind != "storage" or not isinstance(key, str) or not _is_size(length):
-            raise ValueError("a persistent id that is not a storage's")
-        if not isinstance(dtype, np.dtype):
-            raise ValueError("a storage without a dtype")
-        values = np.frombuffer(self._read_storage(key), dtype, length)
-        self.push(_Storage(values))
-
-
-_INSTRUCTIONS: dict[str, pickle_machine.Instruction] = {
-    **pickle_machine.BASE_INSTRUCTIONS,
-    "BINPERSID": _Machine.read_storage,
+# All that a file may name. Functions are called, dtypes stand in the ids of storages
+# and as arguments.
+_KNOWN: dict[str, object] = {
+    _NAMES[_rebuild_tensor]: Function(_rebuild_tensor, 6, 7),
+    _NAMES[_rebuild_parameter]: Function(_rebuild_parameter, 3, 3),
+    _NAMES[ParameterDict]: Function(_new_dict, 0, 0),
+    _NAMES[collections.OrderedDict]: Function(_new_dict, 0, 0),
+    "__builtin__ set": Function(_set, 1, 1),
+    # torch up to 1.11, up to 2.5, and since.
+    "torch._utils _rebuild_xla_tensor": Function(_rebuild_on_device, 4, 4),
+    "torch._utils _rebuild_device_tensor_from_numpy": Function(
+        _rebuild_on_device, 4, 4
+    ),
+    "torch._utils _rebuild_device_tensor_from_cpu_tensor": Function(
+        _rebuild_on_device, 4, 4
+    ),
+    **{f"torch {storage}": dtype for storage, _, dtype in _DTYPES},
+    **{f"torch {numbers}": dtype for _, numbers, dtype in _DTYPES},
 }

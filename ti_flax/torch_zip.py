@@ -6,6 +6,7 @@ Such a file is a zip without compression: `archive/data.pkl` is the pickled obje
 reading takes time and memory in proportion to the file's length.
 """
 
+import io
 import pickle
 import struct
 import zipfile
@@ -19,8 +20,9 @@ from ti_flax.pickle_machine import SIGNS_OF_DAMAGE
 _ALIGNMENT = 64
 _ZIP_HEADER_BYTES = 30
 
-# An embedding's pickle has about a kilobyte.
-_MAX_PICKLE_BYTES = 256 * 1024
+# torch writes four and one for each tensor; zipfile makes an object of each.
+_MAX_ENTRIES = 2000
+_ENTRY = b"PK\x01\x02"
 
 # The first pickle of the format before torch 1.6: its magic number.
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -44,8 +46,9 @@ def save(path: Path, value: object) -> None:
             )
             archive.writestr(entry, data)
 
+        # Without the entry "byteorder", which torch adds since 2.1 and takes for little
+        # where it is missing: AUTOMATIC1111 up to 1.9 refuses whatever else is here.
         write("data.pkl", program)
-        write("byteorder", b"little")
         for key, tensor in enumerate(tensors):
             write(f"data/{key}", tensor.tobytes())
         write("version", b"3\n")
@@ -67,13 +70,16 @@ def load(path: Path) -> object:
     claims more bytes than it has, or names anything but tensors and plain containers.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            records = _Records(archive, path.stat().st_size)
+        data = path.read_bytes()
+        if data.count(_ENTRY) > _MAX_ENTRIES:
+            raise Refused(f"is no embedding: it has more than {_MAX_ENTRIES} entries")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            records = _Records(archive, len(data))
             return torch_pickle.loads(records.program(), records.storage)
     except Refused as refusal:
         raise UserError(f"{path} {refusal}") from None
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} {_not_a_zip(path)}") from error
+        raise UserError(f"{path} {_not_a_zip(data)}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except SIGNS_OF_DAMAGE as error:
@@ -83,15 +89,13 @@ def load(path: Path) -> object:
         ) from error
 
 
-def _not_a_zip(path: Path) -> str:
-    with open(path, "rb") as file:
-        head = file.read(len(_LEGACY_MAGIC))
-    if head == _LEGACY_MAGIC:
+def _not_a_zip(data: bytes) -> str:
+    if data.startswith(_LEGACY_MAGIC):
         return (
             "is in torch.save's format from before torch 1.6, which is not read: "
             "load it in torch and save it again, best as .safetensors"
         )
-    if head.startswith(b"PK"):
+    if data.startswith(b"PK"):
         return "is cut short or damaged (a zip without a sound end): get it again"
     return "is no file of torch.save: expected its zip format"
 
@@ -118,12 +122,6 @@ class _Records:
         marked = f"{self._root}byteorder" in self._entries
         if marked and self._read("byteorder") != b"little":
             raise Refused("is big-endian: load it in torch and save .safetensors")
-        size = self._entries[f"{self._root}data.pkl"].file_size
-        if size > _MAX_PICKLE_BYTES:
-            raise Refused(
-                f"is no embedding: its pickle has {size} bytes, "
-                f"expected at most {_MAX_PICKLE_BYTES}"
-            )
         return self._read("data.pkl")
 
     def storage(self, key: str) -> bytes:

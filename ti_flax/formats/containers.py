@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import safetensors
 
-from ti_flax import files, torch_zip
-from ti_flax.errors import UserError
+from ti_flax import files, pickle_machine, torch_zip
+from ti_flax.errors import Refused, UserError
 from ti_flax.formats import npy, png
 from ti_flax.formats.embedding import DTYPES, NOTHING, shown
 
@@ -21,6 +21,8 @@ from ti_flax.formats.embedding import DTYPES, NOTHING, shown
 MAX_FILE_BYTES = 16 * 2**20
 # Of a LoRA file with bundled embeddings only the header is read; 10,000 tensors make 1.
 _MAX_HEADER_BYTES = 8 * 2**20
+# safetensors makes an object of every tensor; an embedding has two, and its texts.
+_MAX_OWN_HEADER_BYTES = 2**20
 BUNDLE_PREFIX = "bundle_emb."
 
 
@@ -49,16 +51,26 @@ def read(file: Path) -> Content:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     if size > MAX_FILE_BYTES and head[8:9] == b"{":
-        return _read_bundle(file, size)
+        return _bounded(file, _read_bundle(file, size))
     if size > MAX_FILE_BYTES:
         raise _too_long(file, size)
     for container in _CONTAINERS:
         if container.knows(head):
-            return container.read(file)
+            return _bounded(file, container.read(file))
     raise UserError(
         f"{file} is no embedding file: expected the bytes of safetensors, of "
         "torch.save (.bin, .pt), of a PNG or of a .npy"
     )
+
+
+def _bounded(file: Path, content: Content) -> Content:
+    """The content, all of which may now be hashed, compared and printed."""
+    try:
+        pickle_machine.check_bounds(content.value)
+        pickle_machine.check_bounds(dict(content.metadata))
+    except Refused as refusal:
+        raise UserError(f"{file} {refusal}") from None
+    return content
 
 
 def write(path: Path, content: Content) -> None:
@@ -100,6 +112,12 @@ def _read_safetensors(file: Path) -> Content:
 
 
 def _parse_safetensors(file: Path, data: bytes) -> Content:
+    length = int.from_bytes(data[:8], "little")
+    if _MAX_OWN_HEADER_BYTES < length < len(data):
+        raise UserError(
+            f"{file} is no embedding: its header has {length} bytes, expected at most "
+            f"{_MAX_OWN_HEADER_BYTES}"
+        )
     # safetensors.numpy knows no bfloat16, so its dtypes are looked up here.
     try:
         tensors = {
@@ -116,7 +134,6 @@ def _parse_safetensors(file: Path, data: bytes) -> Content:
     except (safetensors.SafetensorError, ValueError) as error:
         raise _damaged(file, error) from error
     # The parser above has found the header sound.
-    (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     # In the header's order: the parser gives them in any.
     names = [name for name in header if name in tensors]
@@ -141,7 +158,9 @@ def _read_bundle(file: Path, size: int) -> Content:
             end = 0
             for name in wanted:
                 begin, stop = header[name]["data_offsets"]
-                if end + stop - begin > MAX_FILE_BYTES or not 0 <= begin <= stop:
+                if not 0 <= begin <= stop <= size - 8 - length:
+                    raise ValueError(f"{shown(name)} lies outside the file")
+                if end + stop - begin > MAX_FILE_BYTES:
                     raise ValueError(f"{shown(name)} has no embedding's length")
                 opened.seek(8 + length + begin)
                 parts.append(opened.read(stop - begin))

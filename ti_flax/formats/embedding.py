@@ -24,6 +24,10 @@ DTYPES = {
 _MAX_VECTORS = 225
 _MAX_WIDTH = 8192
 _MAX_TEXT = 80
+# As long as a file's name may be.
+_MAX_TOKEN = 255
+# Marks that turn the direction of what follows them, in a terminal and on a page.
+_TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 SD1_WIDTH, SD2_WIDTH, SDXL_WIDTH_2 = 768, 1024, 1280
@@ -89,11 +93,18 @@ def checked(file: Path, word: Word, provenance: Mapping[str, str]) -> Embedding:
 
 def checked_token(file: Path | str, token: str) -> str:
     """The token, unless it is none: `UserError` says so."""
-    # Control characters and lone surrogates would spoil terminals and text files.
-    strange = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in token)
-    if strange or not token.strip():
-        raise UserError(f"{file} has the token {shown(token)}: expected a word")
+    if len(token) > _MAX_TOKEN or any(map(_is_strange, token)) or not token.strip():
+        raise UserError(
+            f"{file} has the token {shown(token)}: expected a word of at most "
+            f"{_MAX_TOKEN} letters without control characters"
+        )
     return token
+
+
+def _is_strange(letter: str) -> bool:
+    """Whether it would spoil terminals and text files: controls, ends of lines."""
+    strange = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    return strange or unicodedata.bidirectional(letter) in _TURNS
 
 
 def _checked_rows(file: Path, tensor: object) -> Float32[np.ndarray, "K D"]:

@@ -6,7 +6,7 @@ For SDXL all three write `clip_l` and `clip_g`, Replicate `text_encoders_0` and
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -53,20 +53,23 @@ def _find(content: Content, name: str, name_2: str = "") -> Reading | None:
     value = content.value
     if not isinstance(value, dict) or name not in value:
         return None
-    for other in set(value) - {name, name_2}:
-        _refuse_or_skip(other)
+    _refuse_or_skip(set(value) - {name, name_2})
     word = Word(token_in(content.metadata), value[name], value.get(name_2))
     return Reading([word], content.metadata)
 
 
-def _refuse_or_skip(name: object) -> None:
+def _refuse_or_skip(names: Iterable[object]) -> None:
     """What lies beside the rows: OneTrainer's output vectors, or other encoders."""
-    if not str(name).endswith("_out"):
-        raise Refused(
-            f"has {shown(name)} beside CLIP's rows: it is of another family (t5 is of "
-            "SD3 and Flux), expected Stable Diffusion 1.x, 2.x or SDXL"
-        )
-    _log.warning("%s is left out: only OneTrainer knows output vectors", shown(name))
+    left_out = sorted(map(str, names))
+    for name in left_out:
+        if not name.endswith("_out"):
+            raise Refused(
+                f"has {shown(name)} beside CLIP's rows: it is of another family (t5 is "
+                "of SD3 and Flux), expected Stable Diffusion 1.x, 2.x or SDXL"
+            )
+    if left_out:
+        listed = shown(", ".join(left_out))
+        _log.warning("%s is left out: only OneTrainer knows output vectors", listed)
 
 
 def find_bundle(content: Content) -> Reading | None:
@@ -82,8 +85,7 @@ def find_bundle(content: Content) -> Reading | None:
     if not words:
         return None
     for rows in words.values():
-        for name in set(rows) - {"clip_l", "clip_g"}:
-            _refuse_or_skip(name)
+        _refuse_or_skip(set(rows) - {"clip_l", "clip_g"})
     found = [
         Word(token, rows.get("clip_l"), rows.get("clip_g"))
         for token, rows in words.items()
