@@ -1,6 +1,5 @@
 """Every way to get it wrong ends in the line that docs/troubleshooting.md has."""
 
-import fcntl
 import json
 import logging
 import os
@@ -11,15 +10,26 @@ import sys
 import zipfile
 from pathlib import Path
 
+import filelock
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import runs
 
-from ti_flax import checkpoint, errors, export, run_folder, step, torch_zip, train
+from ti_flax import (
+    checkpoint,
+    errors,
+    export,
+    run_folder,
+    step,
+    torch_zip,
+    train,
+    trainer,
+)
 from ti_flax.config import Config
 from ti_flax.models import weights
+from ti_flax.quickstart import settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| (.+?) \| `(.+)` \|$", re.MULTILINE)
@@ -198,12 +208,11 @@ def pictures_in_output(arguments, folder):
 
 def locked(arguments, folder):
     (folder / "out").mkdir()
-    # The test's own, until the garbage collector would close it.
-    LOCKS.append(os.open(folder / "out", os.O_RDONLY))
-    fcntl.flock(LOCKS[-1], fcntl.LOCK_EX)
+    LOCKS.append(filelock.FileLock(folder / "out" / ".lock"))
+    LOCKS[-1].acquire()
 
 
-LOCKS: list[int] = []
+LOCKS: list[filelock.BaseFileLock] = []
 
 
 def checkpointed(**changes):
@@ -254,6 +263,9 @@ CASES = {
     "an empty folder": folder_without_pictures,
     "only broken pictures": broken_picture,
     "a word that the model knows": given(placeholder_token="a"),
+    "a word that the model reads whole": given(
+        pretrained_model_name_or_path=settings.MODEL, placeholder_token="Heart"
+    ),
     "an initializer of white space": given(initializer_token=" "),
     "a template without `{}`": template_without_placeholder,
     "a prompt longer than the model reads": long_template,
@@ -264,7 +276,6 @@ CASES = {
     "a configuration that is no object": list_config,
     "a configuration that contradicts itself": short_heads,
     "a model of a family that is not supported": sdxl,
-    "a batch that does not split over the devices": given(train_batch_size=12),
     "a resolution that latents do not fit": given(resolution=36),
     "an embedding of another model": narrow_embedding,
     "an embedding that diverged": nan_rows,
@@ -335,7 +346,7 @@ def test_it_ends_in_the_line_of_the_page_and_code_2(
         code, stderr = run(monkeypatch, capfd, arguments)
     finally:
         while LOCKS:
-            os.close(LOCKS.pop())
+            LOCKS.pop().release()
     *_, last = stderr.strip().splitlines()
     places = {tmp_path: "DIR", tiny_model: "MODEL", pictures: "PICTURES"}
     places |= {pictures.parent: "DATA"}
@@ -345,6 +356,37 @@ def test_it_ends_in_the_line_of_the_page_and_code_2(
     # Nothing is written, nothing is lost, nothing is executed.
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert page.get(case) == line
+
+
+# A run goes on after these.
+NOTICES = {
+    "a batch that does not split over the devices": given(train_batch_size=12),
+    "more pieces than vectors": given(
+        pretrained_model_name_or_path=settings.MODEL,
+        initializer_token="striped critter",
+    ),
+    "a word that diffusers reads otherwise": given(
+        placeholder_token="<Cafe\u0301>", num_vectors=2
+    ),
+    "text that has no room": given(
+        validation_prompt="<toy> in " + "a very long story " * 10
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOTICES)
+def test_what_a_run_does_otherwise_than_meant_is_a_line_of_the_page(
+    case, arguments, tmp_path, monkeypatch, capfd
+):
+    def load(*_):
+        raise errors.UserError("all has been checked")
+
+    monkeypatch.setattr(trainer, "load", load)
+    NOTICES[case](arguments, tmp_path)
+    _, stderr = run(monkeypatch, capfd, arguments)
+    assert "all has been checked" in stderr
+    noticed = re.findall(r"^\| `(.+)` \| .+ \|$", PAGE.read_text(), re.MULTILINE)
+    assert set(noticed) & set(stderr.splitlines())
 
 
 def test_the_page_has_no_case_that_is_not_tested(page):
