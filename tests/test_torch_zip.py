@@ -231,7 +231,6 @@ def test_saved_bytes_depend_on_the_tensors_alone(tmp_path):
     assert not any(data_position(entry) % 64 for entry in entries)
     assert names.pop("archive/data.pkl")
     assert names == {
-        "archive/byteorder": b"little",
         "archive/data/0": rows.tobytes(),
         "archive/version": b"3\n",
     }
@@ -300,7 +299,7 @@ def test_a_call_hidden_beside_a_sound_tensor_is_refused(tmp_path):
         "torch._utils\n_rebuild_tensor_v3",
         "torch.storage\n_load_from_bytes",
         "ti_flax.torch_zip\nload",
-        "numpy._core.multiarray\n_reconstruct",
+        "numpy._core.multiarray\nscalar",
         "\x1b[31m\nred",
         "m" * 5000 + "\nlong",
     ],
