@@ -18,6 +18,8 @@ if [ -n "$pins" ]; then
     # Their packages stay as they are, as in the notebook; without jax[tpu].
     "${pip[@]}" --constraint "tests/$pins.txt" -e . \
         beartype hypothesis ipykernel nbclient nbformat matplotlib pytest regex
+    # As below.
+    "${pip[@]}" --no-deps open_clip_torch
     exec "$venv/bin/python" -m pytest tests/test_{step,parity,tokens}.py \
         tests/test_{checkpoint,previews,notebook}.py "$@"
 fi
