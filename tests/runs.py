@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ti_flax import config, looks, step, trainer
-from ti_flax.models import weights
+from ti_flax.config.run_config import run_config
+from ti_flax.models import base_model
+from ti_flax.step.train_step import train_step
+from ti_flax.training import run as training_run
+from ti_flax.training import validation
 
 # Files with times in them, and those of the checkpoints before the last.
 _OF_ONE_PROCESS = ("checkpoints/", "config.yaml", "logs/", "report.html")
@@ -41,8 +44,8 @@ def keys(model: Path, pictures: Path, output_dir: Path, **given) -> dict:
     }
 
 
-def make_config(*arguments, **given) -> config.Config:
-    return config.Config(**keys(*arguments, **given))
+def make_config(*arguments, **given) -> run_config.Config:
+    return run_config.Config(**keys(*arguments, **given))
 
 
 def to_argv(values: dict) -> list[str]:
@@ -97,12 +100,16 @@ def skip_networks(monkeypatch) -> None:
         losses, grads = jax.vmap(jax.value_and_grad(loss))(rows["text_encoder"], keys)
         return losses, {"text_encoder": grads}
 
-    monkeypatch.setattr(weights.BaseModel, "load", load)
-    monkeypatch.setattr(trainer, "encode_pictures", encode_pictures)
-    monkeypatch.setattr(step, "draw_batch", draw_batch)
-    monkeypatch.setattr(step, "gradients", gradients)
-    compile_train_steps = step.compile_train_steps
+    monkeypatch.setattr(base_model.BaseModel, "load", load)
+    monkeypatch.setattr(training_run, "encode_pictures", encode_pictures)
+    monkeypatch.setattr(train_step, "draw_batch", draw_batch)
+    monkeypatch.setattr(train_step, "gradients", gradients)
+    compile_train_steps = train_step.compile_train_steps
     monkeypatch.setattr(
-        step, "compile_train_steps", lambda recipe, shapes: compile_train_steps(recipe)
+        train_step,
+        "compile_train_steps",
+        lambda recipe, shapes: compile_train_steps(recipe),
     )
-    monkeypatch.setattr(looks, "compile_look", lambda *run: lambda done, state: None)
+    monkeypatch.setattr(
+        validation, "compile_look", lambda *run: lambda done, state: None
+    )

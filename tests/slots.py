@@ -5,15 +5,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ti_flax.diffusion.process.process import Schedule
 
-from ti_flax import diffusion, sharding, step
-from ti_flax.models import shapes, weights
+from ti_flax.models import base_model, known
+from ti_flax.runtime import sharding
+from ti_flax.step.train_step import train_step
 
 CONFIGS = {
-    **shapes.TINY,
-    "text_encoder": shapes.TINY["text_encoder"]
+    **known.TINY,
+    "text_encoder": known.TINY["text_encoder"]
     | {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1},
-    "unet": shapes.TINY["unet"]
+    "unet": known.TINY["unet"]
     | {
         "block_out_channels": [8],
         "cross_attention_dim": 16,
@@ -24,7 +26,7 @@ CONFIGS = {
 }
 VOCABULARY = CONFIGS["text_encoder"]["vocab_size"]
 WIDTH = CONFIGS["text_encoder"]["hidden_size"]
-MODULES = weights.make_modules(CONFIGS)
+MODULES = base_model.make_modules(CONFIGS)
 
 
 class Concept(NamedTuple):
@@ -38,7 +40,7 @@ class Concept(NamedTuple):
 
 
 def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
-    learning_rate = step.learning_rate_schedule("constant", 1e-2, 0, 1000)
+    learning_rate = train_step.learning_rate_schedule("constant", 1e-2, 0, 1000)
     settings = {
         "beta1": 0.9,
         "beta2": 0.999,
@@ -46,12 +48,12 @@ def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
         "weight_decay": 0.0,
         "max_grad_norm": None,
     }
-    return step.Recipe(
+    return train_step.Recipe(
         text_encoder=MODULES["text_encoder"],
         unet=MODULES["unet"],
         scaling_factor=0.18215,
-        schedule=diffusion.Schedule.from_json(CONFIGS["scheduler"]),
-        optimizer=step.adamw(learning_rate, **settings | optimizer),
+        schedule=Schedule.from_json(CONFIGS["scheduler"]),
+        optimizer=train_step.adamw(learning_rate, **settings | optimizer),
         learning_rate=learning_rate,
         train_batch_size=batch,
         gradient_accumulation_steps=parts,
@@ -61,7 +63,7 @@ def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
 
 def make_frozen(recipe):
     frozen = {
-        name: shapes.random_params(CONFIGS, name, seed)
+        name: known.random_params(CONFIGS, name, seed)
         for seed, name in enumerate(("text_encoder", "unet"))
     }
     return jax.device_put(frozen, sharding.replicated(recipe.mesh))
@@ -76,7 +78,7 @@ def make_run(recipe, *concepts: Concept):
     rows, moments, ids, masks = (
         np.stack(arrays) for arrays in zip(*slots, strict=True)
     )
-    bank = step.Bank(
+    bank = train_step.Bank(
         keys=jnp.stack([jax.random.key(concept.seed) for concept in concepts]),
         moments=moments,
         num_pictures=np.array([c.pictures for c in concepts], np.int32),
@@ -85,7 +87,7 @@ def make_run(recipe, *concepts: Concept):
         row_mask=masks,
         max_train_steps=np.array([c.steps for c in concepts], np.int32),
     )
-    state = step.init_state({"text_encoder": jnp.asarray(rows)}, recipe.optimizer)
+    state = train_step.init_state({"text_encoder": jnp.asarray(rows)}, recipe.optimizer)
     return jax.device_put((state, bank), sharding.replicated(recipe.mesh))
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ti_flax import errors, sharding
-from ti_flax.models import attention, unet, weights
+from ti_flax.models import attention, base_model, unet
 from ti_flax.models.attention import Plan, plain
+from ti_flax.runtime import errors, sharding
 
 # Of Stable Diffusion 1.x (40, 80, 160) and 2.x (64).
 HEAD_DIMS = [40, 64, 80, 160]
@@ -160,7 +160,7 @@ def test_an_implementation_of_another_machine_is_refused(name, needs):
 
 
 def test_the_key_reaches_every_attention_of_the_unet(monkeypatch):
-    from ti_flax.models import shapes
+    from ti_flax.models import known
 
     seen = []
 
@@ -170,8 +170,8 @@ def test_the_key_reaches_every_attention_of_the_unet(monkeypatch):
 
     monkeypatch.setattr(attention, "attend", attend)
     plan = Plan("chunked", sharding.make_mesh())
-    net = weights.make_modules(shapes.TINY, plan=plan)["unet"]
+    net = base_model.make_modules(known.TINY, plan=plan)["unet"]
     assert isinstance(net, unet.UNet)
-    weights.param_shapes(net)
+    base_model.param_shapes(net)
     # Self and cross: one pair down, one in the middle, two up.
     assert seen == [(plan, True), (plan, False)] * 4

@@ -16,20 +16,16 @@ import numpy as np
 import optax
 import pytest
 import runs
+from ti_flax.config.run_config.run_config import Config
 
-from ti_flax import (
-    checkpoint,
-    errors,
-    export,
-    run_folder,
-    step,
-    torch_zip,
-    train,
-    trainer,
-)
-from ti_flax.config import Config
-from ti_flax.models import weights
-from ti_flax.quickstart import settings
+from ti_flax import train
+from ti_flax.checkpoints import output_dir, store
+from ti_flax.formats import find, torch_zip
+from ti_flax.models import base_model
+from ti_flax.quickstart import settings as quickstart_settings
+from ti_flax.runtime import errors
+from ti_flax.step.train_step import train_step
+from ti_flax.training import run as training_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| (.+?) \| `(.+)` \|$", re.MULTILINE)
@@ -129,9 +125,9 @@ def initialize_from(arguments, file):
 
 
 def narrow_embedding(arguments, folder):
-    export.export_concept(
+    find.export_concept(
         folder / "word",
-        export.Embedding("<toy>", np.ones((1, 7), np.float32)),
+        find.Embedding("<toy>", np.ones((1, 7), np.float32)),
         "object",
         np.zeros((1, 8, 8, 3), np.uint8),
     )
@@ -220,21 +216,21 @@ def checkpointed(**changes):
 
     def make(arguments, folder):
         config = Config(**arguments)
-        model = weights.open_model(config.pretrained_model_name_or_path)
+        model = base_model.open_model(config.pretrained_model_name_or_path)
         fingerprints = {
             "pretrained_model_name_or_path": model.fingerprint(),
             "train_data_dir": "0" * 64,
         }
-        optimizer = step.adamw(optax.constant_schedule(1), 0.9, 0.9, 1, 0.0, None)
+        optimizer = train_step.adamw(optax.constant_schedule(1), 0.9, 0.9, 1, 0.0, None)
         rows = {"text_encoder": jnp.zeros((1, 1, 32))}
-        with run_folder.RunFolder(config) as own:
+        with output_dir.RunFolder(config) as own:
             own.create()
-        with checkpoint.Checkpoints(
-            checkpoint.folder_of(config),
+        with store.Checkpoints(
+            store.folder_of(config),
             None,
-            checkpoint.describe(config, fingerprints),
+            store.describe(config, fingerprints),
         ) as checkpoints:
-            checkpoints.save(3, step.init_state(rows, optimizer))
+            checkpoints.save(3, train_step.init_state(rows, optimizer))
         arguments.update({"resume_from_checkpoint": "latest", **changes})
 
     return make
@@ -264,7 +260,8 @@ CASES = {
     "only broken pictures": broken_picture,
     "a word that the model knows": given(placeholder_token="a"),
     "a word that the model reads whole": given(
-        pretrained_model_name_or_path=settings.MODEL, placeholder_token="Heart"
+        pretrained_model_name_or_path=quickstart_settings.MODEL,
+        placeholder_token="Heart",
     ),
     "an initializer of white space": given(initializer_token=" "),
     "a template without `{}`": template_without_placeholder,
@@ -362,7 +359,7 @@ def test_it_ends_in_the_line_of_the_page_and_code_2(
 NOTICES = {
     "a batch that does not split over the devices": given(train_batch_size=12),
     "more pieces than vectors": given(
-        pretrained_model_name_or_path=settings.MODEL,
+        pretrained_model_name_or_path=quickstart_settings.MODEL,
         initializer_token="striped critter",
     ),
     "a word that diffusers reads otherwise": given(
@@ -381,7 +378,7 @@ def test_what_a_run_does_otherwise_than_meant_is_a_line_of_the_page(
     def load(*_):
         raise errors.UserError("all has been checked")
 
-    monkeypatch.setattr(trainer, "load", load)
+    monkeypatch.setattr(training_run, "load", load)
     NOTICES[case](arguments, tmp_path)
     _, stderr = run(monkeypatch, capfd, arguments)
     assert "all has been checked" in stderr

@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ti_flax import benchmark, flops, jax_kernels, stand_in
-from ti_flax.models import attention, shapes, weights
+from ti_flax import benchmark
+from ti_flax.aot import flops
+from ti_flax.benchmarks import kernels_jax
+from ti_flax.models import attention, base_model, known
 from ti_flax.quickstart import settings
+from ti_flax.step.train_step import abstract
 
 PLAIN = attention.Plan("plain")
 
 
 def test_kernels_of_stable_diffusion():
     """Counts read off diffusers' configuration of SD 1.5."""
-    unet = stand_in.make_model(shapes.SHAPES["sd15"], jnp.float32, PLAIN).unet
-    found = jax_kernels.find(unet, 2, 64)
+    unet = abstract.make_model(known.SHAPES["sd15"], jnp.float32, PLAIN).unet
+    found = kernels_jax.find(unet, 2, 64)
     # Two transformers in the first block down, three in the last one up.
     kernel = found["attention, 4096 to 77, 8 heads of 40"]
     assert kernel.calls == found["attention, 4096 to 4096, 8 heads of 40"].calls == 5
@@ -40,7 +43,7 @@ def test_the_table_adds_up_to_the_network(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "kernels", *argv])
     benchmark.main()
     content = json.loads(output.read_text())
-    model = weights.open_model(str(settings.MODEL), dtype=jnp.float32, plan=PLAIN)
+    model = base_model.open_model(str(settings.MODEL), dtype=jnp.float32, plan=PLAIN)
     inputs = (
         jnp.zeros((1, model.sample_size, model.sample_size, 4)),
         jnp.zeros(1, jnp.int32),

@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 import slots
 
-from ti_flax import benchmark, errors, step, step_keys, step_speed, trainer
-from ti_flax.models import shapes
+from ti_flax import benchmark
+from ti_flax.benchmarks import step
+from ti_flax.benchmarks.keys import StepKeys
+from ti_flax.models import known
 from ti_flax.quickstart import settings
+from ti_flax.runtime import errors
+from ti_flax.step.train_step import train_step
+from ti_flax.training import run
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def to_torch(torch, tree):
 
 def torch_params(recipe, torch, *extra):
     frozen = {
-        name: shapes.random_params(slots.CONFIGS, name, seed)
+        name: known.random_params(slots.CONFIGS, name, seed)
         for seed, name in enumerate(("text_encoder", "unet", *extra))
     }
     return frozen, {name: to_torch(torch, tree) for name, tree in frozen.items()}
@@ -44,7 +49,7 @@ def torch_params(recipe, torch, *extra):
 
 def test_pytorch_takes_our_step(torch):
     """Same weights, examples and noise: same loss, same gradient of the row."""
-    from ti_flax import torch_side
+    from ti_flax.benchmarks import step_torch
 
     recipe = slots.make_recipe(batch=2)
     frozen, params = torch_params(recipe, torch)
@@ -56,8 +61,10 @@ def test_pytorch_takes_our_step(torch):
     ids[:, 3] = slots.VOCABULARY
     row = random.normal(size=(1, slots.WIDTH)).astype(np.float32)
 
-    batch = step.Batch(*(array[None] for array in (latents, noise, timesteps, ids)))
-    compute = jax.jit(functools.partial(step.gradients, recipe=recipe))
+    batch = train_step.Batch(
+        *(array[None] for array in (latents, noise, timesteps, ids))
+    )
+    compute = jax.jit(functools.partial(train_step.gradients, recipe=recipe))
     (loss,), grads = compute({"text_encoder": row[None]}, frozen, batch)
 
     learned = torch.tensor(row, requires_grad=True)
@@ -66,11 +73,11 @@ def test_pytorch_takes_our_step(torch):
         torch.tensor(ids).long(), torch.cat([table, learned])
     )
     text, net = recipe.text_encoder.config, recipe.unet.config
-    context = torch_side.read(params["text_encoder"], words, text)
+    context = step_torch.read(params["text_encoder"], words, text)
     abar = torch.tensor(np.array(recipe.schedule.alphas_cumprod))[timesteps]
     abar = abar[:, None, None, None]
     x0, eps = (torch.tensor(np.moveaxis(x, -1, 1)) for x in (latents, noise))
-    predicted = torch_side.predict(
+    predicted = step_torch.predict(
         params["unet"],
         abar.sqrt() * x0 + (1 - abar).sqrt() * eps,
         torch.tensor(timesteps),
@@ -85,13 +92,13 @@ def test_pytorch_takes_our_step(torch):
 
 
 def test_pytorch_encodes_as_our_vae(torch):
-    from ti_flax import torch_side
+    from ti_flax.benchmarks import step_torch
 
     module = slots.MODULES["vae"]
     frozen, params = torch_params(None, torch, "vae")
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
     ours = module.apply({"params": frozen["vae"]}, jnp.asarray(pixels), method="encode")
-    theirs = torch_side.encode(
+    theirs = step_torch.encode(
         params["vae"], torch.tensor(np.moveaxis(pixels, -1, 1)), module.config
     )
     np.testing.assert_allclose(np.moveaxis(theirs.numpy(), 1, -1), ours, atol=1e-4)
@@ -99,13 +106,13 @@ def test_pytorch_encodes_as_our_vae(torch):
 
 @pytest.mark.parametrize("script", [False, True])
 def test_pytorchs_step_moves_the_learned_row_alone(torch, script):
-    from ti_flax import torch_side
+    from ti_flax.benchmarks import step_torch
 
     recipe = slots.make_recipe(batch=1)
     _, params = torch_params(recipe, torch, "vae")
     table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
     ids = torch.full((1, 77), slots.VOCABULARY)
-    take_step = torch_side.make_step(
+    take_step = step_torch.make_step(
         params,
         tuple(slots.MODULES[name].config for name in ("text_encoder", "unet", "vae")),
         torch.tensor(np.array(recipe.schedule.alphas_cumprod)),
@@ -149,7 +156,7 @@ def test_the_table_is_what_was_measured(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("pytorch", ["same", "script"])
 def test_pytorch_is_measured_in_turn_with_ours(tmp_path, pytorch):
     pytest.importorskip("torch")
-    keys = step_keys.StepKeys(
+    keys = StepKeys(
         model="quickstart",
         resolution=64,
         repeats=2,
@@ -157,7 +164,7 @@ def test_pytorch_is_measured_in_turn_with_ours(tmp_path, pytorch):
         pytorch_python=sys.executable,
         output=tmp_path / "step.json",
     )
-    sides = step_speed.measure(keys)["sides"]
+    sides = step.measure(keys)["sides"]
     assert list(sides) == ["ti_flax", "PyTorch"]
     for side in sides.values():
         assert len(side["seconds"]) == 2
@@ -166,25 +173,25 @@ def test_pytorch_is_measured_in_turn_with_ours(tmp_path, pytorch):
 
 
 def test_a_python_without_pytorch_is_named(tmp_path):
-    keys = step_keys.StepKeys(
+    keys = StepKeys(
         model="quickstart",
         pytorch="same",
         # The environment's interpreter without the environment's packages.
         pytorch_python=Path(sys.executable).resolve(),
     )
     with pytest.raises(errors.UserError, match=r"has no \w+; pip install it there"):
-        step_speed.measure(keys)
+        step.measure(keys)
 
 
 def test_mistakes_come_as_one_line(monkeypatch, tmp_path):
-    keys = step_keys.StepKeys(model="quickstart", attention="splash", repeats=1)
+    keys = StepKeys(model="quickstart", attention="splash", repeats=1)
     with pytest.raises(errors.UserError, match="splash runs on a TPU"):
-        step_speed.measure(keys.model_copy(update={"output": tmp_path / "x.json"}))
+        step.measure(keys.model_copy(update={"output": tmp_path / "x.json"}))
     nowhere = keys.model_copy(
         update={"pytorch": "same", "pytorch_python": tmp_path / "python"}
     )
     with pytest.raises(errors.UserError, match="python does not run"):
-        step_speed.measure(nowhere)
+        step.measure(nowhere)
     monkeypatch.setattr(sys, "argv", ["benchmark", "step", "--resolution", "100"])
     with pytest.raises(errors.UserError, match=r"resolution: expected .* 64"):
         benchmark.main()
@@ -197,13 +204,13 @@ def test_bfloat16_gradients_are_near_float32s():
     averages the rounding out.
     """
     config = settings.load_config([])
-    inputs = trainer.read_inputs(config)
-    resident = trainer.load(config, inputs, progress=False)
-    recipe = trainer.make_recipe(config, inputs.model, inputs.schedule, inputs.mesh)
+    inputs = run.read_inputs(config)
+    resident = run.load(config, inputs, progress=False)
+    recipe = run.make_recipe(config, inputs.model, inputs.schedule, inputs.mesh)
     rows = {"text_encoder": jnp.asarray(resident.initial_rows)[None]}
     draw = jax.jit(
         functools.partial(
-            step.draw_batch,
+            train_step.draw_batch,
             scaling_factor=recipe.scaling_factor,
             train_timesteps=recipe.schedule.alphas_cumprod.size,
         )
@@ -217,7 +224,7 @@ def test_bfloat16_gradients_are_near_float32s():
         params = jax.tree.map(lambda x: x.astype(dtype), resident.params["unet"])
         frozen = {**resident.params, "unet": params}
         compute = jax.jit(
-            functools.partial(step.gradients, recipe=recipe._replace(unet=unet))
+            functools.partial(train_step.gradients, recipe=recipe._replace(unet=unet))
         )
         return np.array([compute(rows, frozen, b)[1]["text_encoder"] for b in batches])
 

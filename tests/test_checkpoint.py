@@ -18,20 +18,15 @@ import numpy as np
 import optax
 import pytest
 import runs
+from ti_flax.config.run_config.run_config import Config
 
-import ti_flax
-from ti_flax import (
-    checkpoint,
-    config_keys,
-    errors,
-    export,
-    files,
-    run_folder,
-    step,
-    trainer,
-)
-from ti_flax.config import Config
-from ti_flax.models import weights
+from ti_flax.checkpoints import output_dir, store
+from ti_flax.config.run_config import run_keys
+from ti_flax.formats import find
+from ti_flax.models import base_model
+from ti_flax.runtime import atomic, errors
+from ti_flax.step.train_step import train_step
+from ti_flax.training import run as training_run
 
 RUN = {"config": {}, "fingerprints": {}, "versions": {}}
 
@@ -39,11 +34,13 @@ RUN = {"config": {}, "fingerprints": {}, "versions": {}}
 def make_state(vectors=1, width=768, seed=0):
     """A state with every number its own."""
     random = np.random.default_rng(seed)
-    optimizer = step.adamw(optax.constant_schedule(1.0), 0.9, 0.999, 1e-8, 0.0, None)
+    optimizer = train_step.adamw(
+        optax.constant_schedule(1.0), 0.9, 0.999, 1e-8, 0.0, None
+    )
     rows = {"text_encoder": jnp.zeros((1, vectors, width))}
     return jax.tree.map(
         lambda leaf: np.asarray(random.normal(size=leaf.shape) * 9, leaf.dtype),
-        step.init_state(rows, optimizer),
+        train_step.init_state(rows, optimizer),
     )
 
 
@@ -53,7 +50,7 @@ def zeros(state):
 
 @pytest.fixture
 def folder(tmp_path):
-    return checkpoint.epath.Path(tmp_path / "checkpoints")
+    return store.epath.Path(tmp_path / "checkpoints")
 
 
 def bytes_on_disk(folder):
@@ -63,8 +60,8 @@ def bytes_on_disk(folder):
 def test_a_concept_of_sd15_takes_less_than_100_kilobytes(folder, tmp_path):
     state = make_state(vectors=1, width=768)
     config = runs.make_config("model", "pictures", tmp_path / "run")
-    run = checkpoint.describe(config, {"train_data_dir": "0" * 64})
-    with checkpoint.Checkpoints(folder, None, run) as checkpoints:
+    run = store.describe(config, {"train_data_dir": "0" * 64})
+    with store.Checkpoints(folder, None, run) as checkpoints:
         checkpoints.save(500, state)
     held = Path(folder) / "500"
     assert sum(p.stat().st_size for p in held.rglob("*") if p.is_file()) < 20_000
@@ -73,42 +70,42 @@ def test_a_concept_of_sd15_takes_less_than_100_kilobytes(folder, tmp_path):
 
 def test_what_was_saved_is_restored_to_the_bit(folder):
     state = make_state()
-    with checkpoint.Checkpoints(folder, None, RUN) as checkpoints:
+    with store.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(7, state)
-    found = checkpoint.Found(folder, 7, RUN)
-    number, restored = checkpoint.restore(found, zeros(state))
+    found = store.Found(folder, 7, RUN)
+    number, restored = store.restore(found, zeros(state))
     assert number == 7
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    first = checkpoint.restore(None, state)
+    first = store.restore(None, state)
     assert first[0] == 0
     jax.tree.map(np.testing.assert_array_equal, first[1], state)
 
 
 def test_the_newest_are_kept(folder):
-    with checkpoint.Checkpoints(folder, 2, RUN) as checkpoints:
+    with store.Checkpoints(folder, 2, RUN) as checkpoints:
         for number in (2, 4, 6, 6):
             checkpoints.save(number, make_state(seed=number))
-    assert checkpoint.finished_steps(folder) == [4, 6]
+    assert store.finished_steps(folder) == [4, 6]
 
 
 def test_a_state_given_up_while_it_is_written_does_no_harm(folder):
     state = make_state()
     kept = jax.tree.map(np.copy, state)
-    with checkpoint.Checkpoints(folder, None, RUN) as checkpoints:
+    with store.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(1, state)
         for leaf in jax.tree.leaves(state):
             leaf.fill(0)
-    _, restored = checkpoint.restore(checkpoint.Found(folder, 1, RUN), zeros(state))
+    _, restored = store.restore(store.Found(folder, 1, RUN), zeros(state))
     jax.tree.map(np.testing.assert_array_equal, restored, kept)
 
 
 def test_a_checkpoint_says_what_made_it(tmp_path):
     config = runs.make_config("model", "pictures", tmp_path / "run")
-    run = json.loads(json.dumps(checkpoint.describe(config, {"train_data_dir": "ab"})))
+    run = json.loads(json.dumps(store.describe(config, {"train_data_dir": "ab"})))
     assert run["config"]["learning_rate"] == config.learning_rate
     assert run["fingerprints"] == {"train_data_dir": "ab"}
-    assert run["config_fingerprint"] == checkpoint.config_fingerprint(config)
+    assert run["config_fingerprint"] == store.config_fingerprint(config)
     assert run["versions"]["ti_flax"] == ti_flax.__version__
     assert run["versions"]["jax"] == jax.__version__
 
@@ -131,32 +128,32 @@ def test_a_checkpoint_says_what_made_it(tmp_path):
 )
 def test_a_run_goes_on_with_other_places_but_not_other_numbers(tmp_path, given, same):
     arguments = ("model", "pictures", tmp_path / "run")
-    first = checkpoint.config_fingerprint(runs.make_config(*arguments))
+    first = store.config_fingerprint(runs.make_config(*arguments))
     if "output_dir" in given:
         given = {**given, "output_dir": tmp_path / "other"}
     second = runs.keys(*arguments) | given
-    fingerprint = checkpoint.config_fingerprint(Config(**second))
+    fingerprint = store.config_fingerprint(Config(**second))
     assert (first == fingerprint) == same
 
 
 def test_the_model_is_known_by_its_bytes_alone(tiny_model, tmp_path):
-    first = weights.open_model(str(tiny_model)).fingerprint()
+    first = base_model.open_model(str(tiny_model)).fingerprint()
     copy = tmp_path / "copy"
     shutil.copytree(tiny_model, copy)
-    assert weights.open_model(str(copy)).fingerprint() == first
+    assert base_model.open_model(str(copy)).fingerprint() == first
     for name in ("unet/diffusion_pytorch_model.safetensors", "vae/config.json"):
         file = copy / name
         held = file.read_bytes()
         # The last number of the last tensor; white space at the end of JSON.
         file.write_bytes(held[:-1] + bytes([held[-1] ^ 1 if "unet" in name else 32]))
-        assert weights.open_model(str(copy)).fingerprint() != first
+        assert base_model.open_model(str(copy)).fingerprint() != first
         file.write_bytes(held)
 
 
 @pytest.mark.parametrize("damage", ["no data", "no metadata", "no description"])
 def test_a_damaged_checkpoint_is_named(folder, damage):
     state = make_state()
-    with checkpoint.Checkpoints(folder, None, RUN) as checkpoints:
+    with store.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(3, state)
     place = Path(folder) / "3"
     if damage == "no data":
@@ -167,16 +164,16 @@ def test_a_damaged_checkpoint_is_named(folder, damage):
     else:
         (place / "run" / "metadata").write_bytes(b"{")
     with pytest.raises(errors.UserError, match=r"3 is damaged .* delete it") as told:
-        checkpoint._read_run(folder, 3)
-        checkpoint.restore(checkpoint.Found(folder, 3, RUN), zeros(state))
+        store._read_run(folder, 3)
+        store.restore(store.Found(folder, 3, RUN), zeros(state))
     assert "\n" not in str(told.value)
 
 
 def test_a_checkpoint_of_other_rows_is_refused(folder):
-    with checkpoint.Checkpoints(folder, None, RUN) as checkpoints:
+    with store.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(3, make_state(vectors=2))
     with pytest.raises(errors.UserError, match="other shapes"):
-        checkpoint.restore(checkpoint.Found(folder, 3, RUN), make_state(vectors=1))
+        store.restore(store.Found(folder, 3, RUN), make_state(vectors=1))
 
 
 @contextlib.contextmanager
@@ -199,7 +196,7 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, capfd):
             errors.UserError, match=r"File too large; that of step 1 is"
         ) as e,
         full_disk() as fill,
-        checkpoint.Checkpoints(folder, None, RUN) as checkpoints,
+        store.Checkpoints(folder, None, RUN) as checkpoints,
     ):
         checkpoints.save(1, state)
         checkpoints.wait()
@@ -208,8 +205,8 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, capfd):
         checkpoints.wait()
     assert "\n" not in str(e.value)
     assert "Traceback" not in capfd.readouterr().err
-    assert checkpoint.finished_steps(folder) == [1]
-    _, restored = checkpoint.restore(checkpoint.Found(folder, 1, RUN), zeros(state))
+    assert store.finished_steps(folder) == [1]
+    _, restored = store.restore(store.Found(folder, 1, RUN), zeros(state))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
@@ -217,12 +214,12 @@ def test_the_next_run_writes_where_the_disk_was_full(folder):
     with (
         pytest.raises(errors.UserError, match="there is none yet"),
         full_disk() as fill,
-        checkpoint.Checkpoints(folder, None, RUN) as checkpoints,
+        store.Checkpoints(folder, None, RUN) as checkpoints,
     ):
         fill()
         checkpoints.save(1, make_state())
         checkpoints.wait()
-    with checkpoint.Checkpoints(folder, None, RUN) as checkpoints:
+    with store.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(1, make_state())
     assert os.listdir(folder) == ["1"]
 
@@ -232,9 +229,9 @@ def test_a_full_disk_during_an_export_keeps_the_last_one(tmp_path):
 
     def write(value, width):
         rows = np.full((1, width), value, np.float32)
-        with files.one_line_errors("output_dir", "make room"):
-            export.export_concept(
-                tmp_path, export.Embedding("<toy>", rows), "object", pictures
+        with atomic.one_line_errors("output_dir", "make room"):
+            find.export_concept(
+                tmp_path, find.Embedding("<toy>", rows), "object", pictures
             )
 
     write(1.0, 8)
@@ -246,7 +243,7 @@ def test_a_full_disk_during_an_export_keeps_the_last_one(tmp_path):
         fill()
         write(2.0, 768)
     assert runs.content(tmp_path) == before
-    assert not [path for path in tmp_path.iterdir() if files.is_leftover(path)]
+    assert not [path for path in tmp_path.iterdir() if atomic.is_leftover(path)]
 
 
 def test_leftovers_of_a_killed_process_are_taken_away(tmp_path):
@@ -256,7 +253,7 @@ def test_leftovers_of_a_killed_process_are_taken_away(tmp_path):
         (tmp_path / name).write_text("half")
     for name in (".mine.tmp", "samples/0.png", ".env"):
         (tmp_path / name).write_text("mine")
-    files.remove_leftovers(tmp_path)
+    atomic.remove_leftovers(tmp_path)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*"))
     assert left == [".env", ".mine.tmp", "samples/0.png"]
 
@@ -274,7 +271,7 @@ time.sleep(600)
 def test_one_writer_and_a_lock_that_dies_with_it(tmp_path):
     config = runs.make_config("model", "pictures", tmp_path / "run")
     config.output_dir.mkdir()
-    lock = config.output_dir / run_folder.LOCK_NAME
+    lock = config.output_dir / output_dir.LOCK_NAME
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(lock)], stdout=subprocess.PIPE
     )
@@ -282,20 +279,20 @@ def test_one_writer_and_a_lock_that_dies_with_it(tmp_path):
         assert holder.stdout.readline() == b"locked\n"
         with (
             pytest.raises(errors.UserError, match="another run is writing"),
-            run_folder.RunFolder(config),
+            output_dir.RunFolder(config),
         ):
             pass
         holder.kill()
         holder.wait()
         assert lock.exists()
-        with run_folder.RunFolder(config) as ours:
+        with output_dir.RunFolder(config) as ours:
             ours.create()
             with pytest.raises(errors.UserError, match="another run is writing"):
-                run_folder.RunFolder(
+                output_dir.RunFolder(
                     config.model_copy(update={"overwrite_output_dir": True})
                 ).__enter__()
     # Nothing stays behind that could block the next run.
-    assert os.listdir(config.output_dir) == [run_folder.CONFIG_NAME]
+    assert os.listdir(config.output_dir) == [output_dir.CONFIG_NAME]
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
@@ -303,7 +300,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with run_folder.RunFolder(runs.make_config("m", "p", tmp_path / "run")) as ours:
+    with output_dir.RunFolder(runs.make_config("m", "p", tmp_path / "run")) as ours:
         ours.create()
     assert "cannot be locked (Function not implemented)" in caplog.text
 
@@ -313,15 +310,15 @@ def test_of_two_runs_that_start_together_one_goes_on(tmp_path):
     config = runs.make_config("model", "pictures", tmp_path / "run")
     (tmp_path / "run").mkdir()
     with (
-        run_folder.RunFolder(config) as first,
-        run_folder.RunFolder(config) as second,
+        output_dir.RunFolder(config) as first,
+        output_dir.RunFolder(config) as second,
     ):
         assert os.listdir(config.output_dir) == []
         second.create()
         with pytest.raises(errors.UserError, match="another run is writing"):
             first.create()
-        assert run_folder.LOCK_NAME in os.listdir(config.output_dir)
-    assert os.listdir(config.output_dir) == [run_folder.CONFIG_NAME]
+        assert output_dir.LOCK_NAME in os.listdir(config.output_dir)
+    assert os.listdir(config.output_dir) == [output_dir.CONFIG_NAME]
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +330,7 @@ def finished(tiny_model, tmp_path_factory):
     config = runs.make_config(*arguments, max_train_steps=2)
     with pytest.MonkeyPatch.context() as patch:
         runs.skip_networks(patch)
-        trainer.train_concepts(config, progress=False)
+        training_run.train_concepts(config, progress=False)
     return arguments
 
 
@@ -374,29 +371,29 @@ def test_going_on_with_something_else_is_refused(case, finished, tmp_path):
     given = {"resume_from_checkpoint": "latest"} | make(finished, tmp_path)
     config = Config(**(runs.keys(*finished) | given))
     with pytest.raises(errors.UserError, match=expected):
-        trainer.train_concepts(config, progress=False)
+        training_run.train_concepts(config, progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in finished[2].rglob("*")}
 
 
 def test_other_versions_are_told(finished, caplog, monkeypatch):
-    folder = checkpoint.folder_of(runs.make_config(*finished))
-    found = checkpoint.Found(folder, 2, checkpoint._read_run(folder, 2))
-    checkpoint.check_fingerprints(found, found.run["fingerprints"])
+    folder = store.folder_of(runs.make_config(*finished))
+    found = store.Found(folder, 2, store._read_run(folder, 2))
+    store.check_fingerprints(found, found.run["fingerprints"])
     assert not caplog.records
     monkeypatch.setattr(ti_flax, "__version__", "9.9")
-    checkpoint.check_fingerprints(found, found.run["fingerprints"])
+    store.check_fingerprints(found, found.run["fingerprints"])
     assert "ti_flax 0.1.0 -> 9.9" in caplog.text
 
 
-@pytest.mark.parametrize("name", get_args(config_keys.LrScheduler))
+@pytest.mark.parametrize("name", get_args(run_keys.LrScheduler))
 def test_a_schedule_has_an_end_where_the_number_of_steps_changes_it(name):
     short, long = (
-        step.learning_rate_schedule(name, 0.5, 4, steps) for steps in (40, 80)
+        train_step.learning_rate_schedule(name, 0.5, 4, steps) for steps in (40, 80)
     )
     rates = [
         [float(schedule(jnp.array(t))) for t in range(40)] for schedule in (short, long)
     ]
-    assert step.schedule_has_end(name) == (rates[0] != rates[1])
+    assert train_step.schedule_has_end(name) == (rates[0] != rates[1])
 
 
 def test_overwriting_drops_the_checkpoints_of_the_run_before(finished, tmp_path):
@@ -404,7 +401,7 @@ def test_overwriting_drops_the_checkpoints_of_the_run_before(finished, tmp_path)
     shutil.copytree(finished[2], folder)
     (folder / "notes.txt").write_text("mine")
     config = runs.make_config(*finished[:2], folder, overwrite_output_dir=True, seed=1)
-    with run_folder.RunFolder(config) as ours:
+    with output_dir.RunFolder(config) as ours:
         ours.create()
     assert runs.checkpoints(folder) == []
     assert (folder / "notes.txt").read_text() == "mine"
@@ -414,17 +411,17 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, tmp_pat
     config = runs.make_config(
         *finished[:2], tmp_path / "run", resume_from_checkpoint="latest"
     )
-    with run_folder.RunFolder(config) as ours:
+    with output_dir.RunFolder(config) as ours:
         ours.create()
     (config.output_dir / ".learned_embeds.bin.1.tmp").write_text("half")
-    with run_folder.RunFolder(config) as ours:
+    with output_dir.RunFolder(config) as ours:
         assert ours.found is None
         ours.create()
-    assert os.listdir(config.output_dir) == [run_folder.CONFIG_NAME]
+    assert os.listdir(config.output_dir) == [output_dir.CONFIG_NAME]
     other = config.model_copy(update={"seed": 1})
     with (
         pytest.raises(errors.UserError, match="not empty"),
-        run_folder.RunFolder(other),
+        output_dir.RunFolder(other),
     ):
         pass
 
@@ -446,13 +443,13 @@ def test_what_a_bucket_cannot_hold_is_said_in_one_line(tmp_path, given, expected
     values = runs.keys("model", "pictures", tmp_path / "run") | given
     with (
         pytest.raises(errors.UserError, match=expected),
-        run_folder.RunFolder(Config(**values)),
+        output_dir.RunFolder(Config(**values)),
     ):
         pass
 
 
 def test_orbax_does_not_repeat_what_it_raises(folder):
     level = logging.getLogger("absl").level
-    with checkpoint.Checkpoints(folder, None, RUN):
+    with store.Checkpoints(folder, None, RUN):
         assert logging.getLogger("absl").level == logging.CRITICAL
     assert logging.getLogger("absl").level == level

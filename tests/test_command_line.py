@@ -4,7 +4,7 @@ import io
 import logging
 import sys
 
-from ti_flax import command_line
+from ti_flax.config.run_config import command_line
 
 
 def test_a_message_is_shown_once_where_stderr_is_now(monkeypatch):

@@ -4,10 +4,10 @@ import os
 import pydantic
 import pytest
 import yaml
+from ti_flax.config.run_config.run_config import Config, dump_yaml, load_config
 
-from ti_flax import config_keys, diffusers_flags
-from ti_flax.config import Config, dump_yaml, load_config
-from ti_flax.errors import UserError
+from ti_flax.config.run_config import diffusers_flags, run_keys
+from ti_flax.runtime.errors import UserError
 
 REQUIRED = {
     "pretrained_model_name_or_path": "sd-1-5",
@@ -114,15 +114,13 @@ def test_defaults_obey_their_own_limits():
 
 
 def test_every_key_is_described_and_in_exactly_one_group():
-    grouped = [
-        key for group in config_keys.GROUPS.values() for key in group.model_fields
-    ]
+    grouped = [key for group in run_keys.GROUPS.values() for key in group.model_fields]
     assert grouped == list(Config.model_fields)
     assert all(field.description for field in Config.model_fields.values())
 
 
 def test_every_preset_sets_only_keys():
-    for preset in config_keys.PRESETS.values():
+    for preset in run_keys.PRESETS.values():
         assert set(preset) <= set(Config.model_fields)
 
 
@@ -383,7 +381,7 @@ def test_dump_reads_back_equal(tmp_path):
 def test_dump_keeps_the_order_and_titles_of_the_groups():
     lines = dump_yaml(load()).splitlines()
     titles = [line.removeprefix("# ") for line in lines if line.startswith("#")]
-    assert titles == list(config_keys.GROUPS)
+    assert titles == list(run_keys.GROUPS)
     written = list(yaml.safe_load("\n".join(lines)))
     fields = Config.model_fields.items()
     assert written == [key for key, field in fields if not field.exclude]
@@ -445,7 +443,7 @@ def test_help_is_grouped_and_shows_every_key_with_its_default(capsys, monkeypatc
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "python -m ti_flax.train --config configs/cat_toy.yaml [--key value" in text
-    positions = [text.index(f"\n{title}:\n") for title in config_keys.GROUPS]
+    positions = [text.index(f"\n{title}:\n") for title in run_keys.GROUPS]
     assert positions == sorted(positions)
     lines = [line.strip() for line in text.splitlines()]
     for key, field in Config.model_fields.items():

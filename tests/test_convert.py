@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ti_flax import command_line, convert, export, inspect
-from ti_flax.errors import UserError
-from ti_flax.export import load_embedding
-from ti_flax.formats import registry
-from ti_flax.formats.embedding import Embedding
+from ti_flax import convert, inspect
+from ti_flax.config.run_config import command_line
+from ti_flax.formats import find, registry
+from ti_flax.formats.checks import Embedding
+from ti_flax.formats.find import load_embedding
+from ti_flax.runtime.errors import UserError
 
 TOKEN = "<duck-toy>"
 PROVENANCE = {"base_model": "owner/name", "steps": "300", "version": "0.1.0"}
@@ -24,7 +25,7 @@ def learned(vectors: int = 2, width: int = 768) -> Embedding:
 def folder(tmp_path):
     """A folder as a run leaves it."""
     pictures = np.zeros((1, 8, 8, 3), np.uint8)
-    export.export_concept(tmp_path / "run", learned(), "object", pictures)
+    find.export_concept(tmp_path / "run", learned(), "object", pictures)
     return tmp_path / "run"
 
 
@@ -65,7 +66,7 @@ def test_the_commands_need_neither_torch_nor_jax(folder, tmp_path):
 def test_every_format_is_written_under_its_usual_name(folder, tmp_path, name):
     flat = name in ("flax", "diffusers-flat")
     if flat:
-        export.export_concept(
+        find.export_concept(
             folder, learned(1), "object", np.zeros((1, 8, 8, 3), np.uint8)
         )
     [file, *_] = convert.convert(source=folder, to=name, output=tmp_path / "new")
@@ -110,7 +111,7 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, monkeypatch, keys, word
 
 
 def test_a_file_is_not_converted_onto_itself(folder):
-    file = folder / export.SAFETENSORS_NAME
+    file = folder / find.SAFETENSORS_NAME
     for output in (file, folder):
         with pytest.raises(UserError, match="is the file that is converted"):
             convert.convert(source=folder, to="kohya", output=output)
@@ -147,13 +148,13 @@ def test_inspect_names_the_models_that_fit(tmp_path, width, family):
 
 
 def test_inspect_finds_the_nearest_words(tiny_model, tmp_path):
-    from ti_flax import tokens
-    from ti_flax.models import weights
+    from ti_flax.models import base_model
+    from ti_flax.text.tokenizer import initializer_ids, load_tokenizer
 
-    model = weights.open_model(str(tiny_model))
+    model = base_model.open_model(str(tiny_model))
     table = model.load("text_encoder")["embeddings"]["token_embedding"]["embedding"]
-    tokenizer = tokens.load_tokenizer(tiny_model / "tokenizer")
-    [toy, red] = tokens.initializer_ids(tokenizer, "toy red")[:2]
+    tokenizer = load_tokenizer(tiny_model / "tokenizer")
+    [toy, red] = initializer_ids(tokenizer, "toy red")[:2]
     # Cosine looks at directions: other lengths, the same words.
     rows = np.asarray(table)[[toy, red]] * np.float32([[3], [0.5]])
     registry.write(tmp_path, "diffusers", Embedding(TOKEN, rows))

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ti_flax.data.folder.folder import Pictures, encode_in_batches, read_pictures
 
-from ti_flax import data
-from ti_flax.errors import UserError
+from ti_flax.runtime.errors import UserError
 
 SIDE = 16
 ORIENTATION = 0x0112
@@ -31,10 +31,8 @@ def save(folder: Path, name: str, picture, **options) -> None:
     picture.save(folder / name, **options)
 
 
-def read(
-    folder: Path, resolution: int = SIDE, center_crop: bool = True
-) -> data.Pictures:
-    return data.read_pictures(folder, resolution, center_crop)
+def read(folder: Path, resolution: int = SIDE, center_crop: bool = True) -> Pictures:
+    return read_pictures(folder, resolution, center_crop)
 
 
 def read_one(folder: Path, resolution: int = SIDE, center_crop: bool = True):
@@ -561,7 +559,7 @@ def test_each_picture_is_encoded_in_full_batches(count, batch_size, flip):
         shapes.add((pixels.shape, pixels.dtype))
         return strided_convolution(pixels)
 
-    moments = data.encode_in_batches(images, encode, batch_size, flip, progress=False)
+    moments = encode_in_batches(images, encode, batch_size, flip, progress=False)
     assert shapes == {((batch_size, 16, 24, 3), np.dtype(np.float32))}
     assert moments.shape == (count, 2 if flip else 1, 2, 3, 10)
     assert moments.dtype == np.float32
@@ -572,7 +570,7 @@ def test_each_picture_is_encoded_in_full_batches(count, batch_size, flip):
 
 def test_the_mirror_image_is_encoded_and_not_the_moments_mirrored():
     images = noise(3, 16, 24, 3)
-    moments = data.encode_in_batches(images, strided_convolution, 4, True, False)
+    moments = encode_in_batches(images, strided_convolution, 4, True, False)
     expected = strided_convolution(images[:, :, ::-1] / 127.5 - 1)
     np.testing.assert_allclose(moments[:, 1], expected, rtol=1e-5, atol=1e-4)
     assert np.abs(moments[:, 1] - moments[:, 0, :, ::-1]).mean() > 1
@@ -580,7 +578,7 @@ def test_the_mirror_image_is_encoded_and_not_the_moments_mirrored():
 
 def test_pixels_are_between_minus_one_and_one():
     images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    pixels = data.encode_in_batches(images, lambda pixels: pixels, 1, False, False)
+    pixels = encode_in_batches(images, lambda pixels: pixels, 1, False, False)
     expected = np.linspace(-1, 1, 256).astype(np.float32)
     np.testing.assert_allclose(pixels.ravel()[::3], expected, rtol=0, atol=1e-7)
     assert pixels.min() == -1 and pixels.max() == 1
@@ -595,11 +593,11 @@ class Terminal(io.StringIO):
 def test_progress_counts_pictures_on_a_terminal(monkeypatch, progress):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    data.encode_in_batches(noise(3, 8, 8, 3), strided_convolution, 4, True, progress)
+    encode_in_batches(noise(3, 8, 8, 3), strided_convolution, 4, True, progress)
     assert ("6/6" in terminal.getvalue()) == progress
     assert progress or terminal.getvalue() == ""
 
 
 def test_progress_is_silent_where_stderr_is_no_terminal(capsys):
-    data.encode_in_batches(noise(3, 8, 8, 3), strided_convolution, 4, True)
+    encode_in_batches(noise(3, 8, 8, 3), strided_convolution, 4, True)
     assert capsys.readouterr() == ("", "")

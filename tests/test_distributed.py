@@ -17,8 +17,11 @@ import runs
 import slots
 from PIL import Image
 
-from ti_flax import config_keys, distributed, export, random_model
-from ti_flax.models import shapes
+from ti_flax import random_model
+from ti_flax.config.run_config import run_keys
+from ti_flax.formats import find
+from ti_flax.models import known as models_known
+from ti_flax.runtime import hosts as runtime_hosts
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 4  # of all processes together
@@ -84,11 +87,11 @@ def small_model(tmp_path_factory):
     """A folder with the model that compiles soonest."""
     small = {
         "unet": slots.CONFIGS["unet"] | {"cross_attention_dim": 32},
-        "text_encoder": shapes.TINY["text_encoder"] | {"num_hidden_layers": 1},
+        "text_encoder": models_known.TINY["text_encoder"] | {"num_hidden_layers": 1},
     }
     folder = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(shapes.SHAPES, "small", shapes.TINY | small)
+        patch.setitem(models_known.SHAPES, "small", models_known.TINY | small)
         random_model.write_random_model(folder, "small")
     return folder
 
@@ -162,7 +165,7 @@ def alone(small_model, tmp_path_factory):
     draw(folder / "pictures")
     (end,) = wait([start(TRAIN, folder, 0, 1, 0, *arguments(small_model), devices=1)])
     assert end.code == 0, end.stderr
-    return export.load_embedding(folder / "out" / export.SAFETENSORS_NAME).rows
+    return find.load_embedding(folder / "out" / find.SAFETENSORS_NAME).rows
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
     )
     for fsdp in ways.split():
         output = folders[0] / "out" / fsdp
-        rows = export.load_embedding(output / export.SAFETENSORS_NAME).rows
+        rows = find.load_embedding(output / find.SAFETENSORS_NAME).rows
         # Sums in another order: rounding of float32, once through Adam's quotient.
         np.testing.assert_allclose(rows, alone, rtol=0, atol=2e-6)
         lines = (output / "metrics.jsonl").read_text().splitlines()
@@ -282,7 +285,7 @@ def test_a_host_that_fails_while_training_ends_all(
     else:
         assert ended[1].code == -9
         assert ended[0].code not in (0, -9)
-    assert not (folders[0] / "out" / export.SAFETENSORS_NAME).exists()
+    assert not (folders[0] / "out" / find.SAFETENSORS_NAME).exists()
 
 
 TWO = "10.0.0.1,10.0.0.2"
@@ -313,7 +316,7 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
             monkeypatch.delenv(name)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "_has_tpu", lambda: "TPU" in env)
+    monkeypatch.setattr(runtime_hosts, "_has_tpu", lambda: "TPU" in env)
 
     class Metadata(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -328,10 +331,10 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        assert distributed._are_several(config_keys.HostKeys()) == several
+        assert runtime_hosts._are_several(run_keys.HostKeys()) == several
         server.shutdown()
-    alone = config_keys.HostKeys(num_processes=1)
-    assert not distributed._are_several(alone)
+    alone = run_keys.HostKeys(num_processes=1)
+    assert not runtime_hosts._are_several(alone)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
 )
 def test_hosts_given_wrongly_are_told(keys, told):
     with pytest.raises(ValueError, match=told):
-        config_keys.HostKeys(**keys)
+        run_keys.HostKeys(**keys)
 
 
 # Process 1 gets a signal when it has read the metrics of step AT.

@@ -1,4 +1,4 @@
-"""What `python -m ti_flax.data` says of a folder, and with which exit code."""
+"""What `python -m ti_flax.data.folder` says of a folder, and with which exit code."""
 
 import runpy
 import sys
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from ti_flax import errors
-from ti_flax.data import doctor
+from ti_flax.data.folder import doctor
+from ti_flax.runtime import errors
 
 
 def draw(seed):
@@ -103,7 +103,7 @@ FAULTS = {
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["ti_flax.data", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["ti_flax.data.folder", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         errors.run(doctor.main)
         sys.exit(0)
@@ -132,8 +132,8 @@ def test_nothing_to_train_on_is_a_mistake(arguments, told, monkeypatch, capsys):
 
 
 def test_it_runs_as_a_module(folder, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ti_flax.data", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["ti_flax.data.folder", str(folder)])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("ti_flax.data", run_name="__main__")
+        runpy.run_module("ti_flax.data.folder", run_name="__main__")
     assert ended.value.code == 1  # 96 px are enlarged to 512
     assert "enlarged from 96x96 px" in capsys.readouterr().out

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-import ti_flax
-from ti_flax import export, pictures, tokens
-from ti_flax.models import weights
+from ti_flax.formats import find
+from ti_flax.generation import sampling
+from ti_flax.models import base_model
 from ti_flax.quickstart import settings
+from ti_flax.text.tokenizer import initial_rows, initializer_ids, load_tokenizer
 
 PROMPTS = ["a photo of a <bumbee>", "a rendering of the <bumbee> on a blue background"]
 STEPS = 20
@@ -16,35 +17,35 @@ def test_it_fits_in_twelve_megabytes_of_float16():
     files = [path for path in settings.MODEL.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 12e6
     # It opens and loads by the code path of every other model.
-    model = weights.open_model(str(settings.MODEL))
+    model = base_model.open_model(str(settings.MODEL))
     for component in ("text_encoder", "unet", "vae"):
         assert model.load(component)
 
 
 @pytest.mark.parametrize(
-    ("num_vectors", "name"), [(1, export.BIN_NAME), (3, export.SAFETENSORS_NAME)]
+    ("num_vectors", "name"), [(1, find.BIN_NAME), (3, find.SAFETENSORS_NAME)]
 )
 def test_pytorch_makes_the_same_pictures(num_vectors, name, tmp_path):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    model = weights.open_model(str(settings.MODEL))
+    model = base_model.open_model(str(settings.MODEL))
     embeddings = model.load("text_encoder")["embeddings"]
-    rows = tokens.initial_rows(
+    rows = initial_rows(
         np.asarray(embeddings["token_embedding"]["embedding"]),
-        tokens.initializer_ids(
-            tokens.load_tokenizer(settings.MODEL / "tokenizer"), "striped critter"
+        initializer_ids(
+            load_tokenizer(settings.MODEL / "tokenizer"), "striped critter"
         ),
         num_vectors,
         jitter=1.0,
         seed=0,
     )
-    learned = export.Embedding("<bumbee>", rows)
-    export.export_concept(tmp_path, learned, "object", np.zeros((1, 8, 8, 3), np.uint8))
+    learned = find.Embedding("<bumbee>", rows)
+    find.export_concept(tmp_path, learned, "object", np.zeros((1, 8, 8, 3), np.uint8))
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(settings.MODEL)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_textual_inversion(tmp_path, weight_name=name)
-    noise = pictures.draw_noise(np.array([5, 5], np.uint32), (16, 16, 4))
+    noise = sampling.draw_noise(np.array([5, 5], np.uint32), (16, 16, 4))
     theirs = pipeline(
         PROMPTS,
         num_inference_steps=STEPS,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ti_flax import errors
+from ti_flax.runtime import errors
 
 
 @pytest.mark.parametrize(

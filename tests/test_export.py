@@ -11,9 +11,9 @@ import safetensors.numpy
 from clip_vocabulary import write_clip_tokenizer
 from PIL import Image
 
-from ti_flax import torch_zip
-from ti_flax.errors import UserError
-from ti_flax.export import Embedding, export_concept, load_embedding
+from ti_flax.formats import torch_zip
+from ti_flax.formats.find import Embedding, export_concept, load_embedding
+from ti_flax.runtime.errors import UserError
 
 TOKEN = "<duck-toy>"
 FILES = ["learned_embeds.bin", "learned_embeds.safetensors"]

@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ti_flax import torch_zip
-from ti_flax.errors import UserError
-from ti_flax.export import load_embedding
-from ti_flax.formats import containers, registry
-from ti_flax.formats.embedding import Embedding
+from ti_flax.formats import containers, registry, torch_zip
+from ti_flax.formats.checks import Embedding
+from ti_flax.formats.find import load_embedding
+from ti_flax.runtime.errors import UserError
 
 TOKEN = "<duck-toy>"
 PROVENANCE = {"version": "0.1.0", "base_model": "owner/name", "steps": "300"}

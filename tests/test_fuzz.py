@@ -21,9 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
+from ti_flax.data.folder.folder import read_pictures
 
-from ti_flax import data, errors, export
-from ti_flax.models import weights
+from ti_flax.formats import find
+from ti_flax.models import base_model
+from ti_flax.runtime import errors
 
 FEW = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 SECONDS, BYTES = 5.0, 64 * 2**20
@@ -96,7 +98,7 @@ def test_any_header_of_safetensors_gives_finite_rows_or_one_line(
 ):
     path = folder / "made_up.safetensors"
     path.write_bytes(as_safetensors(header, numbers, length))
-    learned = assert_harmless(export.load_embedding, path)
+    learned = assert_harmless(find.load_embedding, path)
     if learned is not None:
         assert np.isfinite(learned.rows).all() and learned.rows.ndim == 2
 
@@ -107,7 +109,7 @@ def test_any_text_as_a_header_gives_one_line(folder, text):
     path = folder / "text.safetensors"
     data = ("{" + text).encode()
     path.write_bytes(struct.pack("<Q", len(data)) + data)
-    assert assert_harmless(export.load_embedding, path) is None
+    assert assert_harmless(find.load_embedding, path) is None
 
 
 def one_tensor(numbers=bytes(8), length=None, **entry):
@@ -159,9 +161,9 @@ def test_absurd_claims_of_safetensors(tmp_path, content, told):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(errors.UserError, match=told) as caught:
-        export.load_embedding(path)
+        find.load_embedding(path)
     assert str(caught.value).startswith(f"{path} ")
-    assert assert_harmless(export.load_embedding, path) is None
+    assert assert_harmless(find.load_embedding, path) is None
 
 
 # The weights of a model are a stranger's as well.
@@ -193,14 +195,14 @@ def test_damaged_weights_give_params_or_one_line(
         content[position : position + len(replacement)] = replacement
     file.write_bytes(content[:end])
     try:
-        weights.load_params(place, vae_module)
+        base_model.load_params(place, vae_module)
     except errors.UserError as error:
         assert "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")
 def vae_module(tiny_model):
-    return weights.open_model(str(tiny_model)).vae
+    return base_model.open_model(str(tiny_model)).vae
 
 
 # Pictures
@@ -249,7 +251,7 @@ def test_any_bytes_give_a_picture_or_are_named(folder, name, edits, end):
         old.unlink()
     (place / name).write_bytes(content[: end and end % len(content)])
     try:
-        read = data.read_pictures(place, 8, True)
+        read = read_pictures(place, 8, True)
     except errors.UserError as error:
         assert name in str(error) and "\n" not in str(error)
     else:
@@ -316,6 +318,6 @@ def test_decompression_bombs_are_named_within_bounds(tmp_path):
     )
     # The sound picture is read whatever lies beside it.
     assert (ran.returncode, ran.stdout) == (0, "read\n"), ran.stderr
-    notes = data.read_pictures(place, 8, True).notes
+    notes = read_pictures(place, 8, True).notes
     skipped = {note.split()[1].rstrip(":") for note in notes if "skipped" in note}
     assert {"claims.png", "wide.png", "large.png", "claims.bmp"} <= skipped

@@ -15,18 +15,13 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from ti_flax import (
-    errors,
-    export,
-    generate,
-    pictures,
-    pictures_out,
-    samplers,
-    schedulers,
-    sharding,
-    tokens,
-)
-from ti_flax.models import unet, weights
+from ti_flax import generate
+from ti_flax.diffusion.process import samplers, scheduler_config
+from ti_flax.formats import find
+from ti_flax.generation import png, sampling
+from ti_flax.models import base_model, unet
+from ti_flax.runtime import errors, sharding
+from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
 
 WIDTH = 32
 PROMPTS = ("a <cat> beside a <dog>", "one <dog>, no more")
@@ -147,7 +142,7 @@ def test_pictures_equal_those_of_stable_diffusion_pipeline(run, tiny_model, embe
     for file in embeddings:
         pipeline.load_textual_inversion(str(file))
     seeds = np.array([7, 8, 9, 10, 11] * 2, np.uint32)
-    noise = np.asarray(pictures.draw_noise(seeds, (16, 16, 4)))
+    noise = np.asarray(sampling.draw_noise(seeds, (16, 16, 4)))
     theirs = pipeline(
         list(np.repeat(PROMPTS, 5)),
         negative_prompt=[NEGATIVE] * 10,
@@ -169,16 +164,16 @@ def test_a_picture_depends_on_prompt_and_seed_alone(run, make):
 
 def test_pictures_do_not_depend_on_batches_and_devices(run, tiny_model, embeddings):
     mesh = sharding.make_mesh(jax.devices()[:1])
-    model = weights.open_model(str(tiny_model))
+    model = base_model.open_model(str(tiny_model))
     params = {name: model.load(name) for name in ("text_encoder", "unet", "vae")}
-    tokenize = tokens.PromptTokenizer(
-        tokens.load_tokenizer(tiny_model / "tokenizer"),
+    tokenize = PromptTokenizer(
+        load_tokenizer(tiny_model / "tokenizer"),
         model.text_encoder.config.vocab_size,
         {"<cat>": 2, "<dog>": 1},
     )
-    rows = [export.load_embedding(file).rows for file in embeddings]
+    rows = [find.load_embedding(file).rows for file in embeddings]
     *contexts, negative = np.asarray(
-        pictures.encode_prompts(
+        sampling.encode_prompts(
             params["text_encoder"],
             tokenize([*PROMPTS, NEGATIVE]),
             np.concatenate(rows),
@@ -186,21 +181,23 @@ def test_pictures_do_not_depend_on_batches_and_devices(run, tiny_model, embeddin
         )
     )
     chosen = np.array([9, 0, 6])
-    wanted = pictures.Wanted(
+    wanted = sampling.Wanted(
         prompts=chosen // 5,
         seeds=(SETTINGS["seed"] + chosen % 5).astype(np.uint32),
         contexts=np.stack(contexts),
         negative=negative,
     )
-    recipe = pictures.Recipe(
+    recipe = sampling.Recipe(
         unet=model.unet,
         vae=model.vae,
-        sampler=schedulers.make_sampler(model.scheduler, "pndm", SETTINGS["steps"]),
+        sampler=scheduler_config.make_sampler(
+            model.scheduler, "pndm", SETTINGS["steps"]
+        ),
         guidance_scale=7.5,
         latent_shape=(16, 16, 4),
         mesh=mesh,
     )
-    batches = list(pictures.make_pictures(params, wanted, recipe, batch_size=2))
+    batches = list(sampling.make_pictures(params, wanted, recipe, batch_size=2))
     assert [len(batch) for batch in batches] == [2, 1]
     theirs = pixels(run.images)[chosen]
     assert np.abs(np.concatenate(batches).astype(int) - theirs).max() <= 1
@@ -224,12 +221,12 @@ PARAMS = {"gain": np.float32(0.9)}
 
 @pytest.fixture(scope="module")
 def recipe(tiny_model):
-    model = weights.open_model(str(tiny_model))
+    model = base_model.open_model(str(tiny_model))
     config = {**model.scheduler, "timestep_spacing": "trailing"}
-    return pictures.Recipe(
+    return sampling.Recipe(
         unet=Predictor(model.unet.config),
         vae=model.vae,
-        sampler=schedulers.make_sampler(config, "ddim", 1),
+        sampler=scheduler_config.make_sampler(config, "ddim", 1),
         guidance_scale=7.5,
         latent_shape=(16, 16, 4),
         mesh=sharding.make_mesh(),
@@ -243,7 +240,7 @@ def test_guidance_leads_from_the_negative_prompt_through_the_prompt(recipe):
     negative = random.normal(size=(3, 5)).astype(np.float32)
 
     def sample(context, negative, guidance_scale):
-        latents = pictures.sample_latents(
+        latents = sampling.sample_latents(
             PARAMS,
             recipe.sampler.steps,
             context,
@@ -270,24 +267,24 @@ def test_guidance_leads_from_the_negative_prompt_through_the_prompt(recipe):
     ("scale", "matters"), [(0.5, False), (1.0, False), (2.0, True)]
 )
 def test_up_to_1_there_is_no_guidance(recipe, tiny_model, scale, matters):
-    params = {"unet": PARAMS, "vae": weights.open_model(str(tiny_model)).load("vae")}
+    params = {"unet": PARAMS, "vae": base_model.open_model(str(tiny_model)).load("vae")}
 
     def picture(negative):
-        wanted = pictures.Wanted(
+        wanted = sampling.Wanted(
             prompts=np.zeros(1, int),
             seeds=np.ones(1, np.uint32),
             contexts=np.full((1, 3, 5), 0.3, np.float32),
             negative=np.full((3, 5), negative, np.float32),
         )
         chosen = recipe._replace(guidance_scale=scale)
-        return next(pictures.make_pictures(params, wanted, chosen, 8))
+        return next(sampling.make_pictures(params, wanted, chosen, 8))
 
     assert np.any(picture(-1.0) != picture(1.0)) == matters
 
 
 def test_noise_is_standard_normal_and_each_seeds_own():
-    both = pictures.draw_noise(np.array([3, 2**32 - 1], np.uint32), (32, 32, 4))
-    alone = pictures.draw_noise(np.array([2**32 - 1], np.uint32), (32, 32, 4))
+    both = sampling.draw_noise(np.array([3, 2**32 - 1], np.uint32), (32, 32, 4))
+    alone = sampling.draw_noise(np.array([2**32 - 1], np.uint32), (32, 32, 4))
     np.testing.assert_array_equal(both[1], alone[0])
     assert np.all(np.abs(np.mean(both, axis=(1, 2, 3))) < 0.06)
     assert np.all(np.abs(np.std(both, axis=(1, 2, 3)) - 1) < 0.05)
@@ -341,7 +338,7 @@ def test_a_png_says_how_to_make_it_again(run, tiny_model):
 
 
 def test_texts_of_any_script_and_punctuation_survive(tmp_path):
-    making = pictures_out.Making(
+    making = png.Making(
         prompt="<猫>, café: 100%\nsecond line",
         negative_prompt="",
         seed=1,
@@ -353,8 +350,8 @@ def test_texts_of_any_script_and_punctuation_survive(tmp_path):
         model="models/my model, v1: best",
         words={"<猫>": 1},
     )
-    image = pictures_out.to_image(np.zeros((4, 8, 3), np.uint8), making)
-    pictures_out.save(image, tmp_path / "a.png")
+    image = png.to_image(np.zeros((4, 8, 3), np.uint8), making)
+    png.save(image, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as file:
         texts = file.text
     prompt, negative, pairs = read_parameters(texts["parameters"])
@@ -365,19 +362,19 @@ def test_texts_of_any_script_and_punctuation_survive(tmp_path):
 
 
 def test_every_scheduler_has_a_name_that_other_programs_know():
-    assert set(pictures_out._SAMPLER_NAMES) == set(schedulers.SCHEDULERS)
+    assert set(png._SAMPLER_NAMES) == set(scheduler_config.SCHEDULERS)
 
 
 def test_a_folder_is_continued_and_not_overwritten(tmp_path):
-    assert pictures_out.next_number(tmp_path) == 0
+    assert png.next_number(tmp_path) == 0
     for name in ("00000.png", "00012.png", "grid_00099.png", "notes.txt"):
         (tmp_path / name).touch()
-    assert pictures_out.next_number(tmp_path) == 13
+    assert png.next_number(tmp_path) == 13
 
 
 def test_a_grid_that_is_not_full_ends_in_black():
     red, blue = (Image.new("RGB", (2, 3), colour) for colour in ("red", "blue"))
-    sheet = np.asarray(pictures_out.grid([red, blue, red], columns=2))
+    sheet = np.asarray(png.grid([red, blue, red], columns=2))
     assert sheet.shape == (6, 4, 3)
     assert np.all(sheet[:3, 2:] == (0, 0, 255))
     assert np.all(sheet[3:, :2] == (255, 0, 0))
@@ -392,7 +389,7 @@ def no_weights(monkeypatch):
     def load(*_):
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr(weights.BaseModel, "load", load)
+    monkeypatch.setattr(base_model.BaseModel, "load", load)
 
 
 @pytest.mark.parametrize(

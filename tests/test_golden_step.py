@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import slots
 
-from ti_flax import step
+from ti_flax.step.train_step import train_step
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 
@@ -21,8 +21,8 @@ def take_step():
     """Metrics and rows of the first step, and the batch that it drew."""
     recipe = slots.make_recipe(batch=4)
     state, bank = slots.make_run(recipe, CAT)
-    drawn = step.draw_batch(bank, state.step, jnp.arange(4), 0.18215, 1000)
-    state, metrics = step.compile_train_steps(recipe)(
+    drawn = train_step.draw_batch(bank, state.step, jnp.arange(4), 0.18215, 1000)
+    state, metrics = train_step.compile_train_steps(recipe)(
         state, slots.make_frozen(recipe), bank, 1
     )
     return jax.tree.map(np.asarray, (drawn, state.rows["text_encoder"], metrics))

@@ -9,7 +9,11 @@ import pytest
 import runs
 import slots
 
-from ti_flax import errors, export, step, trainer, watch
+from ti_flax.formats import find
+from ti_flax.runtime import errors
+from ti_flax.step.train_step import train_step
+from ti_flax.training import divergence
+from ti_flax.training import run as training_run
 
 CAT = slots.Concept(seed=1, pictures=1, prompts=1, vectors=2)
 DOG = slots.Concept(seed=2, pictures=1, prompts=1, vectors=2)
@@ -23,7 +27,7 @@ def recipe():
 
 def apply(recipe, state, bank, loss=(1.0, 1.0), grads=None):
     grads = np.ones(SHAPE, np.float32) if grads is None else grads
-    return jax.jit(lambda *given: step.apply_gradients(*given, recipe))(
+    return jax.jit(lambda *given: train_step.apply_gradients(*given, recipe))(
         state, jnp.asarray(loss), {"text_encoder": jnp.asarray(grads)}, bank
     )
 
@@ -90,7 +94,7 @@ def test_rows_are_held(recipe, kind):
     norm = np.array([4.0, 3.0], np.float32)
     bank = bank._replace(initial={"text_encoder": jnp.asarray(initial)}, norm=norm)
     free, _ = apply(recipe, state, bank)
-    held, metrics = apply(recipe._replace(hold=step.Hold(kind, 0.5)), state, bank)
+    held, metrics = apply(recipe._replace(hold=train_step.Hold(kind, 0.5)), state, bank)
     rows = np.asarray(free.rows["text_encoder"], np.float64)
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     limits = norm.reshape(2, 1, 1)
@@ -109,25 +113,25 @@ def test_rows_are_held(recipe, kind):
 
 def test_a_row_of_zeros_is_not_lengthened(recipe):
     zeros = jnp.zeros((1, 4))
-    held = step.Hold("median", 0.0)(zeros, zeros, jnp.float32(2), jnp.float32(1))
+    held = train_step.Hold("median", 0.0)(zeros, zeros, jnp.float32(2), jnp.float32(1))
     np.testing.assert_array_equal(held, zeros)
 
 
 def metrics_of(skipped, norms):
     """Metrics of a dispatch as the watch reads them; padded, as its buffers are."""
     count = len(skipped)
-    empty = np.zeros((step.MAX_STEPS_A_DISPATCH, 1), np.float32)
+    empty = np.zeros((train_step.MAX_STEPS_A_DISPATCH, 1), np.float32)
     was_skipped, row_norm = np.ones_like(empty, bool), np.full((*empty.shape, 2), 99.0)
     was_skipped[:count, 0] = skipped
     row_norm[:count, 0] = np.stack([norms, np.zeros(count)], axis=-1)
-    return step.Metrics(
-        **{name: empty for name in step.Metrics._fields}
+    return train_step.Metrics(
+        **{name: empty for name in train_step.Metrics._fields}
         | {"skipped": was_skipped, "row_norm": row_norm}
     ), count
 
 
 def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
-    run_watch = watch.Watch(10, limit=2.0)
+    run_watch = divergence.Watch(10, limit=2.0)
     run_watch.add(*metrics_of([0, 0, 0], [1.0, 2.0, 2.5]))
     run_watch.add(*metrics_of([0], [3.0]))
     (record,) = caplog.records
@@ -137,21 +141,21 @@ def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
 
 
 def test_only_steps_in_a_row_end_a_run(caplog):
-    run_watch = watch.Watch(0, limit=9.0)
-    some = [1] * (watch.MAX_SKIPPED - 1)
+    run_watch = divergence.Watch(0, limit=9.0)
+    some = [1] * (divergence.MAX_SKIPPED - 1)
     for _ in range(3):
         run_watch.add(*metrics_of([*some, 0], [1.0] * (len(some) + 1)))
     assert not run_watch.diverged
     assert "step 1: loss or gradient is not finite" in caplog.text
     run_watch.add(*metrics_of(some[:4], [1.0] * 4))
-    run_watch.add(*metrics_of([1] * (watch.MAX_SKIPPED - 4), [1.0] * 6))
+    run_watch.add(*metrics_of([1] * (divergence.MAX_SKIPPED - 4), [1.0] * 6))
     assert run_watch.diverged
 
 
 def test_the_lengths_of_a_vocabulary():
     table = np.zeros((101, 3), np.float32)
     table[:, 1] = -np.arange(101)
-    assert watch.vocabulary_norms(table) == (50.0, 99.0)
+    assert divergence.vocabulary_norms(table) == (50.0, 99.0)
 
 
 @pytest.fixture
@@ -159,7 +163,7 @@ def train(tiny_model, tmp_path, monkeypatch):
     """Runs the trainer without the networks; gradients may be poisoned at steps."""
     pictures = runs.draw_pictures(tmp_path / "pictures")
     runs.skip_networks(monkeypatch)
-    sound = step.draw_batch, step.gradients
+    sound = train_step.draw_batch, train_step.gradients
 
     def run(folder, bad_steps=(), **keys):
         def draw_batch(bank, number, *rest):
@@ -172,10 +176,10 @@ def train(tiny_model, tmp_path, monkeypatch):
             poison = jnp.where(bad, jnp.nan, 0.0)[:, None, None]
             return losses, jax.tree.map(lambda g: g + poison, grads)
 
-        monkeypatch.setattr(step, "draw_batch", draw_batch)
-        monkeypatch.setattr(step, "gradients", gradients)
+        monkeypatch.setattr(train_step, "draw_batch", draw_batch)
+        monkeypatch.setattr(train_step, "gradients", gradients)
         config = runs.make_config(tiny_model, pictures, tmp_path / folder, **keys)
-        (learned,) = trainer.train_concepts(config, progress=False)
+        (learned,) = training_run.train_concepts(config, progress=False)
         return learned.rows
 
     run.folder = tmp_path
@@ -196,13 +200,13 @@ def test_a_run_that_diverges_ends_with_its_last_good_rows(train):
         # Checkpoints at other steps would hide what is exported at the end.
         train("run", range(2, 99), max_train_steps=99, checkpointing_steps=99)
     assert "lower learning_rate" in str(e.value) and "\n" not in str(e.value)
-    kept = export.load_embedding(train.folder / "run").rows
+    kept = find.load_embedding(train.folder / "run").rows
     np.testing.assert_array_equal(kept, two)
 
 
 def test_the_trainer_holds_rows_as_long_as_words(train, monkeypatch, caplog):
     table = np.asarray(
-        trainer.weights.BaseModel.load(None, "")["embeddings"]["token_embedding"][
+        training_run.weights.BaseModel.load(None, "")["embeddings"]["token_embedding"][
             "embedding"
         ]
     )

@@ -19,9 +19,8 @@ import zlib
 import numpy as np
 import pytest
 
-from ti_flax import torch_pickle
-from ti_flax.formats import registry
-from ti_flax.formats.embedding import Embedding
+from ti_flax.formats import registry, torch_pickle
+from ti_flax.formats.checks import Embedding
 
 SECONDS, MEGABYTES = 2.0, 1024
 

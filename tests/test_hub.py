@@ -15,11 +15,15 @@ from hub_server import TOKEN as SECRET
 from hub_server import Fault
 from pydantic import SecretStr
 
-from ti_flax import config, export, hub, model_card, publish, push
-from ti_flax.errors import UserError
-from ti_flax.formats.embedding import Embedding
-from ti_flax.models import weights
+from ti_flax import push
+from ti_flax.config.run_config import run_config as config_run_config
+from ti_flax.formats import find
+from ti_flax.formats.checks import Embedding
+from ti_flax.hub.upload import upload
+from ti_flax.models import base_model
+from ti_flax.publishing import model_card, results
 from ti_flax.quickstart.settings import MODEL
+from ti_flax.runtime.errors import UserError
 
 # huggingface_hub 2.4 calls its HTTP library in a way that the latter no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -70,7 +74,7 @@ def folder(tmp_path):
     folder = tmp_path / "my-duck"
     learned = Embedding(TOKEN, ROWS, provenance={"base_model": "owner/base"})
     pictures = np.full((2, 16, 16, 3), 90, np.uint8)
-    export.export_concept(folder, learned, "object", pictures)
+    find.export_concept(folder, learned, "object", pictures)
     model_card.write(folder, learned, "object", "owner/base", "mit")
     (folder / "config.yaml").write_text(f"train_data_dir: {tmp_path}\n")
     (folder / "metrics.jsonl").write_text("{}\n")
@@ -91,7 +95,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 def test_a_concepts_own_files_and_no_others_arrive_whole(server, folder, tmp_path):
     before = content_of(folder)
-    assert hub.push(folder, "my-duck") == f"{server.url}/me/my-duck"
+    assert upload.push(folder, "my-duck") == f"{server.url}/me/my-duck"
     arrived = server.repositories["me/my-duck"]
     assert set(arrived) == OWN_FILES
     assert "the token went to the storage" not in server.requests
@@ -108,10 +112,10 @@ def test_a_concepts_own_files_and_no_others_arrive_whole(server, folder, tmp_pat
 
 
 def test_a_second_upload_goes_to_the_same_repository(server, folder):
-    hub.push(folder, "friends/duck", private=True)
+    upload.push(folder, "friends/duck", private=True)
     assert server.private["friends/duck"]
     (folder / "token_identifier.txt").write_text("<other>")
-    hub.push(folder, "friends/duck")
+    upload.push(folder, "friends/duck")
     assert server.repositories["friends/duck"]["token_identifier.txt"] == b"<other>"
     assert list(server.repositories) == ["friends/duck"]
 
@@ -130,7 +134,7 @@ def test_a_second_upload_goes_to_the_same_repository(server, folder):
 )
 def test_what_passes_is_tried_again(server, folder, waits, place, answer):
     server.faults.append(Fault(place, answer, times=2))
-    hub.push(folder, "my-duck")
+    upload.push(folder, "my-duck")
     assert set(server.repositories["me/my-duck"]) == OWN_FILES
     assert len(waits) >= 2 and max(waits) <= 60
 
@@ -139,7 +143,7 @@ def test_waits_grow_and_the_hub_may_ask_for_longer_ones(server, folder, waits, c
     caplog.set_level(logging.WARNING, "ti_flax")
     server.faults.append(Fault("/repos/create", 500, times=2))
     server.faults.append(Fault("/repos/create", 429, 1, {"Retry-After": "7"}))
-    hub.push(folder, "my-duck")
+    upload.push(folder, "my-duck")
     assert waits == [1, 2, 7]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3 and all("trying again in" in line for line in said)
@@ -152,7 +156,7 @@ def test_an_upload_that_fails_leaves_all_and_says_how_to_push_later(
     before = content_of(folder)
     server.faults.append(Fault("/commit/", answer, times=100))
     with pytest.raises(UserError) as caught:
-        hub.push(folder, "my-duck", private=True)
+        upload.push(folder, "my-duck", private=True)
     line = str(caught.value)
     assert "\n" not in line and SECRET not in line
     command = f"python -m ti_flax.push {folder} --hub_model_id my-duck"
@@ -169,14 +173,14 @@ def test_an_upload_that_fails_leaves_all_and_says_how_to_push_later(
 def test_a_refused_token_is_told_at_once(server, folder, waits, answer):
     server.faults.append(Fault(".", answer, times=100))
     with pytest.raises(UserError, match=rf"refused the token \({answer}\).*hf auth"):
-        hub.push(folder, "my-duck")
+        upload.push(folder, "my-duck")
     assert not waits
 
 
 def test_a_wrong_token_is_told_and_not_shown(server, folder, caplog, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match=r"401") as caught:
-        hub.push(folder, "my-duck", token="hf_wrong")
+        upload.push(folder, "my-duck", token="hf_wrong")
     assert "hf_wrong" not in str(caught.value) + caplog.text
 
 
@@ -184,7 +188,7 @@ def test_a_card_that_the_hub_does_not_take_is_told(server, folder, waits):
     learned = Embedding(TOKEN, ROWS)
     model_card.write(folder, learned, "object", None, "my own licence")
     with pytest.raises(UserError, match='"license" must be one of') as caught:
-        hub.push(folder, "my-duck")
+        upload.push(folder, "my-duck")
     assert "\n" not in str(caught.value) and not waits
     assert not server.repositories["me/my-duck"]
 
@@ -196,18 +200,18 @@ def test_the_token_comes_from_the_environment_or_the_login_or_is_missed(
 
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match="run `hf auth login` or set HF_TOKEN"):
-        hub.push(folder, "my-duck")
+        upload.push(folder, "my-duck")
     assert not server.requests
     (tmp_path / "login").write_text(SECRET)
     path = str(tmp_path / "login")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", path)
-    hub.push(folder, "my-duck")
+    upload.push(folder, "my-duck")
     assert set(server.repositories["me/my-duck"]) == OWN_FILES
 
 
 def test_a_folder_without_a_concept_is_refused(server, tmp_path):
     with pytest.raises(UserError, match=r"expected learned_embeds\.safetensors in it"):
-        hub.push(tmp_path, "my-duck")
+        upload.push(tmp_path, "my-duck")
     with pytest.raises(UserError, match="is no folder"):
         push.push(folder=tmp_path / "none")
     assert not server.requests
@@ -255,7 +259,7 @@ def test_the_command_uploads_and_no_file_or_line_has_the_token(
 @pytest.fixture
 def run_config(folder, tmp_path):
     (tmp_path / "pictures").mkdir()
-    return config.Config(
+    return config_run_config.Config(
         pretrained_model_name_or_path="owner/base",
         train_data_dir=tmp_path / "pictures",
         placeholder_token=TOKEN,
@@ -271,12 +275,12 @@ def test_a_run_checks_before_it_starts_and_uploads_when_it_ends(
     server, run_config, monkeypatch
 ):
     monkeypatch.delenv("HF_TOKEN")
-    publish.check(run_config)
+    results.check(run_config)
     assert server.requests[-1] == "GET /api/whoami-v2"
     assert not server.repositories
     learned = Embedding(TOKEN, ROWS, provenance={"base_model": "owner/base"})
-    publish.write(run_config, learned, np.full((2, 16, 16, 3), 90, np.uint8))
-    publish.finish(run_config, weights.open_model(str(MODEL)), None, learned)
+    results.write(run_config, learned, np.full((2, 16, 16, 3), 90, np.uint8))
+    results.finish(run_config, base_model.open_model(str(MODEL)), None, learned)
     assert set(server.repositories["friends/duck"]) == OWN_FILES
     card = server.repositories["friends/duck"]["README.md"].decode()
     assert hub_server.check_card(card) == []
@@ -290,14 +294,14 @@ def test_a_run_that_could_not_upload_does_not_start(server, run_config, monkeypa
         ({"hub_model_id": "a/b/c"}, "hub_model_id: expected a repository"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
-            publish.check(run_config.model_copy(update=keys))
+            results.check(run_config.model_copy(update=keys))
         assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_hub_that_is_away_at_the_start_is_only_a_warning(server, run_config, caplog):
     caplog.set_level(logging.WARNING, "ti_flax")
     server.faults.append(Fault("/api/whoami", 503, times=9))
-    publish.check(run_config)
+    results.check(run_config)
     [record] = [r for r in caplog.records if r.name.startswith("ti_flax")]
     assert "cannot be reached now" in record.getMessage()
 
@@ -334,7 +338,7 @@ def test_the_card_is_valid(server, tmp_path, base, license, word):
 
 def test_embeddings_are_read_by_their_hub_id(server, tmp_path):
     concept = Embedding("<cat-toy>", ROWS[:1])
-    export.export_concept(
+    find.export_concept(
         tmp_path / "c", concept, "object", np.zeros((1, 8, 8, 3), np.uint8)
     )
     files = content_of(tmp_path / "c")
@@ -345,16 +349,16 @@ def test_embeddings_are_read_by_their_hub_id(server, tmp_path):
         "unet/diffusion_pytorch_model.safetensors": b"large",
     }
     server.repositories["me/other"] = {"deep/x.pt": files["learned_embeds.bin"]}
-    found = export.load_embedding(name)
+    found = find.load_embedding(name)
     assert found.token == "<cat-toy>"
     np.testing.assert_array_equal(found.rows, ROWS[:1])
     assert not any("unet" in request for request in server.requests)
-    assert export.load_embedding("me/other/deep/x.pt").token == "<cat-toy>"
+    assert find.load_embedding("me/other/deep/x.pt").token == "<cat-toy>"
     # What has been fetched serves without the Hub; what has not is told in one line.
     server.stop()
-    assert export.load_embedding(Path(name)).token == "<cat-toy>"
+    assert find.load_embedding(Path(name)).token == "<cat-toy>"
     with pytest.raises(UserError, match="cannot be fetched from the Hub") as caught:
-        export.load_embedding("me/not-yet")
+        find.load_embedding("me/not-yet")
     assert "\n" not in str(caught.value)
 
 
@@ -363,16 +367,16 @@ def test_a_base_model_is_read_by_its_hub_id(server):
         **content_of(MODEL),
         "safety_checker/model.safetensors": b"large",
     }
-    model = weights.open_model("owner/base")
+    model = base_model.open_model("owner/base")
     assert set(content_of(model.folder)) == set(content_of(MODEL))
-    assert model.fingerprint() == weights.open_model(str(MODEL)).fingerprint()
+    assert model.fingerprint() == base_model.open_model(str(MODEL)).fingerprint()
 
 
 @pytest.mark.parametrize("width", [768, 32])
 def test_vectors_start_from_an_embedding_with_a_hub_id(server, folder, width):
     """As trainer reads `initializer_embedding`, and generate `embedding`."""
     server.repositories["me/duck"] = content_of(folder)
-    settings = config.Config(
+    settings = config_run_config.Config(
         pretrained_model_name_or_path="x",
         train_data_dir="x",
         placeholder_token=TOKEN,
@@ -380,43 +384,43 @@ def test_vectors_start_from_an_embedding_with_a_hub_id(server, folder, width):
     )
     given = (settings.initializer_embedding, width, "initializer_embedding")
     if width == 768:
-        np.testing.assert_array_equal(export.load_for_model(*given).rows, ROWS)
+        np.testing.assert_array_equal(find.load_for_model(*given).rows, ROWS)
     else:
         with pytest.raises(UserError, match="initializer_embedding: me/duck has rows"):
-            export.load_for_model(*given)
+            find.load_for_model(*given)
 
 
 def test_a_connection_that_drops_is_told_in_one_line(server):
     server.faults.append(Fault(".", "drop", times=1000))
     with pytest.raises(UserError, match="cannot be fetched from the Hub") as caught:
-        export.load_embedding("me/duck")
+        find.load_embedding("me/duck")
     assert "\n" not in str(caught.value)
 
 
 def test_a_hub_id_that_is_none_is_told_in_one_line(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"sd-concepts-library/gone is no local") as e:
-        export.load_embedding("sd-concepts-library/gone")
+        find.load_embedding("sd-concepts-library/gone")
     assert "\n" not in str(e.value)
     server.repositories["me/empty"] = {"README.md": b""}
     for name in ("me/empty", "me/empty/a.bin"):
         with pytest.raises(UserError, match=rf"{name} has no embedding: expected"):
-            export.load_embedding(name)
+            find.load_embedding(name)
     requests = len(server.requests)
     for name in ("/no/such/file.bin", "file.bin", "../up/file.bin"):
         with pytest.raises(UserError, match="does not exist"):
-            export.load_embedding(name)
+            find.load_embedding(name)
     assert len(server.requests) == requests
 
 
 @pytest.mark.parametrize("before", range(270, 330, 6))
 def test_no_part_of_the_token_is_quoted_where_a_long_answer_is_cut(before):
-    reason = hub._reason(ValueError("x" * before + SECRET), SECRET)
+    reason = upload._reason(ValueError("x" * before + SECRET), SECRET)
     assert SECRET[:5] not in reason
 
 
 def test_metadata_of_an_upload_hold_nothing_of_this_machine(server, folder, tmp_path):
-    hub.push(folder, "my-duck")
+    upload.push(folder, "my-duck")
     data = server.repositories["me/my-duck"]["learned_embeds.safetensors"]
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length])["__metadata__"]

@@ -6,9 +6,12 @@ from huggingface_hub import utils
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ti_flax import config, export, hub_ids, provenance
-from ti_flax.errors import UserError
-from ti_flax.models import weights
+from ti_flax.config.run_config import run_config
+from ti_flax.formats import find
+from ti_flax.hub.upload import ids
+from ti_flax.models import base_model
+from ti_flax.publishing import provenance
+from ti_flax.runtime.errors import UserError
 
 REPOSITORIES = [
     "a/b",
@@ -72,21 +75,21 @@ NEITHER = [
 
 @pytest.mark.parametrize("name", REPOSITORIES)
 def test_a_repository_is_owner_and_name(name):
-    assert hub_ids.parse(name) == (name, "")
-    assert hub_ids.is_repository(name)
+    assert ids.parse(name) == (name, "")
+    assert ids.is_repository(name)
     utils.validate_repo_id(name)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_follows_them_is_a_file_in_it(name):
-    assert hub_ids.parse(name) == FILES[name]
-    assert not hub_ids.is_repository(name)
+    assert ids.parse(name) == FILES[name]
+    assert not ids.is_repository(name)
 
 
 @pytest.mark.parametrize("name", NEITHER)
 def test_everything_else_is_neither(name):
-    assert hub_ids.parse(name) is None
-    assert not hub_ids.is_repository(name)
+    assert ids.parse(name) is None
+    assert not ids.is_repository(name)
 
 
 @given(
@@ -102,7 +105,7 @@ def test_a_repository_is_what_huggingface_hub_takes_for_one(name):
     except hub_errors.HFValidationError:
         valid = False
     # It also takes a name without its owner: the Hub then puts in the account.
-    assert hub_ids.is_repository(name) == (valid and "/" in name)
+    assert ids.is_repository(name) == (valid and "/" in name)
 
 
 @pytest.mark.parametrize("name", ["a/b", "a/b/c", "./model.safetensors", "a--b/c"])
@@ -113,14 +116,14 @@ def test_all_who_ask_get_the_same_answer(name, tmp_path, monkeypatch):
         "huggingface_hub.snapshot_download",
         lambda name, **kind: asked.append(name) or str(tmp_path),
     )
-    found = hub_ids.parse(name)
-    assert provenance.hub_id(name) == (name if hub_ids.is_repository(name) else None)
+    found = ids.parse(name)
+    assert provenance.hub_id(name) == (name if ids.is_repository(name) else None)
     with pytest.raises(UserError):  # the folder is empty
-        export.load_embedding(name)
+        find.load_embedding(name)
     with pytest.raises(UserError):
-        weights.open_model(name)
+        base_model.open_model(name)
     known = [found.repository] if found else []
-    assert asked == known + (known if hub_ids.is_repository(name) else [])
+    assert asked == known + (known if ids.is_repository(name) else [])
 
 
 @pytest.mark.parametrize("name", ["./model.safetensors", "folder/model.safetensors"])
@@ -128,13 +131,13 @@ def test_a_file_as_a_base_model_is_told_in_one_line(name, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"all of a model")
-    settings = config.Config(
+    settings = run_config.Config(
         pretrained_model_name_or_path=name,
         train_data_dir="pictures",
         placeholder_token="<toy>",
     )
     with pytest.raises(UserError) as caught:
-        weights.open_model(settings.pretrained_model_name_or_path)
+        base_model.open_model(settings.pretrained_model_name_or_path)
     assert str(caught.value) == (
         f"pretrained_model_name_or_path: no folder {name!r}, and it is no Hub "
         "repository id (owner/name); give one of the two"

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import ti_flax
-
 PACKAGE = Path(__file__).parent.parent / "ti_flax"
 ORDER = [
     "errors",

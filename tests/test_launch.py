@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ti_flax import config
+from ti_flax.config.run_config import run_config
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
@@ -801,7 +801,7 @@ def test_a_list_of_prompts_becomes_as_many_prompts(tmp_path):
         check=True,
     )
     one, two = (
-        config.load_config(
+        run_config.load_config(
             shlex.split(line.partition(": ")[2].partition(" >> ")[0])[3:]
         )
         for line in ran.stdout.splitlines()[:2]

@@ -22,9 +22,12 @@ import optax
 import pytest
 from jaxtyping import Array
 from safetensors.numpy import load_file
+from ti_flax.diffusion.process.process import Schedule
 
-from ti_flax import diffusion, sharding, step
-from ti_flax.models import clip_text, unet, vae, weights
+from ti_flax.models import base_model, clip_text, vae
+from ti_flax.models import unet as models_unet
+from ti_flax.runtime import sharding
+from ti_flax.step.train_step import train_step
 
 RECORDED = Path(__file__).parent / "reference"
 KINDS = ("sd1", "sd2")
@@ -41,10 +44,10 @@ TRAJECTORY_TOLERANCE = 2e-4
 class Reference(NamedTuple):
     """One kind of model, our copy of it, and what PyTorch computes with it."""
 
-    model: weights.BaseModel
-    params: dict[str, weights.Params]
+    model: base_model.BaseModel
+    params: dict[str, base_model.Params]
     text_encoder: dict[str, np.ndarray]
-    unet: dict[str, np.ndarray]
+    models_unet: dict[str, np.ndarray]
     vae: dict[str, np.ndarray]
     training: dict[str, np.ndarray]
 
@@ -86,7 +89,7 @@ def reference(
 ) -> Reference:
     kind, source = request.param
     folder = RECORDED / kind if source == "recorded" else record_live(kind)
-    model = weights.open_model(str(folder / "model"))
+    model = base_model.open_model(str(folder / "model"))
     return Reference(
         model=model,
         params={name: model.load(name) for name in ("text_encoder", "unet", "vae")},
@@ -121,7 +124,7 @@ def nhwc(array: np.ndarray) -> np.ndarray:
 # One executable serves the recorded and the live reference: their modules are equal.
 @functools.partial(jax.jit, static_argnames=("module", "method"))
 def apply(
-    module: nn.Module, params: weights.Params, *inputs: Any, method: str
+    module: nn.Module, params: base_model.Params, *inputs: Any, method: str
 ) -> tuple[jax.Array, dict[str, Any]]:
     """The output, and what every module inside returned."""
     output, captured = module.apply(
@@ -131,7 +134,7 @@ def apply(
 
 
 def apply_with_blocks(
-    module: nn.Module, params: weights.Params, *inputs: Any, method: str = "__call__"
+    module: nn.Module, params: base_model.Params, *inputs: Any, method: str = "__call__"
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The output, and by path that of every module made of others and of every norm."""
     output, captured = apply(module, params, *inputs, method=method)
@@ -236,7 +239,7 @@ def test_posterior_sample_is_diffusers(reference: Reference) -> None:
 
 def test_noisy_latents_and_targets_are_diffusers(reference: Reference) -> None:
     recorded = reference.training
-    schedule = diffusion.Schedule.from_json(reference.model.scheduler)
+    schedule = Schedule.from_json(reference.model.scheduler)
     # diffusers multiplies 1000 factors in float32, we in float64.
     np.testing.assert_allclose(
         schedule.alphas_cumprod, recorded["alphas_cumprod"], rtol=1e-5
@@ -254,20 +257,20 @@ def test_noisy_latents_and_targets_are_diffusers(reference: Reference) -> None:
 
 @functools.cache
 def compile_step(
-    text_encoder: clip_text.ClipText, unet: unet.UNet, scheduler: str
-) -> tuple[step.Recipe, Callable[..., Any]]:
+    text_encoder: clip_text.ClipText, unet: models_unet.UNet, scheduler: str
+) -> tuple[train_step.Recipe, Callable[..., Any]]:
     """The recipe of the recorded training, and its step from given examples:
     (state, params, batch) to (state, loss, gradient).
 
     Arguments are hashable, so that recorded and live reference share one executable.
     """
     learning_rate = optax.constant_schedule(5e-3)  # record_reference.LEARNING_RATE
-    recipe = step.Recipe(
+    recipe = train_step.Recipe(
         text_encoder=text_encoder,
         unet=unet,
         scaling_factor=1.0,
-        schedule=diffusion.Schedule.from_json(json.loads(scheduler)),
-        optimizer=step.adamw(learning_rate, 0.9, 0.999, 1e-8, 0.0, None),
+        schedule=Schedule.from_json(json.loads(scheduler)),
+        optimizer=train_step.adamw(learning_rate, 0.9, 0.999, 1e-8, 0.0, None),
         learning_rate=learning_rate,
         train_batch_size=2,
         gradient_accumulation_steps=1,
@@ -275,10 +278,10 @@ def compile_step(
     )
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
-    def take_step(state: step.State, params: dict[str, weights.Params], batch):
-        loss, grads = step.gradients(state.rows, params, batch, recipe)
+    def take_step(state: train_step.State, params: dict[str, base_model.Params], batch):
+        loss, grads = train_step.gradients(state.rows, params, batch, recipe)
         bank = unused_bank(state.rows["text_encoder"].shape[1])
-        state, _ = step.apply_gradients(state, loss, grads, bank, recipe)
+        state, _ = train_step.apply_gradients(state, loss, grads, bank, recipe)
         return state, loss[0], grads["text_encoder"][0]
 
     return recipe, take_step
@@ -291,23 +294,25 @@ def stepper(reference: Reference) -> tuple[Callable, Callable]:
         model.text_encoder, model.unet, json.dumps(model.scheduler)
     )
 
-    def begin(rows: np.ndarray) -> step.State:
-        state = step.init_state(
+    def begin(rows: np.ndarray) -> train_step.State:
+        state = train_step.init_state(
             {"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer
         )
         # As a step returns it: another placement would compile a second executable.
         return jax.device_put(state, sharding.replicated(recipe.mesh))
 
-    def take(state: step.State, index: int) -> tuple[step.State, Array, Array]:
+    def take(
+        state: train_step.State, index: int
+    ) -> tuple[train_step.State, Array, Array]:
         batch = read_batch(reference.training, index)
         return take_step(state, reference.params, batch)
 
     return begin, take
 
 
-def read_batch(recorded: dict[str, np.ndarray], index: int) -> step.Batch:
+def read_batch(recorded: dict[str, np.ndarray], index: int) -> train_step.Batch:
     """The recorded examples of one step, for one slot."""
-    return step.Batch(
+    return train_step.Batch(
         latents=np.moveaxis(recorded["latents"][index], 1, -1)[None],
         noise=np.moveaxis(recorded["noise"][index], 1, -1)[None],
         timesteps=recorded["timesteps"][index][None].astype(np.int32),
@@ -315,9 +320,9 @@ def read_batch(recorded: dict[str, np.ndarray], index: int) -> step.Batch:
     )
 
 
-def unused_bank(num_vectors: int) -> step.Bank:
+def unused_bank(num_vectors: int) -> train_step.Bank:
     """One slot from which nothing is drawn: examples come from the recording."""
-    return step.Bank(
+    return train_step.Bank(
         keys=jax.random.key(0)[None],
         moments=jnp.zeros((1, 1, 1, 1, 1, 8)),
         num_pictures=jnp.ones(1, jnp.int32),

@@ -8,7 +8,7 @@ import sys
 import jax
 import runs
 
-from ti_flax import memory
+from ti_flax.step.train_step import remat
 
 # What Python on Windows does not have fails to import, as it does there.
 _WITHOUT_UNIX = """
@@ -32,6 +32,6 @@ def test_a_run_needs_no_module_that_only_unix_has(tiny_model, tmp_path):
 
 
 def test_memory_that_the_system_does_not_tell_is_taken_for_enough(monkeypatch):
-    assert 0 < memory.device_memory(jax.devices("cpu")[0]) < math.inf
+    assert 0 < remat.device_memory(jax.devices("cpu")[0]) < math.inf
     monkeypatch.delattr(os, "sysconf")
-    assert memory.device_memory(jax.devices("cpu")[0]) == math.inf
+    assert remat.device_memory(jax.devices("cpu")[0]) == math.inf

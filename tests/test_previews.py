@@ -12,21 +12,17 @@ import slots
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
-from ti_flax import (
-    config,
-    errors,
-    export,
-    generate,
-    looks,
-    metrics_out,
-    report,
-    run_files,
-    samplers,
-    step,
-    tokens,
-    trainer,
-)
-from ti_flax.models import weights
+from ti_flax import generate
+from ti_flax.config.run_config import run_config
+from ti_flax.diffusion.process import samplers
+from ti_flax.formats import find
+from ti_flax.models import base_model
+from ti_flax.reports import metrics_log, report, trackers
+from ti_flax.runtime import errors
+from ti_flax.step.train_step import train_step
+from ti_flax.text.tokenizer import initial_rows, initializer_ids, load_tokenizer
+from ti_flax.training import run as training_run
+from ti_flax.training import validation
 
 PROMPT = "a <toy> on a table"
 CONTROL = "a on a table"
@@ -62,7 +58,9 @@ def settings(tiny_model, pictures, tmp_path):
 
 
 def learn(settings, **keys):
-    return trainer.train_concepts(config.Config(**settings | keys), progress=False)[0]
+    return training_run.train_concepts(
+        run_config.Config(**settings | keys), progress=False
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +73,8 @@ def run(tiny_model, pictures, tmp_path_factory):
         patch.setattr(
             samplers, "sample", lambda *args: traces.append(1) or sample(*args)
         )
-        learned = trainer.train_concepts(
-            config.Config(
+        learned = training_run.train_concepts(
+            run_config.Config(
                 pretrained_model_name_or_path=str(tiny_model),
                 train_data_dir=pictures,
                 output_dir=output_dir,
@@ -101,7 +99,7 @@ def run(tiny_model, pictures, tmp_path_factory):
 def lines(path, *left_out):
     return [
         {key: value for key, value in line.items() if key not in left_out}
-        for line in run_files.read_lines(path)
+        for line in metrics_log.read_lines(path)
     ]
 
 
@@ -117,14 +115,14 @@ def test_previews_do_not_change_what_is_learned(run, settings):
     learned = learn(settings, validation_steps=1, report_to="none")
     np.testing.assert_array_equal(learned.rows, run.learned.rows)
     ours, theirs = (
-        lines(folder / run_files.METRICS_NAME, "examples_per_second")
+        lines(folder / metrics_log.METRICS_NAME, "examples_per_second")
         for folder in (settings["output_dir"], run.folder)
     )
     assert ours == theirs and len(ours) == 4
     ours, theirs = (
         {
             line["step"]: line
-            for line in lines(folder / run_files.LOOKS_NAME, "previews", "control")
+            for line in lines(folder / metrics_log.LOOKS_NAME, "previews", "control")
         }
         for folder in (settings["output_dir"], run.folder)
     )
@@ -135,7 +133,7 @@ def test_previews_do_not_change_what_is_learned(run, settings):
 
 
 def test_every_look_has_its_files(run):
-    found = lines(run.folder / run_files.LOOKS_NAME)
+    found = lines(run.folder / metrics_log.LOOKS_NAME)
     assert [line["step"] for line in found] == [0, 3, 4]
     for line in found:
         folder = f"samples/step_{line['step']:06d}"
@@ -158,16 +156,16 @@ def test_previews_are_what_generate_makes_of_the_word(
     rows = run.learned.rows
     if name == "step_000000":
         [rows] = first_rows(tiny_model, settings)
-    export.export_concept(
+    find.export_concept(
         tmp_path,
-        export.Embedding("<toy>", rows),
+        find.Embedding("<toy>", rows),
         "object",
         np.zeros((1, 8, 8, 3), np.uint8),
     )
     images = generate.generate_images(
         progress=False,
         model=tiny_model,
-        embedding=tmp_path / export.SAFETENSORS_NAME,
+        embedding=tmp_path / find.SAFETENSORS_NAME,
         prompt=CONTROL if name == "control" else PROMPT,
         num_images=2,
         seed=SEED,
@@ -184,12 +182,12 @@ def test_previews_are_what_generate_makes_of_the_word(
 
 
 def first_rows(tiny_model, settings):
-    keys = config.Config(**settings)
-    tokenizer = tokens.load_tokenizer(tiny_model / "tokenizer")
-    params = weights.open_model(str(tiny_model)).load("text_encoder")
+    keys = run_config.Config(**settings)
+    tokenizer = load_tokenizer(tiny_model / "tokenizer")
+    params = base_model.open_model(str(tiny_model)).load("text_encoder")
     table = np.asarray(params["embeddings"]["token_embedding"]["embedding"])
-    ids = tokens.initializer_ids(tokenizer, "toy")
-    return [tokens.initial_rows(table, ids, 2, keys.initializer_jitter, SEED)]
+    ids = initializer_ids(tokenizer, "toy")
+    return [initial_rows(table, ids, 2, keys.initializer_jitter, SEED)]
 
 
 def test_pictures_change_with_the_rows_and_not_with_the_noise(run):
@@ -207,7 +205,7 @@ def test_samples_of_another_run_do_not_stay(settings):
     old = folder / "samples" / "step_009000"
     old.mkdir(parents=True)
     (folder / "samples" / "mine").mkdir()
-    keys = config.Config(**settings, report_to="none")
+    keys = run_config.Config(**settings, report_to="none")
     with report.Report(keys, range(9000, 9001), False, PICTURES, []):
         assert old.exists()
     with report.Report(keys, range(0, 1), False, PICTURES, []):
@@ -230,7 +228,7 @@ def test_a_mistake_is_told_in_one_line_before_weights_are_read(
     def load(*_):
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr(weights.BaseModel, "load", load)
+    monkeypatch.setattr(base_model.BaseModel, "load", load)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(errors.UserError) as caught:
         learn(settings, **keys)
@@ -249,13 +247,13 @@ def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():
     ]
     state, bank = slots.make_run(recipe, *concepts)
     frozen = slots.make_frozen(recipe)
-    fixed_loss = looks.compile_fixed_loss(recipe)
+    fixed_loss = validation.compile_fixed_loss(recipe)
     found = fixed_loss(state.rows, frozen, bank)
     np.testing.assert_array_equal(found, fixed_loss(state.rows, frozen, bank))
 
     # The same by the formulas.
     never = jnp.full(2, 2**31 - 1)
-    batch = step.draw_batch(bank, never, jnp.arange(16), 0.18215, 1000)
+    batch = train_step.draw_batch(bank, never, jnp.arange(16), 0.18215, 1000)
     timesteps = [round(1000 * (2 * i + 1) / 32 - 0.5) for i in range(16)]
     assert timesteps[0] == 31 and timesteps[-1] == 968
     abar = recipe.schedule.alphas_cumprod[jnp.array(timesteps)][:, None, None, None]
@@ -282,7 +280,7 @@ def test_nearest_words_are_those_of_the_largest_cosine():
     table, rows = random.normal(size=(200, 16)), random.normal(size=(3, 16))
     table[17] = 0  # near to nothing
     rows[1] = 5 * table[42] + 0.01
-    cosines, ids = looks.nearest(
+    cosines, ids = validation.nearest(
         jnp.asarray(table, jnp.float32), jnp.asarray(rows, jnp.float32)
     )
     for k in range(3):
@@ -299,11 +297,11 @@ def test_nearest_words_are_those_of_the_largest_cosine():
 
 def test_the_numbers_of_a_look_are_those_of_the_rows(run, tiny_model, settings):
     [initial] = first_rows(tiny_model, settings)
-    first, *_, last = lines(run.folder / run_files.LOOKS_NAME)
+    first, *_, last = lines(run.folder / metrics_log.LOOKS_NAME)
     assert first["distance"] == [0, 0]
     moved = np.linalg.norm(run.learned.rows - initial, axis=1)
     np.testing.assert_allclose(last["distance"], moved, rtol=1e-5)
-    metrics = lines(run.folder / run_files.METRICS_NAME)
+    metrics = lines(run.folder / metrics_log.METRICS_NAME)
     norms = np.linalg.norm(run.learned.rows, axis=1)
     np.testing.assert_allclose(metrics[-1]["row_norm"], norms, rtol=1e-5)
     # The first step starts at the initial rows and goes 0.3 in each of 32 directions.
@@ -328,7 +326,7 @@ def scalars(events, tag):
 
 def test_tensorboard_shows_the_numbers_by_step(run):
     events = read_events(run.folder / "logs")
-    for line in lines(run.folder / run_files.METRICS_NAME):
+    for line in lines(run.folder / metrics_log.METRICS_NAME):
         for name in ("loss", "learning_rate", "grad_norm", "examples_per_second"):
             shown = scalars(events, f"train/{name}")[line["step"]]
             assert shown == pytest.approx(line[name])
@@ -336,7 +334,7 @@ def test_tensorboard_shows_the_numbers_by_step(run):
             for k in range(2):
                 shown = scalars(events, f"train/{name}/{k}")[line["step"]]
                 assert shown == pytest.approx(line[name][k])
-    for line in lines(run.folder / run_files.LOOKS_NAME):
+    for line in lines(run.folder / metrics_log.LOOKS_NAME):
         shown = scalars(events, "look/fixed_loss")[line["step"]]
         assert shown == pytest.approx(line["fixed_loss"])
         for k in range(2):
@@ -392,7 +390,9 @@ def add_steps(run_report, first, count):
     losses[:count, 0] = np.arange(first, first + count)
     vectors = np.ones((8, 1, 2), np.float32)
     run_report.add(
-        step.Metrics(losses, losses, losses, vectors, vectors, losses < 0), count, 2.0
+        train_step.Metrics(losses, losses, losses, vectors, vectors, losses < 0),
+        count,
+        2.0,
     )
 
 
@@ -406,7 +406,7 @@ def make_look(number):
 def test_wandb_gets_the_same_and_goes_on_with_its_run(settings, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    keys = config.Config(**settings, report_to="wandb")
+    keys = run_config.Config(**settings, report_to="wandb")
     keys.output_dir.mkdir()
     with report.Report(keys, range(0, 4), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 2)
@@ -426,14 +426,14 @@ def test_wandb_that_does_not_start_is_told_in_one_line(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nAPI key"))
     with pytest.raises(errors.UserError, match=r"no API key.*WANDB_MODE=offline"):
-        metrics_out.open_sink("wandb", settings["output_dir"], {}, 0)
+        trackers.open_sink("wandb", settings["output_dir"], {}, 0)
 
 
 # Going on
 
 
 def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
-    keys = config.Config(**settings)
+    keys = run_config.Config(**settings)
     folder = keys.output_dir
     folder.mkdir()
     with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
@@ -441,18 +441,18 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
         for number in range(1, 6):
             add_steps(run_report, number, 1)
             run_report.look(make_look(number))
-    with (folder / run_files.METRICS_NAME).open("a") as file:
+    with (folder / metrics_log.METRICS_NAME).open("a") as file:
         file.write('{"step": 6, "lo')  # the machine was switched off
     with report.Report(keys, range(3, 6), False, PICTURES, []) as run_report:
-        kept = lines(folder / run_files.METRICS_NAME)
+        kept = lines(folder / metrics_log.METRICS_NAME)
         assert [line["step"] for line in kept] == [1, 2, 3]
         add_steps(run_report, 40, 2)
         run_report.look(make_look(5))
-    metrics = lines(folder / run_files.METRICS_NAME)
+    metrics = lines(folder / metrics_log.METRICS_NAME)
     assert [(line["step"], line["loss"]) for line in metrics] == [
         (1, 1), (2, 2), (3, 3), (4, 40), (5, 41),
     ]  # fmt: skip
-    found = lines(folder / run_files.LOOKS_NAME)
+    found = lines(folder / metrics_log.LOOKS_NAME)
     assert [line["step"] for line in found] == [0, 1, 2, 3, 5]
     events = read_events(folder / "logs")
     assert scalars(events, "train/loss") == {1: 1, 2: 2, 3: 3, 4: 40, 5: 41}
@@ -462,19 +462,19 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
     # A new run shows nothing of this one.
     with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 1)
-    assert len(lines(folder / run_files.METRICS_NAME)) == 1
-    assert lines(folder / run_files.LOOKS_NAME) == []
+    assert len(lines(folder / metrics_log.METRICS_NAME)) == 1
+    assert lines(folder / metrics_log.LOOKS_NAME) == []
     assert scalars(read_events(folder / "logs"), "train/loss") == {1: 1}
 
 
 def test_numbers_that_are_not_finite_are_null(settings):
-    keys = config.Config(**settings, report_to="none")
+    keys = run_config.Config(**settings, report_to="none")
     keys.output_dir.mkdir()
     with report.Report(keys, range(0, 1), False, PICTURES, []) as run_report:
         nan = np.full((8, 1), np.nan, np.float32)
         infinite = np.full((8, 1, 2), np.inf, np.float32)
         run_report.add(
-            step.Metrics(nan, nan, nan, infinite, infinite, np.isnan(nan)), 1, 1.0
+            train_step.Metrics(nan, nan, nan, infinite, infinite, np.isnan(nan)), 1, 1.0
         )
-    [line] = lines(keys.output_dir / run_files.METRICS_NAME)
+    [line] = lines(keys.output_dir / metrics_log.METRICS_NAME)
     assert line["loss"] is None and line["row_norm"] == [None, None]

@@ -6,24 +6,25 @@ import shutil
 import numpy as np
 import pytest
 
-from ti_flax import full_pipeline, tokens
 from ti_flax.formats import registry
-from ti_flax.formats.embedding import Embedding
-from ti_flax.models import weights
+from ti_flax.formats.checks import Embedding
+from ti_flax.models import base_model
+from ti_flax.publishing import full_pipeline
 from ti_flax.quickstart.settings import MODEL
+from ti_flax.text.tokenizer import load_tokenizer
 
 TOKEN = "<bumbee>"
 
 
 def learned(vectors: int) -> Embedding:
-    width = weights.open_model(str(MODEL)).text_encoder.config.hidden_size
+    width = base_model.open_model(str(MODEL)).text_encoder.config.hidden_size
     rng = np.random.default_rng(vectors)
     return Embedding(TOKEN, rng.standard_normal((vectors, width), np.float32))
 
 
 def write(folder, vectors, model_folder=MODEL, variant=None):
-    model = weights.open_model(str(model_folder), variant=variant)
-    tokenizer = tokens.load_tokenizer(MODEL / "tokenizer")
+    model = base_model.open_model(str(model_folder), variant=variant)
+    tokenizer = load_tokenizer(MODEL / "tokenizer")
     full_pipeline.write(folder, model, tokenizer, learned(vectors))
     # The caller's tokenizer has not learned the word.
     assert TOKEN not in tokenizer.get_vocab()
@@ -59,8 +60,8 @@ def test_pytorch_loads_it_with_no_further_step(tmp_path, vectors):
 
 def test_our_own_code_loads_it_too(tmp_path):
     rows = learned(2).rows
-    base = weights.open_model(str(MODEL))
-    model = weights.open_model(str(write(tmp_path, 2)))
+    base = base_model.open_model(str(MODEL))
+    model = base_model.open_model(str(write(tmp_path, 2)))
     size = base.text_encoder.config.vocab_size
     assert model.text_encoder.config.vocab_size == size + 2
     table, before = (
@@ -68,7 +69,7 @@ def test_our_own_code_loads_it_too(tmp_path):
         for m in (model, base)
     )
     np.testing.assert_array_equal(table, np.concatenate([before, rows]))
-    tokenizer = tokens.load_tokenizer(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
     assert tokenizer.convert_tokens_to_ids([TOKEN, f"{TOKEN}_1"]) == [size, size + 1]
 
 
@@ -87,7 +88,7 @@ def test_a_variant_is_copied_under_the_names_without_it(tmp_path, shards):
     if shards:
         whole = unet / "diffusion_pytorch_model.fp16.safetensors"
         shard = "diffusion_pytorch_model.fp16-00001-of-00001.safetensors"
-        with weights.safetensors.safe_open(whole, "numpy") as opened:
+        with base_model.safetensors.safe_open(whole, "numpy") as opened:
             index = {"metadata": {}, "weight_map": dict.fromkeys(opened.keys(), shard)}
         whole.rename(unet / shard)
         name = "diffusion_pytorch_model.safetensors.index.fp16.json"
@@ -95,8 +96,8 @@ def test_a_variant_is_copied_under_the_names_without_it(tmp_path, shards):
     (base / "safety_checker").mkdir()
     (base / "safety_checker" / "config.json").write_text("{}")
     write(tmp_path / "whole", 1, base, "fp16")
-    loaded = weights.open_model(str(tmp_path / "whole")).load("unet")
-    wanted = weights.open_model(str(MODEL)).load("unet")
+    loaded = base_model.open_model(str(tmp_path / "whole")).load("unet")
+    wanted = base_model.open_model(str(MODEL)).load("unet")
     for ours, theirs in zip(*map(leaves, (loaded, wanted)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     # What the base model has beside the networks comes along.

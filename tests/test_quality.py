@@ -6,17 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from ti_flax.quickstart import (
-    drawing,
-    fit_judge,
-    held_out,
-    judge,
-    scores,
-    settings,
-    word_scores,
-    world,
-)
-from ti_flax.quickstart.quality_keys import QualityKeys
+from ti_flax.benchmarks.quality import held_out, judge, scores, train_judge, word_scores
+from ti_flax.benchmarks.quality.keys import QualityKeys
+from ti_flax.quickstart import settings
+from ti_flax.quickstart.critters import drawing, world
 
 # The judge reads fresh drawings at least this well; measured: 96 to 99.9 %.
 JUDGE_BOUND = 0.93
@@ -46,7 +39,7 @@ def test_judge_reads_blurred_and_noisy_drawings():
     rng = np.random.default_rng(13)
     scenes = [judge.random_scene(rng, styled=False) for _ in range(200)]
     pixels = judge.scaled(judge.draw_all(scenes))
-    spoilt = np.asarray(fit_judge.spoil(pixels, jax.random.key(1)))
+    spoilt = np.asarray(train_judge.spoil(pixels, jax.random.key(1)))
     assert 0.02 < np.abs(spoilt - pixels).mean() < 0.3
     bytes_ = np.clip(np.rint(127.5 * (spoilt + 1)), 0, 255).astype(np.uint8)
     found = judge.read_attributes(bytes_)
@@ -56,9 +49,9 @@ def test_judge_reads_blurred_and_noisy_drawings():
 
 
 def test_fitting_the_judge_lowers_its_error():
-    pictures, labels = fit_judge.drawn(100, seed=3)
-    params = fit_judge.fit(pictures, labels, num_steps=6, seed=0)
-    first = fit_judge.fit(pictures, labels, num_steps=1, seed=0)
+    pictures, labels = train_judge.drawn(100, seed=3)
+    params = train_judge.fit(pictures, labels, num_steps=6, seed=0)
+    first = train_judge.fit(pictures, labels, num_steps=1, seed=0)
     logits = [
         judge.Judge().apply({"params": p}, judge.scaled(pictures))
         for p in (first, params)
@@ -227,7 +220,7 @@ def test_table_has_every_attribute_in_percent():
 
 def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
     """With a random model, whose pictures are noise: only that all of it is there."""
-    from ti_flax.quickstart import quality
+    from ti_flax.benchmarks.quality import measure
 
     keys = QualityKeys(
         model=str(tiny_model),
@@ -239,7 +232,7 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
         train_batch_size=8,
         output=tmp_path / "new" / "quality.json",
     )
-    content = quality.measure(keys, progress=False)
+    content = measure.measure(keys, progress=False)
     written = json.loads(keys.output.read_text())
     # As text, for a ratio to nouns that a random model does not know is NaN.
     assert json.dumps(written["object"]) == json.dumps(content["object"])
@@ -255,10 +248,10 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
 @pytest.mark.slow
 def test_learned_words_do_what_nouns_do(tmp_path):
     """Half an hour on 2 CPU cores."""
-    from ti_flax.quickstart import quality
+    from ti_flax.benchmarks.quality import measure
 
     assert settings.MODEL.is_dir()
-    content = quality.measure(QualityKeys(output=tmp_path / "quality.json"))
+    content = measure.measure(QualityKeys(output=tmp_path / "quality.json"))
     for kind in ("object", "style"):
         part = content[kind]
         assert part["better_than_initializer"] == part["words"]["learned"], kind

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ti_flax.data.folder.folder import read_pictures
 
-from ti_flax import config, data
-from ti_flax.quickstart import concept, settings, sheet, world
+from ti_flax.config.run_config import run_config
+from ti_flax.quickstart import contact_sheet, settings
+from ti_flax.quickstart.critters import concept, world
 
 REPOSITORY = Path(__file__).parent.parent
 SIDE = 8
@@ -18,7 +20,7 @@ SIDE = 8
 
 def test_pictures_are_what_the_code_draws():
     drawn = concept.draw_pictures(concept.LOOK, concept.BACKGROUNDS, concept.SEED)
-    read = data.read_pictures(concept.FOLDER, 64, center_crop=True)
+    read = read_pictures(concept.FOLDER, 64, center_crop=True)
     assert read.notes == ()
     np.testing.assert_array_equal(read.images, drawn)
 
@@ -34,7 +36,7 @@ def test_the_package_has_the_file_of_configs():
 
 
 def test_configuration_holds_in_any_folder(tmp_path, monkeypatch):
-    from_repository = config.load_config(
+    from_repository = run_config.load_config(
         ["--config", str(REPOSITORY / "configs" / "quickstart.yaml")]
     )
     monkeypatch.chdir(tmp_path)
@@ -56,21 +58,24 @@ def colour(value):
 
 def test_sheet_holds_every_picture_and_grows_with_notes():
     red, blue = (200, 0, 0), (0, 0, 200)
-    rows = [sheet.Row("first", [colour(red)] * 3), sheet.Row("second", [colour(blue)])]
-    page = np.asarray(sheet.lay_out(rows))
+    rows = [
+        contact_sheet.Row("first", [colour(red)] * 3),
+        contact_sheet.Row("second", [colour(blue)]),
+    ]
+    page = np.asarray(contact_sheet.lay_out(rows))
     shares = [(page == value).all(axis=2).sum() for value in (red, blue)]
     assert shares[0] == pytest.approx(3 * shares[1])
     assert shares[1] > 100 * 100
-    noted = [rows[0], sheet.Row("second", rows[1].images, ["a note " * 12])]
-    taller = np.asarray(sheet.lay_out(noted))
+    noted = [rows[0], contact_sheet.Row("second", rows[1].images, ["a note " * 12])]
+    taller = np.asarray(contact_sheet.lay_out(noted))
     assert len(taller) > len(page)
     # Nothing but paper at the margin: no text runs over.
-    assert (taller[:, -sheet.MARGIN :] == 255).all()
+    assert (taller[:, -contact_sheet.MARGIN :] == 255).all()
 
 
 def test_before_after_shows_the_rows(tiny_model, tmp_path):
-    from ti_flax import trainer
     from ti_flax.quickstart import before_after
+    from ti_flax.training import run as training_run
 
     run = settings.load_config(
         [
@@ -79,7 +84,7 @@ def test_before_after_shows_the_rows(tiny_model, tmp_path):
             "--max_train_steps=1",
         ]
     )
-    trainer.train_concepts(run, progress=False)
+    training_run.train_concepts(run, progress=False)
     path = before_after.write(run)
     assert path == tmp_path / "run" / "before_after.png"
     with Image.open(path) as page:

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ti_flax import config, html_report, report, run_files, step
+from ti_flax.config.run_config import run_config
+from ti_flax.reports import metrics_log, report
+from ti_flax.reports import page as reports_page
+from ti_flax.step.train_step import train_step
 
 STEPS, VECTORS = 700, 2
 PROMPTS = ("a <toy> on a table", "</script><b>&amp; 'two' \"<toy>\"")
@@ -37,7 +40,7 @@ def make_config(folder, **keys):
         "validation_control": True,
         "report_to": "none",
     }
-    return config.Config(**settings | keys)
+    return run_config.Config(**settings | keys)
 
 
 def make_metrics(first, count):
@@ -49,7 +52,7 @@ def make_metrics(first, count):
     rate[:count, 0] = 1 - numbers / STEPS
     norms = np.zeros((128, 1, VECTORS), np.float32)
     norms[:count, 0] = numbers[:, None] * [1, 2]
-    return step.Metrics(loss, loss, rate, norms, norms, np.isnan(loss))
+    return train_step.Metrics(loss, loss, rate, norms, norms, np.isnan(loss))
 
 
 def make_look(folder, done):
@@ -73,7 +76,7 @@ def make_look(folder, done):
 
 
 class Run(NamedTuple):
-    config: config.Config
+    run_config: run_config.Config
     page: str
 
 
@@ -88,7 +91,7 @@ def run(tmp_path_factory):
         for done in range(0, STEPS, 35):
             run_report.add(make_metrics(done, 35), 35, 8.0)
             run_report.look(make_look(keys.output_dir, done + 35))
-    return Run(keys, (keys.output_dir / html_report.REPORT_NAME).read_text())
+    return Run(keys, (keys.output_dir / reports_page.REPORT_NAME).read_text())
 
 
 class Elements(HTMLParser):
@@ -163,7 +166,7 @@ def test_pictures_may_be_gone_and_prompts_may_change(tmp_path):
         look = make_look(keys.output_dir, 10)
         other = look.previews[0]._replace(prompt="another <toy>")
         run_report.look(look._replace(previews=[other]))
-    page = (keys.output_dir / html_report.REPORT_NAME).read_text()
+    page = (keys.output_dir / reports_page.REPORT_NAME).read_text()
     assert "“another <toy>” After 10 steps" in Elements(page).text
     assert PROMPTS[0] not in Elements(page).text.split("Previews")[1].split("Course")[0]
 
@@ -231,7 +234,7 @@ def write_page(keys, steps, done, error=None):
                 raise error
     except RuntimeError:
         pass
-    return Elements((keys.output_dir / html_report.REPORT_NAME).read_text()).text
+    return Elements((keys.output_dir / reports_page.REPORT_NAME).read_text()).text
 
 
 def test_the_page_says_how_a_run_ended(tmp_path):
@@ -245,7 +248,7 @@ def test_the_page_says_how_a_run_ended(tmp_path):
     assert "finished: 10 steps" in text
     # What was warned of before is not forgotten.
     assert "an old one" in text
-    assert (keys.output_dir / run_files.WARNINGS_NAME).read_text() == "an old one\n"
+    assert (keys.output_dir / metrics_log.WARNINGS_NAME).read_text() == "an old one\n"
 
 
 def test_a_running_run_says_so_at_each_look(tmp_path):
@@ -254,16 +257,16 @@ def test_a_running_run_says_so_at_each_look(tmp_path):
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
     with report.Report(keys, range(STEPS), False, pictures, []) as run_report:
         run_report.look(make_look(keys.output_dir, 0))
-        page = (keys.output_dir / html_report.REPORT_NAME).read_text()
+        page = (keys.output_dir / reports_page.REPORT_NAME).read_text()
     assert "running: 0 of 700 steps" in Elements(page).text
 
 
 def test_our_warnings_are_heard_as_one_line_each():
     with report.heard_warnings() as heard:
-        logging.getLogger("ti_flax.data").warning("one\n%s", "line")
-        logging.getLogger("ti_flax.data").info("nothing")
+        logging.getLogger("ti_flax.data.folder").warning("one\n%s", "line")
+        logging.getLogger("ti_flax.data.folder").info("nothing")
         logging.getLogger("another").warning("of another")
-    logging.getLogger("ti_flax.data").warning("too late")
+    logging.getLogger("ti_flax.data.folder").warning("too late")
     assert heard == ["one line"]
 
 
@@ -377,7 +380,7 @@ def test_a_complaint_would_be_heard(run, tmp_path):
     [("preferredColorScheme=0", True), ("preferredColorScheme=1", False)],
 )
 def test_the_page_is_light_or_dark_as_the_reader_has_it(scheme, dark, run, tmp_path):
-    path = run.config.output_dir / html_report.REPORT_NAME
+    path = run.config.output_dir / reports_page.REPORT_NAME
     shot = tmp_path / "shot.png"
     arguments = f"--screenshot={shot}", f"--blink-settings={scheme}"
     _, console = browse(path, tmp_path / "profile", *arguments)

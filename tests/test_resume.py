@@ -10,7 +10,12 @@ import pytest
 import runs
 import slots
 
-from ti_flax import checkpoint, errors, export, looks, sharding, step, trainer
+from ti_flax.checkpoints import store
+from ti_flax.formats import find
+from ti_flax.runtime import errors, sharding
+from ti_flax.step.train_step import train_step
+from ti_flax.training import run as training_run
+from ti_flax.training import validation
 
 
 @pytest.fixture(scope="session")
@@ -39,14 +44,16 @@ def whole(tiny_model, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         runs.skip_networks(patch)
-        trainer.train_concepts(runs.make_config(tiny_model, pictures, folder), False)
+        training_run.train_concepts(
+            runs.make_config(tiny_model, pictures, folder), False
+        )
     return folder
 
 
 @contextlib.contextmanager
 def stopped_after(number, monkeypatch, kind=signal.SIGTERM):
     """Sends a signal to this process when it checkpoints step `number`."""
-    save, left = checkpoint.Checkpoints.save, [number]
+    save, left = store.Checkpoints.save, [number]
 
     def save_and_signal(self, done, state):
         save(self, done, state)
@@ -55,14 +62,14 @@ def stopped_after(number, monkeypatch, kind=signal.SIGTERM):
             os.kill(os.getpid(), kind)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "save", save_and_signal)
+        patch.setattr(store.Checkpoints, "save", save_and_signal)
         yield
 
 
 def go_on(settings, **keys):
     """The same command again; what the run learned."""
     config = settings(resume_from_checkpoint="latest", **keys)
-    return trainer.train_concepts(config, progress=False)[0]
+    return training_run.train_concepts(config, progress=False)[0]
 
 
 without_networks = pytest.mark.usefixtures("no_networks")
@@ -96,7 +103,7 @@ def test_a_signal_between_checkpoints_saves_that_step(settings, whole, monkeypat
         stopped_after(1, monkeypatch),
         pytest.raises(errors.Stopped, match="1 of 6 steps"),
     ):
-        trainer.train_concepts(settings(checkpointing_steps=1), progress=False)
+        training_run.train_concepts(settings(checkpointing_steps=1), progress=False)
     folder = settings().output_dir
     assert runs.checkpoints(folder) == [1]
     go_on(settings)
@@ -112,9 +119,9 @@ def test_a_run_that_ends_in_a_look_takes_it_again(settings, whole, monkeypatch):
         if seen == [0, 3, 6]:
             raise MemoryError
 
-    monkeypatch.setattr(looks, "compile_look", lambda *run: look)
+    monkeypatch.setattr(validation, "compile_look", lambda *run: look)
     with pytest.raises(MemoryError):
-        trainer.train_concepts(settings(validation_steps=3), progress=False)
+        training_run.train_concepts(settings(validation_steps=3), progress=False)
     folder = settings().output_dir
     assert runs.checkpoints(folder) == [2, 4]
     go_on(settings, validation_steps=3)
@@ -127,30 +134,30 @@ def test_what_was_learned_is_exported_at_each_checkpoint(
     settings, monkeypatch, tiny_model
 ):
     with stopped_after(2, monkeypatch), pytest.raises(errors.Stopped):
-        trainer.train_concepts(settings(), progress=False)
-    early = export.load_embedding(settings().output_dir)
+        training_run.train_concepts(settings(), progress=False)
+    early = find.load_embedding(settings().output_dir)
     two_steps = settings("two", max_train_steps=2)
-    (learned,) = trainer.train_concepts(two_steps, progress=False)
+    (learned,) = training_run.train_concepts(two_steps, progress=False)
     np.testing.assert_array_equal(early.rows, learned.rows)
 
 
 @without_networks
 def test_a_finished_run_trains_nothing_more_and_exports(settings, whole, monkeypatch):
-    trainer.train_concepts(settings(), progress=False)
+    training_run.train_concepts(settings(), progress=False)
     folder = settings().output_dir
-    os.remove(folder / export.BIN_NAME)
-    monkeypatch.setattr(trainer.loop.Event, "next_after", None)  # no step is taken
+    os.remove(folder / find.BIN_NAME)
+    monkeypatch.setattr(training_run.loop.Event, "next_after", None)  # no step is taken
     go_on(settings)
     assert runs.content(folder) == runs.content(whole)
     learned = go_on(settings, max_train_steps=3)
-    np.testing.assert_array_equal(learned.rows, export.load_embedding(whole).rows)
+    np.testing.assert_array_equal(learned.rows, find.load_embedding(whole).rows)
     metrics = (runs.content(f)["metrics.jsonl"] for f in (folder, whole))
     assert next(metrics) == next(metrics)
 
 
 @without_networks
 def test_raising_max_train_steps_goes_on_exactly(settings, whole):
-    trainer.train_concepts(settings(max_train_steps=3), progress=False)
+    training_run.train_concepts(settings(max_train_steps=3), progress=False)
     folder = settings().output_dir
     go_on(settings)
     assert runs.content(folder) == runs.content(whole)
@@ -159,7 +166,7 @@ def test_raising_max_train_steps_goes_on_exactly(settings, whole):
 @without_networks
 def test_a_schedule_with_an_end_is_warned_of_and_followed(settings, caplog):
     cosine = {"lr_scheduler": "cosine"}
-    trainer.train_concepts(settings(max_train_steps=2, **cosine), progress=False)
+    training_run.train_concepts(settings(max_train_steps=2, **cosine), progress=False)
     go_on(settings, **cosine)
     assert "2 steps were taken on the way to 2, from here it leads to 6" in caplog.text
     rates = [
@@ -175,8 +182,8 @@ def test_a_schedule_with_an_end_is_warned_of_and_followed(settings, caplog):
 def test_an_earlier_checkpoint_is_gone_on_from_elsewhere(settings, whole, tmp_path):
     path = str(whole / "checkpoints" / "4")
     config = settings(resume_from_checkpoint=path)
-    (learned,) = trainer.train_concepts(config, progress=False)
-    np.testing.assert_array_equal(learned.rows, export.load_embedding(whole).rows)
+    (learned,) = training_run.train_concepts(config, progress=False)
+    np.testing.assert_array_equal(learned.rows, find.load_embedding(whole).rows)
     assert runs.checkpoints(tmp_path / "run") == [6]
     lines = runs.content(tmp_path / "run")["metrics.jsonl"]
     assert lines == runs.content(whole)["metrics.jsonl"][4:]
@@ -192,7 +199,7 @@ def test_the_trainer_goes_on_with_other_devices(settings, whole, monkeypatch):
         )
         learned = go_on(settings, max_train_steps=steps)
     np.testing.assert_allclose(
-        learned.rows, export.load_embedding(whole).rows, rtol=0, atol=1e-6
+        learned.rows, find.load_embedding(whole).rows, rtol=0, atol=1e-6
     )
     lines = runs.content(settings().output_dir)["metrics.jsonl"]
     assert [line["step"] for line in lines] == [*range(1, 7)]
@@ -201,22 +208,25 @@ def test_the_trainer_goes_on_with_other_devices(settings, whole, monkeypatch):
 def test_one_device_then_eight_then_two_agree_with_one(tmp_path):
     """With the networks, and through checkpoints."""
     concept = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
-    folder = checkpoint.epath.Path(tmp_path / "checkpoints")
+    folder = store.epath.Path(tmp_path / "checkpoints")
 
     def train(devices, state, dispatch):
         recipe = slots.make_recipe(devices)
         first, bank = slots.make_run(recipe, concept)
-        frozen, steps = slots.make_frozen(recipe), step.compile_train_steps(recipe)
+        frozen, steps = (
+            slots.make_frozen(recipe),
+            train_step.compile_train_steps(recipe),
+        )
         if state is not None:
             first = sharding.replicate(state, recipe.mesh)
         return steps(first, frozen, bank, dispatch)[0]
 
     def through_disk(number, state):
         run = {"config": {}, "fingerprints": {}, "versions": {}}
-        with checkpoint.Checkpoints(folder, None, run) as checkpoints:
+        with store.Checkpoints(folder, None, run) as checkpoints:
             checkpoints.save(number, state)
-        found = checkpoint.Found(folder, number, run)
-        return checkpoint.restore(found, jax.tree.map(np.zeros_like, state))[1]
+        found = store.Found(folder, number, run)
+        return store.restore(found, jax.tree.map(np.zeros_like, state))[1]
 
     state = None
     for number, devices in ((4, 1), (8, 8), (12, 2)):

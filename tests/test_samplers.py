@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import slots
 
-from ti_flax import errors, generate_keys, pictures, samplers, schedulers, sharding
-from ti_flax.models import shapes, weights
+from ti_flax.config.run_config import generate_keys
+from ti_flax.diffusion.process import samplers, scheduler_config
+from ti_flax.generation import sampling
+from ti_flax.models import base_model, known
+from ti_flax.runtime import errors, sharding
 
 _BETAS = {
     "beta_end": 0.012,
@@ -56,13 +59,13 @@ SHIPPED = {
 }
 SD = SHIPPED["sd-1-5"]
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-NAMES = tuple(schedulers.SCHEDULERS)
+NAMES = tuple(scheduler_config.SCHEDULERS)
 PREDICTIONS = ("epsilon", "v_prediction")
 GUIDANCE_SCALE = 7.5
 
 
 def sample(config, name, num_steps, predict, noise):
-    sampler = schedulers.make_sampler(config, name, num_steps)
+    sampler = scheduler_config.make_sampler(config, name, num_steps)
     return np.asarray(samplers.sample(*sampler, predict, jnp.asarray(noise)))
 
 
@@ -111,8 +114,8 @@ def network(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("network") / "unet"
-    params = shapes.random_params(slots.CONFIGS, "unet")
-    weights.save_params(folder, slots.CONFIGS["unet"], params, np.float32)
+    params = known.random_params(slots.CONFIGS, "unet")
+    base_model.save_params(folder, slots.CONFIGS["unet"], params, np.float32)
     theirs = diffusers.UNet2DConditionModel.from_pretrained(folder)
     random = np.random.default_rng(0)
     noise = random.normal(size=(2, 8, 8, 4)).astype(np.float32)
@@ -147,12 +150,14 @@ def diffusers_latents(network, scheduler, num_steps):
 def test_latents_after_20_guided_steps_equal_diffusers(network, name, config):
     import diffusers
 
-    scheduler = getattr(diffusers, schedulers.SCHEDULERS[name]).from_config(config)
+    scheduler = getattr(diffusers, scheduler_config.SCHEDULERS[name]).from_config(
+        config
+    )
     theirs = diffusers_latents(network, scheduler, 20)
     _, params, noise, context, negative = network
-    sampler = schedulers.make_sampler(config, name, 20)
+    sampler = scheduler_config.make_sampler(config, name, 20)
     np.testing.assert_allclose(sampler.steps.timesteps, scheduler.timesteps, atol=1e-2)
-    ours = pictures.sample_latents(
+    ours = sampling.sample_latents(
         params,
         sampler.steps,
         context,
@@ -344,7 +349,9 @@ def test_the_exact_solution_is_approached_with_the_samplers_order(name, change, 
     to_zero = name in ("dpmpp_2m", "euler") and change.get("final_sigmas_type") is None
     found = []
     for num_steps in (24, 48):
-        first = schedulers.make_sampler(config, name, num_steps).steps.timesteps[0]
+        first = scheduler_config.make_sampler(config, name, num_steps).steps.timesteps[
+            0
+        ]
         assert first == int(first)
         end = 1.0 if to_zero or config["set_alpha_to_one"] else abar[0]
         expected = exact(noise, abar[int(first)], end)
@@ -372,7 +379,7 @@ def test_the_exact_solution_is_approached_with_the_samplers_order(name, change, 
     ],
 )
 def test_timesteps_are_spaced_as_the_settings_say(name, change, expected):
-    timesteps = schedulers.make_sampler(SD | change, name, 4).steps.timesteps
+    timesteps = scheduler_config.make_sampler(SD | change, name, 4).steps.timesteps
     np.testing.assert_array_equal(timesteps, expected)
 
 
@@ -389,7 +396,7 @@ def test_timesteps_are_spaced_as_the_settings_say(name, change, expected):
 def test_the_last_step_of_dpm_solver_is_of_the_order_that_the_settings_say(
     change, num_steps, first_order
 ):
-    sampler = schedulers.make_sampler(SD | change, "dpmpp_2m", num_steps)
+    sampler = scheduler_config.make_sampler(SD | change, "dpmpp_2m", num_steps)
     first, *middle, last = sampler.steps.coefficients.extrapolation
     assert first == 0
     assert min(middle) > 0
@@ -409,12 +416,12 @@ def test_where_the_last_step_ends_if_the_file_does_not_say(name, to_one):
 
 def test_steps_offset_is_1_where_old_files_lack_it():
     config = {key: value for key, value in SD.items() if key != "steps_offset"}
-    timesteps = schedulers.make_sampler(config, "ddim", 2).steps.timesteps
+    timesteps = scheduler_config.make_sampler(config, "ddim", 2).steps.timesteps
     np.testing.assert_array_equal(timesteps, [501, 1])
 
 
 def test_euler_asks_between_the_timesteps_of_training():
-    timesteps = schedulers.make_sampler(SD, "euler", 3).steps.timesteps
+    timesteps = scheduler_config.make_sampler(SD, "euler", 3).steps.timesteps
     np.testing.assert_array_equal(timesteps, [999, 499.5, 0])
 
 
@@ -441,7 +448,9 @@ def test_nothing_is_clipped_whatever_the_file_says():
 
 
 def test_the_models_own_scheduler_is_found():
-    names = {model: schedulers.find_name(config) for model, config in SHIPPED.items()}
+    names = {
+        model: scheduler_config.find_name(config) for model, config in SHIPPED.items()
+    }
     assert names == {"sd-1-5": "pndm", "sd-2-1-base": "pndm", "sd-2-1": "ddim"}
 
 
@@ -452,7 +461,7 @@ def test_the_command_line_offers_every_scheduler():
 
 def test_an_unknown_scheduler_is_told_with_those_that_are_known():
     with pytest.raises(errors.UserError, match=r"UniPC.*DDIMScheduler.*--scheduler"):
-        schedulers.find_name({"_class_name": "UniPCMultistepScheduler"})
+        scheduler_config.find_name({"_class_name": "UniPCMultistepScheduler"})
 
 
 @pytest.mark.parametrize(
@@ -471,13 +480,13 @@ def test_an_unknown_scheduler_is_told_with_those_that_are_known():
 )
 def test_settings_that_are_not_supported_are_named(name, change, words):
     with pytest.raises(errors.UserError, match=words):
-        schedulers.make_sampler(SD | change, name, 4)
+        scheduler_config.make_sampler(SD | change, name, 4)
 
 
 @pytest.mark.parametrize(
     ("name", "most"), [("ddim", 999), ("euler", 1000), ("dpmpp_2m", 999)]
 )
 def test_more_steps_than_timesteps_are_refused(name, most):
-    schedulers.make_sampler(SD, name, most)
+    scheduler_config.make_sampler(SD, name, most)
     with pytest.raises(errors.UserError, match=rf"{most + 1} steps .* 1000 timesteps"):
-        schedulers.make_sampler(SD, name, most + 1)
+        scheduler_config.make_sampler(SD, name, most + 1)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ti_flax import errors, sharding
+from ti_flax.runtime import errors, sharding
 
 
 def test_examples_are_split_over_every_device_of_the_mesh():

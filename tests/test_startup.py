@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ti_flax import startup
+from ti_flax.runtime import process
 
 _PIECE = 2**16  # too small for the C library to map each by itself
 
@@ -28,7 +28,7 @@ def test_freed_memory_goes_back():
     for piece in pieces[:-1]:  # the last one keeps the heap from shrinking by itself
         library.free(ctypes.c_void_p(piece))
     kept = resident()
-    startup.give_back_freed()
+    process.give_back_freed()
     library.free(ctypes.c_void_p(pieces[-1]))
     assert kept - resident() > 0.9 * _PIECE * len(pieces)
 
@@ -74,7 +74,7 @@ def test_the_process_goes_on_where_nothing_would_change(
     enabled = tmp_path / "enabled"
     if setting is not None:
         enabled.write_text(setting)
-    monkeypatch.setattr(startup, "_HUGE_PAGES", enabled)
+    monkeypatch.setattr(process, "_HUGE_PAGES", enabled)
     monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
-    startup.use_huge_pages()
+    process.use_huge_pages()

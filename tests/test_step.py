@@ -5,7 +5,7 @@ import optax
 import pytest
 import slots
 
-from ti_flax import step
+from ti_flax.step.train_step import train_step
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
@@ -15,7 +15,7 @@ def train(recipe, *concepts, dispatches):
     """Rows [S, K, D] after the dispatches, the state, and each step's metrics."""
     state, bank = slots.make_run(recipe, *concepts)
     frozen = slots.make_frozen(recipe)
-    run = step.compile_train_steps(recipe)
+    run = train_step.compile_train_steps(recipe)
     history = []
     for num_steps in dispatches:
         state, metrics = run(state, frozen, bank, num_steps)
@@ -40,7 +40,7 @@ def test_only_learned_rows_change(one_device):
     frozen = slots.make_frozen(one_device)
     before = jax.tree.map(np.array, (frozen, bank._replace(keys=0)))
     rows = np.array(state.rows["text_encoder"])
-    state, _ = step.compile_train_steps(one_device)(state, frozen, bank, 5)
+    state, _ = train_step.compile_train_steps(one_device)(state, frozen, bank, 5)
     jax.tree.map(np.testing.assert_array_equal, before, (frozen, bank._replace(keys=0)))
     assert np.all(rows != state.rows["text_encoder"])
 
@@ -58,10 +58,10 @@ def test_the_state_is_rows_two_moments_and_counters(one_device):
 def test_ten_and_ten_steps_equal_twenty_bit_for_bit(one_device, twenty_steps):
     state, bank = slots.make_run(one_device, CAT)
     frozen = slots.make_frozen(one_device)
-    state, _ = step.compile_train_steps(one_device)(state, frozen, bank, 10)
+    state, _ = train_step.compile_train_steps(one_device)(state, frozen, bank, 10)
     # What a checkpoint does: through host memory and a newly compiled step.
     state = jax.device_put(jax.tree.map(np.array, state), bank.moments.sharding)
-    state, _ = step.compile_train_steps(one_device)(state, frozen, bank, 10)
+    state, _ = train_step.compile_train_steps(one_device)(state, frozen, bank, 10)
     jax.tree.map(np.testing.assert_array_equal, state, twenty_steps[1])
 
 
@@ -124,7 +124,7 @@ def test_padded_rows_and_stopped_slots_keep_every_bit():
 def test_an_example_is_a_function_of_seed_step_and_index(one_device):
     _, bank = slots.make_run(one_device, CAT, DOG)
     draw = jax.jit(
-        lambda steps, examples: step.draw_batch(bank, steps, examples, 1.0, 1000)
+        lambda steps, examples: train_step.draw_batch(bank, steps, examples, 1.0, 1000)
     )
     whole = draw(jnp.array([4, 9]), jnp.arange(8))
     tail = draw(jnp.array([4, 9]), jnp.arange(5, 8))
@@ -136,7 +136,7 @@ def test_an_example_is_a_function_of_seed_step_and_index(one_device):
 
 def test_draws_cover_every_real_picture_prompt_and_timestep(one_device):
     _, bank = slots.make_run(one_device, CAT, DOG)
-    batch = step.draw_batch(bank, jnp.array([0, 0]), jnp.arange(4096), 1.0, 1000)
+    batch = train_step.draw_batch(bank, jnp.array([0, 0]), jnp.arange(4096), 1.0, 1000)
     assert np.isfinite(batch.latents).all()
     for slot, concept in enumerate((CAT, DOG)):
         prompts = {tuple(ids) for ids in np.asarray(batch.ids[slot])}
@@ -155,7 +155,7 @@ def test_draws_cover_every_real_picture_prompt_and_timestep(one_device):
 def test_posterior_samples_have_the_moments_they_are_drawn_from(one_device):
     _, bank = slots.make_run(one_device, CAT._replace(pictures=1))
     bank = bank._replace(moments=bank.moments[:, :, :1])
-    batch = step.draw_batch(bank, jnp.array([0]), jnp.arange(8192), 2.0, 1000)
+    batch = train_step.draw_batch(bank, jnp.array([0]), jnp.arange(8192), 2.0, 1000)
     mean, logvar = np.split(np.asarray(bank.moments[0, 0, 0]), 2, axis=-1)
     latents = np.asarray(batch.latents[0]) / 2.0
     std = np.exp(logvar / 2)
@@ -165,7 +165,7 @@ def test_posterior_samples_have_the_moments_they_are_drawn_from(one_device):
 
 
 def test_clipping_bounds_the_norm_over_active_rows_only():
-    optimizer = step.only_active_rows(
+    optimizer = train_step.only_active_rows(
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
     )
     rows = {"text_encoder": jnp.zeros((2, 3))}
@@ -183,7 +183,7 @@ def test_adamw_equals_pytorch(weight_decay):
     random = np.random.default_rng(0)
     rows = random.normal(size=(2, 8)).astype(np.float32)
     schedule = optax.constant_schedule(1e-2)
-    ours = step.adamw(schedule, 0.9, 0.99, 1e-6, weight_decay, None)
+    ours = train_step.adamw(schedule, 0.9, 0.99, 1e-6, weight_decay, None)
     theirs = torch.nn.Parameter(torch.tensor(rows))
     optimizer = torch.optim.AdamW(
         [theirs], 1e-2, betas=(0.9, 0.99), eps=1e-6, weight_decay=weight_decay
@@ -227,7 +227,9 @@ def test_learning_rate_schedules_equal_diffusers(name, warmup):
         num_cycles=3 if name == "cosine_with_restarts" else 1,
         power=2.0,
     )
-    ours = step.learning_rate_schedule(name, 0.5, warmup, 40, num_cycles=3, power=2.0)
+    ours = train_step.learning_rate_schedule(
+        name, 0.5, warmup, 40, num_cycles=3, power=2.0
+    )
     if name == "cosine":
         # diffusers' default there is half a cycle, its get_scheduler passes one on.
         theirs = optimization.get_cosine_schedule_with_warmup(optimizer, warmup, 40)
@@ -242,7 +244,7 @@ def test_learning_rate_schedules_equal_diffusers(name, warmup):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_learning_rate_starts_and_ends_where_it_should(name):
-    rate = step.learning_rate_schedule(name, 0.5, 10, 100, num_cycles=2)
+    rate = train_step.learning_rate_schedule(name, 0.5, 10, 100, num_cycles=2)
     at = [float(rate(jnp.int32(count))) for count in (0, 5, 10, 99)]
     if name == "constant":
         assert at == [0.5] * 4
@@ -252,6 +254,6 @@ def test_learning_rate_starts_and_ends_where_it_should(name):
 
 
 def test_a_dispatch_longer_than_its_buffers_is_refused(one_device):
-    run = step.compile_train_steps(one_device)
+    run = train_step.compile_train_steps(one_device)
     with pytest.raises(ValueError, match="129"):
-        run(None, None, None, step.MAX_STEPS_A_DISPATCH + 1)
+        run(None, None, None, train_step.MAX_STEPS_A_DISPATCH + 1)

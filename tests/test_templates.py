@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from ti_flax import templates
-from ti_flax.errors import UserError
+from ti_flax.runtime.errors import UserError
+from ti_flax.text import templates
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,19 @@ import pytest
 import regex
 from clip_vocabulary import END, START, byte_symbols, write_clip_tokenizer
 
-from ti_flax import config, known_words, tokens, trainer
-from ti_flax.errors import UserError
-from ti_flax.models import weights
+from ti_flax.config.run_config import run_config
+from ti_flax.models import base_model
+from ti_flax.runtime.errors import UserError
+from ti_flax.text import known_words
+from ti_flax.text.tokenizer import (
+    PromptTokenizer,
+    initial_rows,
+    initializer_ids,
+    load_tokenizer,
+    vector_names,
+    warn_of_unused_pieces,
+)
+from ti_flax.training import run
 
 V = 49408
 PROMPTS = [
@@ -48,14 +58,14 @@ def folders(tmp_path_factory):
     (root / "bare" / "special_tokens_map.json").unlink()
     for name in ("sd1", "sd2"):
         folders[f"{name}-json"] = root / f"{name}-json"
-        tokens.load_tokenizer(folders[name]).save_pretrained(root / f"{name}-json")
+        load_tokenizer(folders[name]).save_pretrained(root / f"{name}-json")
         assert not (root / f"{name}-json" / "vocab.json").exists()
     return folders
 
 
 @pytest.fixture(scope="module")
 def tokenizer(folders):
-    return tokens.load_tokenizer(folders["sd1"])
+    return load_tokenizer(folders["sd1"])
 
 
 def pad(ids, length=77, pad_id=49407):
@@ -90,14 +100,14 @@ def byte_pair_ids(folder: Path, text: str) -> list[int]:
 
 def test_vocabulary_is_the_one_of_clip(tokenizer):
     assert len(tokenizer) == V
-    prompt = tokens.PromptTokenizer(tokenizer, V, {})
+    prompt = PromptTokenizer(tokenizer, V, {})
     known = [49406, 320, 1125, 539, 320, 2368, 49407]
     assert prompt(["a photo of a cat"]).tolist() == [pad(known)]
 
 
 @pytest.mark.parametrize("layout", ["sd1", "sd1-json", "bare"])
 def test_prompts_equal_byte_pairs_derived_again(folders, layout):
-    prompt = tokens.PromptTokenizer(tokens.load_tokenizer(folders[layout]), V, {})
+    prompt = PromptTokenizer(load_tokenizer(folders[layout]), V, {})
     ids = prompt(PROMPTS)
     assert ids.dtype == np.int32
     expected = [pad(byte_pair_ids(folders["sd1"], text)) for text in PROMPTS]
@@ -106,7 +116,7 @@ def test_prompts_equal_byte_pairs_derived_again(folders, layout):
 
 @pytest.mark.parametrize("layout", ["sd2", "sd2-json"])
 def test_sd2_pads_with_its_own_token(folders, layout):
-    prompt = tokens.PromptTokenizer(tokens.load_tokenizer(folders[layout]), V, {})
+    prompt = PromptTokenizer(load_tokenizer(folders[layout]), V, {})
     known = [49406, 320, 1125, 539, 320, 2368, 49407]
     assert prompt(["a photo of a cat"]).tolist() == [pad(known, pad_id=0)]
 
@@ -117,7 +127,7 @@ def test_length_stated_in_the_folder_is_kept(tmp_path):
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config | {"model_max_length": 16})
     )
-    prompt = tokens.PromptTokenizer(tokens.load_tokenizer(folder), V, {})
+    prompt = PromptTokenizer(load_tokenizer(folder), V, {})
     assert prompt(["a cat"]).tolist() == [pad([49406, 320, 2368, 49407], length=16)]
 
 
@@ -142,9 +152,9 @@ def test_loading_a_tokenizer_brings_in_no_torch_and_says_nothing(folders):
 def test_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(UserError, match=r"expected CLIP's tokenizer.*found neither"):
-        tokens.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="found neither"):
-        tokens.load_tokenizer(tmp_path / "missing")
+        load_tokenizer(tmp_path / "missing")
 
 
 def test_damaged_tokenizer_is_refused(tmp_path):
@@ -152,7 +162,7 @@ def test_damaged_tokenizer_is_refused(tmp_path):
     half = (folder / "vocab.json").read_text()[:1000]
     (folder / "vocab.json").write_text(half)
     with pytest.raises(UserError, match="cannot be read") as caught:
-        tokens.load_tokenizer(folder)
+        load_tokenizer(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -161,7 +171,7 @@ def test_tokenizer_of_another_family_is_refused(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     with pytest.raises(UserError, match="another family's"):
-        tokens.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 PLACEHOLDERS = ["<cat-toy>", "cat_toy!", "S*", "skstoy", "<猫>", "don't", "Ünï"]
@@ -189,7 +199,7 @@ def padded(oracle, prompts):
 def test_one_vector_is_found_as_transformers_finds_it(tokenizer, placeholder):
     prompts = [sentence.replace("{}", placeholder) for sentence in SENTENCES]
     prompts += [prompt.upper() for prompt in prompts] + PROMPTS
-    ids = tokens.PromptTokenizer(tokenizer, V, {placeholder: 1})(prompts)
+    ids = PromptTokenizer(tokenizer, V, {placeholder: 1})(prompts)
     assert (ids[: len(SENTENCES)] == V).any(axis=1).all()
     assert ids.tolist() == padded(with_words(tokenizer, [placeholder]), prompts)
 
@@ -199,18 +209,18 @@ def test_one_vector_is_found_as_transformers_finds_it(tokenizer, placeholder):
 def test_vectors_expand_as_in_diffusers(tokenizer, placeholder, num_vectors):
     pytest.importorskip("torch")
     textual_inversion = pytest.importorskip("diffusers.loaders.textual_inversion")
-    oracle = with_words(tokenizer, tokens.vector_names(placeholder, num_vectors))
+    oracle = with_words(tokenizer, vector_names(placeholder, num_vectors))
     prompts = [sentence.replace("{}", placeholder) for sentence in SENTENCES] + PROMPTS
     expanded = textual_inversion.TextualInversionLoaderMixin().maybe_convert_prompt(
         prompts, oracle
     )
-    ids = tokens.PromptTokenizer(tokenizer, V, {placeholder: num_vectors})(prompts)
+    ids = PromptTokenizer(tokenizer, V, {placeholder: num_vectors})(prompts)
     assert ids.tolist() == padded(oracle, expanded)
 
 
 @pytest.mark.parametrize("placeholder", ["<cat>", "S*", "SksToy"])
 def test_every_mention_has_all_its_vectors(tokenizer, placeholder):
-    prompt = tokens.PromptTokenizer(tokenizer, V, {placeholder: 3})
+    prompt = PromptTokenizer(tokenizer, V, {placeholder: 3})
     mentions = [placeholder, placeholder.upper(), placeholder.lower()]
     known = [49406, 320, 1125, 539, V, V + 1, V + 2, 49407]
     for mention in mentions:
@@ -230,23 +240,23 @@ def test_a_word_that_diffusers_reads_otherwise_is_warned_of(tiny_model, caplog, 
     pytest.importorskip("torch")
     textual_inversion = pytest.importorskip("diffusers.loaders.textual_inversion")
 
-    model = weights.open_model(str(tiny_model))
-    tokenizer = tokens.load_tokenizer(tiny_model / "tokenizer")
+    model = base_model.open_model(str(tiny_model))
+    tokenizer = load_tokenizer(tiny_model / "tokenizer")
 
     def keeps_all(word):
-        names = tokens.vector_names(word, 3)
+        names = vector_names(word, 3)
         oracle = with_words(tokenizer, names)
         mixin = textual_inversion.TextualInversionLoaderMixin()
         ids = oracle(mixin.maybe_convert_prompt(f"a {word}", oracle))["input_ids"]
         return set(oracle.convert_tokens_to_ids(names)) <= set(ids)
 
-    keys = config.Config(
+    keys = run_config.Config(
         pretrained_model_name_or_path="m",
         train_data_dir="d",
         placeholder_token=word,
         num_vectors=3,
     )
-    trainer._prompt_tokenizer(keys, tokenizer, model)
+    run._prompt_tokenizer(keys, tokenizer, model)
     assert len(caplog.records) == (not keeps_all(word))
     for record in caplog.records:
         given, better, count = record.args
@@ -256,12 +266,12 @@ def test_a_word_that_diffusers_reads_otherwise_is_warned_of(tiny_model, caplog, 
     # One vector is found whatever its spelling.
     caplog.clear()
     one = keys.model_copy(update={"num_vectors": 1})
-    trainer._prompt_tokenizer(one, tokenizer, model)
+    run._prompt_tokenizer(one, tokenizer, model)
     assert not caplog.records
 
 
 def test_a_vector_named_by_itself_is_not_expanded(tokenizer):
-    prompt = tokens.PromptTokenizer(tokenizer, V, {"<cat>": 12})
+    prompt = PromptTokenizer(tokenizer, V, {"<cat>": 12})
     (ids,) = prompt(["<cat>_1 <cat>_11 <cat>_10, <cat>"]).tolist()
     vectors = [V + 1, V + 11, V + 10, 267, *range(V, V + 12)]
     assert ids == pad([49406, *vectors, 49407])
@@ -269,22 +279,22 @@ def test_a_vector_named_by_itself_is_not_expanded(tokenizer):
 
 def test_ids_follow_the_order_of_words_from_the_end_of_the_table(tokenizer):
     words = {"<dog>": 2, "<cat>": 3, "skstoy": 1}
-    prompt = tokens.PromptTokenizer(tokenizer, 50000, words)
+    prompt = PromptTokenizer(tokenizer, 50000, words)
     (ids,) = prompt(["skstoy <cat> <dog>"]).tolist()
     expected = [50005, 50002, 50003, 50004, 50000, 50001]
     assert ids == pad([49406, *expected, 49407])
 
 
 def test_tokenizer_of_the_caller_is_left_as_it_was(folders):
-    tokenizer = tokens.load_tokenizer(folders["sd1"])
+    tokenizer = load_tokenizer(folders["sd1"])
     before = tokenizer("a <cat-toy> photo")["input_ids"]
-    tokens.PromptTokenizer(tokenizer, V, {"<cat-toy>": 2})(["a <cat-toy> photo"])
+    PromptTokenizer(tokenizer, V, {"<cat-toy>": 2})(["a <cat-toy> photo"])
     assert len(tokenizer) == V
     assert tokenizer("a <cat-toy> photo")["input_ids"] == before
 
 
 def test_no_prompt_gives_no_row(tokenizer):
-    assert tokens.PromptTokenizer(tokenizer, V, {"<cat>": 1})([]).shape == (0, 77)
+    assert PromptTokenizer(tokenizer, V, {"<cat>": 1})([]).shape == (0, 77)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +316,7 @@ def test_no_prompt_gives_no_row(tokenizer):
 )
 def test_placeholders_that_cannot_be_told_apart_are_refused(tokenizer, words, message):
     with pytest.raises(UserError, match=re.compile(message)) as caught:
-        tokens.PromptTokenizer(tokenizer, V, words)
+        PromptTokenizer(tokenizer, V, words)
     assert "\n" not in str(caught.value)
 
 
@@ -335,12 +345,12 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 )
 @pytest.mark.parametrize("layout", ["sd1", "sd1-json", "sd2"])
 def test_a_known_word_is_refused_with_a_new_one(folders, layout, word, advice):
-    tokenizer = tokens.load_tokenizer(folders[layout])
+    tokenizer = load_tokenizer(folders[layout])
     with pytest.raises(UserError, match="is already in") as caught:
-        tokens.PromptTokenizer(tokenizer, V, {word: 1})
+        PromptTokenizer(tokenizer, V, {word: 1})
     assert str(caught.value).endswith(f"choose a new word such as {advice!r}")
     # The advice helps.
-    tokens.PromptTokenizer(tokenizer, V, {advice: 3})
+    PromptTokenizer(tokenizer, V, {advice: 3})
 
 
 def test_every_whole_word_of_the_vocabulary_is_known(tokenizer, folders):
@@ -374,7 +384,7 @@ def test_every_whole_word_of_the_vocabulary_is_known(tokenizer, folders):
 )
 def test_a_word_of_several_pieces_is_new(tokenizer, word):
     assert not known_words.is_known(tokenizer, word)
-    ids = tokens.PromptTokenizer(tokenizer, V, {word: 2})([f"a {word} photo"])
+    ids = PromptTokenizer(tokenizer, V, {word: 2})([f"a {word} photo"])
     assert ids.tolist() == [pad([49406, 320, V, V + 1, 1125, 49407])]
 
 
@@ -382,40 +392,40 @@ def test_a_word_that_a_small_vocabulary_cannot_spell_is_new(tmp_path):
     vocabulary = {"a": 0, "a</w>": 1, START: 2, END: 3}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = tokens.load_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     words = {"b": False, "a": True, END: True}
     assert {w: known_words.is_known(tokenizer, w) for w in words} == words
 
 
 def test_placeholder_that_the_padding_token_would_split_is_refused(folders):
-    sd2 = tokens.load_tokenizer(folders["sd2"])
+    sd2 = load_tokenizer(folders["sd2"])
     with pytest.raises(UserError, match="'toy_cat!' cannot be one token"):
-        tokens.PromptTokenizer(sd2, V, {"toy_cat!": 1})
+        PromptTokenizer(sd2, V, {"toy_cat!": 1})
 
 
 def test_placeholder_saved_with_a_tokenizer_is_refused(tokenizer, tmp_path):
     with_words(tokenizer, ["<cat>_1"]).save_pretrained(tmp_path)
-    saved = tokens.load_tokenizer(tmp_path)
+    saved = load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="'<cat>_1' is already in"):
-        tokens.PromptTokenizer(saved, V + 1, {"<cat>": 2})
-    (ids,) = tokens.PromptTokenizer(saved, V + 1, {"<cat>": 1})(["<cat> <cat>_1"])
+        PromptTokenizer(saved, V + 1, {"<cat>": 2})
+    (ids,) = PromptTokenizer(saved, V + 1, {"<cat>": 1})(["<cat> <cat>_1"])
     assert ids.tolist() == pad([49406, V + 1, V, 49407])
 
 
 def test_table_smaller_than_the_tokenizer_is_refused(tokenizer):
     with pytest.raises(UserError, match=r"knows 49408 words .* only 49407 rows"):
-        tokens.PromptTokenizer(tokenizer, V - 1, {"<cat>": 1})
+        PromptTokenizer(tokenizer, V - 1, {"<cat>": 1})
 
 
 def test_prompt_that_just_fits_keeps_its_placeholder(tokenizer):
-    prompt = tokens.PromptTokenizer(tokenizer, V, {"<cat>": 2})
+    prompt = PromptTokenizer(tokenizer, V, {"<cat>": 2})
     (ids,) = prompt(["a " * 73 + "<cat>"]).tolist()
     assert ids == [49406, *[320] * 73, V, V + 1, 49407]
 
 
 @pytest.mark.parametrize("num_words", [74, 75, 200])
 def test_prompt_that_loses_its_placeholder_is_refused(tokenizer, num_words):
-    prompt = tokens.PromptTokenizer(tokenizer, V, {"<cat>": 2})
+    prompt = PromptTokenizer(tokenizer, V, {"<cat>": 2})
     text = "a " * num_words + "<cat>"
     with pytest.raises(UserError) as caught:
         prompt(["a <cat>", text])
@@ -431,7 +441,7 @@ def test_prompt_that_loses_its_placeholder_is_refused(tokenizer, num_words):
 
 def test_long_prompt_that_keeps_its_placeholder_is_cut_as_transformers_cuts(tokenizer):
     text = "<cat> " + "猫 photo " * 60
-    ids = tokens.PromptTokenizer(tokenizer, V, {"<cat>": 1})([text])
+    ids = PromptTokenizer(tokenizer, V, {"<cat>": 1})([text])
     assert ids.tolist() == padded(with_words(tokenizer, ["<cat>"]), [text])
     assert ids[0, -1] == 49407
 
@@ -452,7 +462,7 @@ def test_long_prompt_that_keeps_its_placeholder_is_cut_as_transformers_cuts(toke
     ],
 )
 def test_text_that_is_cut_off_is_named(tokenizer, caplog, prompt, count, cut_off):
-    tokenize = tokens.PromptTokenizer(tokenizer, V, {"<cat>": 3})
+    tokenize = PromptTokenizer(tokenizer, V, {"<cat>": 3})
     tokenize(["a <cat>", prompt])
     shown = prompt[:60] + "..."
     (line,) = [record.getMessage() for record in caplog.records]
@@ -463,40 +473,40 @@ def test_text_that_is_cut_off_is_named(tokenizer, caplog, prompt, count, cut_off
 
 
 def test_a_prompt_that_just_fits_is_not_warned_of(tokenizer, caplog):
-    tokens.PromptTokenizer(tokenizer, V, {"<cat>": 2})(["", "<cat> " + "a " * 73])
+    PromptTokenizer(tokenizer, V, {"<cat>": 2})(["", "<cat> " + "a " * 73])
     assert not caplog.records
 
 
 def test_truncation_saved_in_a_tokenizer_hides_no_lost_placeholder(folders, tmp_path):
-    used = tokens.load_tokenizer(folders["sd1"])
+    used = load_tokenizer(folders["sd1"])
     used("a cat", padding="max_length", truncation=True)
     used.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]
-    prompt = tokens.PromptTokenizer(tokens.load_tokenizer(tmp_path), V, {"<cat>": 1})
+    prompt = PromptTokenizer(load_tokenizer(tmp_path), V, {"<cat>": 1})
     with pytest.raises(UserError, match="limit is 77"):
         prompt(["a " * 90 + "<cat>"])
     assert prompt(["<cat>"]).tolist() == [pad([49406, V, 49407])]
 
 
 def test_initializer_may_be_several_words(tokenizer):
-    assert tokens.initializer_ids(tokenizer, "cat") == [2368]
-    assert tokens.initializer_ids(tokenizer, " Cat toy ") == [2368, 5988]
+    assert initializer_ids(tokenizer, "cat") == [2368]
+    assert initializer_ids(tokenizer, " Cat toy ") == [2368, 5988]
 
 
 @pytest.mark.parametrize("text", ["", "  \n", END, f"cat {START}"])
 def test_initializer_without_a_word_is_refused(tokenizer, text):
     with pytest.raises(UserError, match="initializer_token"):
-        tokens.initializer_ids(tokenizer, text)
+        initializer_ids(tokenizer, text)
 
 
 def test_initializer_outside_a_small_vocabulary_is_refused(tmp_path):
     vocabulary = {"a": 0, "a</w>": 1, START: 2, END: 3}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = tokens.load_tokenizer(tmp_path)
-    assert tokens.initializer_ids(tokenizer, "aa") == [0, 1]
+    tokenizer = load_tokenizer(tmp_path)
+    assert initializer_ids(tokenizer, "aa") == [0, 1]
     with pytest.raises(UserError, match="'ab' must be"):
-        tokens.initializer_ids(tokenizer, "ab")
+        initializer_ids(tokenizer, "ab")
 
 
 @pytest.mark.parametrize(
@@ -513,7 +523,7 @@ def test_initializer_outside_a_small_vocabulary_is_refused(tmp_path):
 def test_pieces_that_start_no_vector_are_told(
     tokenizer, caplog, text, num_vectors, pieces, used
 ):
-    tokens.warn_of_unused_pieces(tokenizer, text, num_vectors)
+    warn_of_unused_pieces(tokenizer, text, num_vectors)
     lines = [record.getMessage() for record in caplog.records]
     if len(pieces) <= num_vectors:
         assert not lines
@@ -525,9 +535,9 @@ def test_pieces_that_start_no_vector_are_told(
     ]
     # What is said is done: the rows are those of the pieces named, and then of all.
     table = np.arange(V, dtype=np.float32)[:, None]
-    ids = tokens.initializer_ids(tokenizer, text)
+    ids = initializer_ids(tokenizer, text)
     for count, expected in ((num_vectors, used), (len(pieces), pieces)):
-        rows = tokens.initial_rows(table, ids, count, jitter=0.0, seed=0)
+        rows = initial_rows(table, ids, count, jitter=0.0, seed=0)
         named = tokenizer.convert_ids_to_tokens(rows[:, 0].astype(int).tolist())
         assert named == expected
 
@@ -551,13 +561,13 @@ def table():
     ],
 )
 def test_words_are_spread_over_the_vectors(table, ids, num_vectors, chosen):
-    rows = tokens.initial_rows(table, ids, num_vectors, jitter=0.0, seed=0)
+    rows = initial_rows(table, ids, num_vectors, jitter=0.0, seed=0)
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, table[chosen])
 
 
 def test_only_vectors_equal_to_an_earlier_one_are_jittered(table):
-    rows = tokens.initial_rows(table, [7, 9, 7], 6, jitter=0.1, seed=3)
+    rows = initial_rows(table, [7, 9, 7], 6, jitter=0.1, seed=3)
     np.testing.assert_array_equal(rows[[0, 2]], table[[7, 9]])
     moved = rows[[1, 3, 4, 5]] - table[[7, 9, 7, 7]]
     assert (moved != 0).all()
@@ -565,7 +575,7 @@ def test_only_vectors_equal_to_an_earlier_one_are_jittered(table):
 
 
 def test_jitter_is_in_units_of_each_coordinates_deviation(table):
-    rows = tokens.initial_rows(table, [7], 4001, jitter=0.25, seed=3)
+    rows = initial_rows(table, [7], 4001, jitter=0.25, seed=3)
     units = (rows[1:] - table[7]) / (0.25 * np.std(table, axis=0))
     # 4000 draws: the mean is known to 1/sqrt(4000), the deviation to 1/sqrt(8000).
     np.testing.assert_allclose(units.mean(axis=0), 0, atol=5 / 4000**0.5)
@@ -573,7 +583,7 @@ def test_jitter_is_in_units_of_each_coordinates_deviation(table):
 
 
 def test_random_start_has_the_vocabularys_mean_and_deviation(table):
-    rows = tokens.initial_rows(table, None, 4000, jitter=0.1, seed=5)
+    rows = initial_rows(table, None, 4000, jitter=0.1, seed=5)
     assert rows.dtype == np.float32
     units = (rows - np.mean(table, axis=0)) / np.std(table, axis=0)
     np.testing.assert_allclose(units.mean(axis=0), 0, atol=5 / 4000**0.5)
@@ -584,7 +594,7 @@ def test_random_start_has_the_vocabularys_mean_and_deviation(table):
 @pytest.mark.parametrize("ids", [None, [7]])
 def test_initial_rows_are_a_function_of_the_seed(table, ids):
     def rows(seed):
-        return tokens.initial_rows(table, ids, 3, jitter=0.1, seed=seed)
+        return initial_rows(table, ids, 3, jitter=0.1, seed=seed)
 
     np.testing.assert_array_equal(rows(1), rows(1))
     assert (rows(1)[1:] != rows(2)[1:]).all()

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from ti_flax.data.folder.folder import read_pictures
 
-import ti_flax
-from ti_flax import config, data, export, tokens, trainer
-from ti_flax.formats import registry
-from ti_flax.models import weights
+from ti_flax.config.run_config import run_config
+from ti_flax.formats import find, registry
+from ti_flax.models import base_model
+from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
+from ti_flax.training import run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PROMPTS = ["a <toy> on a table", "<toy>", "two photos of one <toy>, and no other"]
@@ -54,7 +56,7 @@ def to_argv(arguments):
 
 
 def learn(tiny_model, pictures, output_dir, **keys):
-    settings = config.Config(
+    settings = run_config.Config(
         pretrained_model_name_or_path=str(tiny_model),
         train_data_dir=pictures,
         output_dir=output_dir,
@@ -65,7 +67,7 @@ def learn(tiny_model, pictures, output_dir, **keys):
         max_train_steps=3,
         **keys,
     )
-    return trainer.train_concepts(settings, progress=False)[0]
+    return run.train_concepts(settings, progress=False)[0]
 
 
 @pytest.fixture(scope="session", params=[1, 3])
@@ -119,12 +121,12 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
 
 def test_a_runs_own_config_repeats_it_bit_for_bit(learned, tmp_path):
     folder, embedding = learned
-    again = config.load_config(
+    again = run_config.load_config(
         ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "b")]
     )
-    repeated = trainer.train_concepts(again, progress=False)[0]
+    repeated = run.train_concepts(again, progress=False)[0]
     np.testing.assert_array_equal(repeated.rows, embedding.rows)
-    for name in (export.BIN_NAME, export.SAFETENSORS_NAME, "metrics.jsonl"):
+    for name in (find.BIN_NAME, find.SAFETENSORS_NAME, "metrics.jsonl"):
         ours, first = ((f / name).read_bytes() for f in (tmp_path / "b", folder))
         if name == "metrics.jsonl":
             ours, first = (
@@ -139,12 +141,12 @@ def test_a_runs_own_config_repeats_it_bit_for_bit(learned, tmp_path):
 
 def test_exports_say_how_they_came_about(learned, tiny_model, pictures, tmp_path):
     folder, embedding = learned
-    found = registry.read(folder / export.SAFETENSORS_NAME).embedding.provenance
+    found = registry.read(folder / find.SAFETENSORS_NAME).embedding.provenance
     assert (found["base_model"], found["steps"]) == (tiny_model.name, "3")
     assert found["version"] == ti_flax.__version__
-    model = weights.open_model(str(tiny_model))
+    model = base_model.open_model(str(tiny_model))
     assert found["base_model_sha256"] == model.fingerprint()
-    trained_on = data.read_pictures(pictures, 32, True).images
+    trained_on = read_pictures(pictures, 32, True).images
     digest = hashlib.sha256(trained_on.tobytes()).hexdigest()
     assert found["pictures_sha256"] == digest
     settings = json.loads(found["settings"])
@@ -159,18 +161,18 @@ def test_exports_say_how_they_came_about(learned, tiny_model, pictures, tmp_path
 def test_the_exported_rows_are_those_trained(learned):
     folder, embedding = learned
     assert embedding.token == "<toy>"
-    for name in (export.BIN_NAME, export.SAFETENSORS_NAME):
-        read = export.load_embedding(folder / name)
+    for name in (find.BIN_NAME, find.SAFETENSORS_NAME):
+        read = find.load_embedding(folder / name)
         assert read.token == "<toy>"
         np.testing.assert_array_equal(read.rows, embedding.rows)
 
 
-@pytest.mark.parametrize("name", [export.BIN_NAME, export.SAFETENSORS_NAME])
+@pytest.mark.parametrize("name", [find.BIN_NAME, find.SAFETENSORS_NAME])
 def test_pytorch_conditions_on_the_word_as_we_do(learned, tiny_model, name):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     folder, embedding = learned
-    if name == export.BIN_NAME:
+    if name == find.BIN_NAME:
         loaded = torch.load(folder / name, weights_only=True)
         np.testing.assert_array_equal(loaded["<toy>"].numpy(), embedding.rows)
 
@@ -185,9 +187,9 @@ def test_pytorch_conditions_on_the_word_as_we_do(learned, tiny_model, name):
     with torch.no_grad():
         expected = pipeline.text_encoder(ids)[0].numpy()
 
-    model = weights.open_model(str(tiny_model))
-    tokenize = tokens.PromptTokenizer(
-        tokens.load_tokenizer(tiny_model / "tokenizer"),
+    model = base_model.open_model(str(tiny_model))
+    tokenize = PromptTokenizer(
+        load_tokenizer(tiny_model / "tokenizer"),
         model.text_encoder.config.vocab_size,
         {"<toy>": len(embedding.rows)},
     )
@@ -203,19 +205,19 @@ def test_training_goes_on_from_an_embedding_file(
     learned, tiny_model, pictures, tmp_path
 ):
     folder, embedding = learned
-    settings = config.Config(
+    settings = run_config.Config(
         pretrained_model_name_or_path=str(tiny_model),
         train_data_dir=pictures,
         output_dir=tmp_path,
         placeholder_token="<toy>",
-        initializer_embedding=folder / export.BIN_NAME,
+        initializer_embedding=folder / find.BIN_NAME,
         num_vectors=len(embedding.rows),
         resolution=32,
         train_batch_size=8,
         max_train_steps=1,
         learning_rate=1e-9,
     )
-    went_on = trainer.train_concepts(settings, progress=False)[0]
+    went_on = run.train_concepts(settings, progress=False)[0]
     # One step of Adam moves each number by the learning rate at most.
     np.testing.assert_allclose(went_on.rows, embedding.rows, rtol=0, atol=2e-8)
 
@@ -225,7 +227,7 @@ def test_overwriting_replaces_the_files_of_a_run(tiny_model, pictures, tmp_path)
     first = learn(tiny_model, pictures, tmp_path, overwrite_output_dir=True)
     second = learn(tiny_model, pictures, tmp_path, overwrite_output_dir=True, seed=1)
     assert not np.array_equal(first.rows, second.rows)
-    read = export.load_embedding(tmp_path / export.BIN_NAME)
+    read = find.load_embedding(tmp_path / find.BIN_NAME)
     np.testing.assert_array_equal(read.rows, second.rows)
     assert tmp_path.joinpath("notes.txt").read_text() == "mine"
 
@@ -233,10 +235,10 @@ def test_overwriting_replaces_the_files_of_a_run(tiny_model, pictures, tmp_path)
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_load_and_open_with_their_command(path):
     text = path.read_text()
-    settings = config.load_config(["--config", str(path)])
+    settings = run_config.load_config(["--config", str(path)])
     opening = "".join(
         itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(True))
     )
     assert f"--config configs/{path.name}\n" in opening
-    assert set(yaml.safe_load(text)) <= set(config.Config.model_fields)
+    assert set(yaml.safe_load(text)) <= set(run_config.Config.model_fields)
     assert settings.placeholder_token

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from ti_flax.quickstart import world
+from ti_flax.quickstart.critters import world
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    from ti_flax.quickstart import train_tokenizer
+    from ti_flax.quickstart.base_model import train_tokenizer
 
     rng = np.random.default_rng(0)
     captions = [
@@ -44,10 +44,11 @@ def test_the_tokenizer_pads_and_frames_as_stable_diffusion_does(tokenizer):
 
 def test_a_noun_has_the_row_of_the_name_of_its_look(tokenizer):
     torch = pytest.importorskip("torch")
-    from ti_flax.quickstart import drawing, names
+    from ti_flax.quickstart.base_model import noun_rows
+    from ti_flax.quickstart.critters import drawing
 
     torch.manual_seed(0)
-    named, table = names.Names(tokenizer, 8), torch.randn(len(tokenizer), 8)
+    named, table = noun_rows.Names(tokenizer, 8), torch.randn(len(tokenizer), 8)
     noun, look = list(world.SPECIES.items())[5]
     style_noun, style = list(world.STYLES.items())[2]
     # Nouns of other looks and styles: in a caption they stand for its own.
@@ -55,14 +56,14 @@ def test_a_noun_has_the_row_of_the_name_of_its_look(tokenizer):
         tokenizer(["a mipsy in the style of cavo on a red critter"]).input_ids
     )
     scene = drawing.Scene(look, "white", style, None)
-    parts = torch.tensor([names.parts(scene)])
+    parts = torch.tensor([noun_rows.parts(scene)])
 
     def embed(said):
         return named(table[ids], ids, table, parts, torch.tensor([said]))[0]
 
-    full = embed([True] * names.NUM_PARTS)
-    bare = embed([False] * names.NUM_PARTS)
-    one_said = embed([False, True, *[False] * (names.NUM_PARTS - 2)])
+    full = embed([True] * noun_rows.NUM_PARTS)
+    bare = embed([False] * noun_rows.NUM_PARTS)
+    one_said = embed([False, True, *[False] * (noun_rows.NUM_PARTS - 2)])
     others = [i for i in range(ids.shape[1]) if i not in (2, 7)]
     torch.testing.assert_close(full[others], table[ids[0, others]])
     critter, art = (
@@ -84,7 +85,7 @@ def test_a_noun_has_the_row_of_the_name_of_its_look(tokenizer):
 
 def test_learning_rate_warms_up_and_falls():
     pytest.importorskip("torch")
-    from ti_flax.quickstart.training_clock import learning_rate
+    from ti_flax.quickstart.base_model.clock import learning_rate
 
     rates = [learning_rate(1.0, step, step / 1000, warmup=100) for step in range(1001)]
     assert np.argmax(rates) == 99
@@ -95,7 +96,7 @@ def test_learning_rate_warms_up_and_falls():
 
 def test_average_is_the_mean_of_the_young_steps_then_an_exponential_one():
     torch = pytest.importorskip("torch")
-    from ti_flax.quickstart.training_clock import Average
+    from ti_flax.quickstart.base_model.clock import Average
 
     module = torch.nn.Linear(1, 1, bias=False)
     average = Average(module, decay=0.9)
@@ -110,7 +111,7 @@ def test_average_is_the_mean_of_the_young_steps_then_an_exponential_one():
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
     torch = pytest.importorskip("torch")
-    from ti_flax.quickstart.training_clock import Training
+    from ti_flax.quickstart.base_model.clock import Training
 
     def start(path):
         torch.manual_seed(0)
@@ -141,7 +142,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path):
 def test_normalising_latents_leaves_pictures_alone():
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
-    from ti_flax.quickstart import latents, train_vae
+    from ti_flax.quickstart.base_model import latents, train_vae
 
     torch.manual_seed(0)
     vae = train_vae.build().eval()
@@ -170,8 +171,8 @@ def test_the_exported_folder_is_small_and_loads_in_diffusers(tokenizer, tmp_path
     diffusers = pytest.importorskip("diffusers")
     from pathlib import Path
 
-    from ti_flax.quickstart import train_base, train_unet, train_vae
-    from ti_flax.quickstart.training_clock import Average
+    from ti_flax.quickstart.base_model import train_base, train_unet, train_vae
+    from ti_flax.quickstart.base_model.clock import Average
 
     torch.manual_seed(0)
     model = train_unet.TextToLatents(tokenizer)

@@ -10,27 +10,21 @@ import jax.numpy as jnp
 import pytest
 import slots
 
-from ti_flax import (
-    config,
-    errors,
-    fit,
-    fit_report,
-    flops,
-    memory,
-    sharding,
-    stand_in,
-    step,
-    topologies,
-    train_compile,
-)
-from ti_flax.models import attention, shapes
+from ti_flax import train_compile
+from ti_flax.aot import flops, report, topologies
+from ti_flax.aot.needs import Needs, compile_for, largest_batch
+from ti_flax.config.run_config import run_config
+from ti_flax.models import attention, known
 from ti_flax.quickstart import settings
+from ti_flax.runtime import errors, sharding
+from ti_flax.step.train_step import abstract, train_step
+from ti_flax.step.train_step import remat as step_remat
 
 REQUIRED = {"train_data_dir": "pictures", "placeholder_token": "<x>"}
 
 
 def make_config(**keys):
-    return config.Config(
+    return run_config.Config(
         **{"pretrained_model_name_or_path": str(settings.MODEL)} | REQUIRED | keys
     )
 
@@ -96,15 +90,15 @@ def test_mistakes_on_the_command_line_are_one_line(monkeypatch, argv, message):
 def test_the_quickstart_compiles(described, topology):
     mesh = topologies.make_mesh(topology)
     keys = make_config(resolution=64, train_batch_size=8, mixed_precision="bf16")
-    model = fit_report.open_model(keys, mesh)
-    needs = fit.compile_for(fit_report.lower_train_steps(keys, model, mesh))
-    frozen = stand_in.frozen_shapes(fit_report.make_recipe(keys, model, mesh))
+    model = report.open_model(keys, mesh)
+    needs = compile_for(report.lower_train_steps(keys, model, mesh))
+    frozen = abstract.frozen_shapes(report.make_recipe(keys, model, mesh))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
     # Tiles of the TPU's memory are filled up, small biases above all.
     assert weights < needs.arguments < 1.5 * weights
     assert needs.peak > needs.arguments + needs.temporaries > weights
     assert needs.traffic > weights
-    forward = fit.compile_for(fit_report.lower_forward(keys, model, mesh))
+    forward = compile_for(report.lower_forward(keys, model, mesh))
     assert 0 < forward.temporaries < needs.temporaries
 
 
@@ -116,8 +110,8 @@ def test_splash_attention_takes_a_third_of_the_memory(described):
 
     def needs(name):
         plan = attention.make_plan(name, mesh)
-        model = stand_in.make_model(shapes.SHAPES["sd15"], jnp.bfloat16, plan)
-        return fit.compile_for(fit_report.lower_train_steps(keys, model, mesh))
+        model = abstract.make_model(known.SHAPES["sd15"], jnp.bfloat16, plan)
+        return compile_for(report.lower_train_steps(keys, model, mesh))
 
     ours, plain = needs("auto"), needs("plain")
     assert ours.peak < 8 * 2**30
@@ -133,8 +127,8 @@ def test_a_program_too_large_for_the_memory_does_not_fit(described):
         shape = jax.ShapeDtypeStruct((gib, 2**28), jnp.float32, sharding=where)
         return jax.jit(lambda x: x[::-1] + 1).lower(shape)
 
-    assert fit.compile_for(lowered(1)).peak == pytest.approx(2**31, rel=0.01)
-    assert fit.compile_for(lowered(9)) is None
+    assert compile_for(lowered(1)).peak == pytest.approx(2**31, rel=0.01)
+    assert compile_for(lowered(9)) is None
 
 
 def test_a_batch_beyond_which_memory_grows_faster_is_found_soon():
@@ -146,13 +140,13 @@ def test_a_batch_beyond_which_memory_grows_faster_is_found_soon():
         peak = 2000 + 40 * batch + 300 * max(0, batch - 30)
         return needs_of(peak) if peak <= 16000 else None
 
-    found = fit.largest_batch(needs_at, 4, 16000, most=512)
+    found = largest_batch(needs_at, 4, 16000, most=512)
     assert found == (16000 - 2000 + 300 * 30) // 340
     assert len(compiled) < 16
 
 
 def needs_of(peak):
-    return fit.Needs(arguments=0, temporaries=peak, peak=peak, traffic=0.0)
+    return Needs(arguments=0, temporaries=peak, peak=peak, traffic=0.0)
 
 
 @pytest.mark.parametrize("largest", [0, 1, 5, 23, 24, 64, 100])
@@ -166,7 +160,7 @@ def test_the_largest_batch_is_confirmed_by_compiling_it(largest, first, power):
         return needs_of(int(100 + 10 * batch**power)) if batch <= largest else None
 
     memory_bytes = int(100 + 10 * (largest + 0.5) ** power)
-    found = fit.largest_batch(needs_at, first, memory_bytes, most=64)
+    found = largest_batch(needs_at, first, memory_bytes, most=64)
     assert found == min(largest, 64)
     assert found == 0 or found in compiled
     assert found == 64 or found + 1 in compiled
@@ -182,10 +176,10 @@ def test_the_largest_batch_is_confirmed_by_compiling_it(largest, first, power):
 def test_operations_are_those_that_pytorch_counts(name, resolution, teraflops):
     mesh = sharding.make_mesh(jax.devices()[:1])
     plan = attention.make_plan("plain", mesh)
-    model = stand_in.make_model(shapes.SHAPES[name], jnp.bfloat16, plan)
+    model = abstract.make_model(known.SHAPES[name], jnp.bfloat16, plan)
     keys = make_config(resolution=resolution, train_batch_size=1)
-    recipe = fit_report.make_recipe(keys, model, mesh)
-    found = stand_in.count_step(recipe, resolution // model.vae.config.downscale)
+    recipe = report.make_recipe(keys, model, mesh)
+    found = abstract.count_step(recipe, resolution // model.vae.config.downscale)
     assert found == pytest.approx(1e12 * teraflops, rel=5e-3)
 
 
@@ -207,13 +201,13 @@ def test_operations_in_loops_and_branches():
 def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
     keys = make_config(resolution=64, train_batch_size=8)
     mesh = sharding.make_mesh()
-    model = fit_report.open_model(keys, mesh)
-    assert not memory.needs_remat(keys, model, mesh)
-    monkeypatch.setattr(memory, "device_memory", lambda device: 2**24)
-    assert memory.needs_remat(keys, model, mesh)
+    model = report.open_model(keys, mesh)
+    assert not step_remat.needs_remat(keys, model, mesh)
+    monkeypatch.setattr(step_remat, "device_memory", lambda device: 2**24)
+    assert step_remat.needs_remat(keys, model, mesh)
     for choice in (True, False):
         chosen = keys.model_copy(update={"gradient_checkpointing": choice})
-        assert memory.needs_remat(chosen, model, mesh) is choice
+        assert step_remat.needs_remat(chosen, model, mesh) is choice
 
 
 @pytest.mark.slow  # four programs for a TPU: minutes
@@ -237,11 +231,11 @@ def test_recomputing_changes_no_gradient():
     recipe = slots.make_recipe()
     state, bank = slots.make_run(recipe, slots.Concept(0, 2, 3, 1))
     frozen = slots.make_frozen(recipe)
-    batch = step.draw_batch(bank, state.step, jnp.arange(4), 1.0, 1000)
+    batch = train_step.draw_batch(bank, state.step, jnp.arange(4), 1.0, 1000)
 
     def gradients(remat):
         chosen = recipe._replace(unet=recipe.unet.clone(remat=remat))
-        compute = jax.jit(functools.partial(step.gradients, recipe=chosen))
+        compute = jax.jit(functools.partial(train_step.gradients, recipe=chosen))
         lowered = compute.lower(state.rows, frozen, batch)
         return lowered.compile()(state.rows, frozen, batch), lowered.as_text()
 

@@ -5,12 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from ti_flax import tokens, verify
-from ti_flax.errors import UserError
+from ti_flax import verify
 from ti_flax.formats import registry
-from ti_flax.formats.embedding import Embedding
-from ti_flax.models import weights
+from ti_flax.formats.checks import Embedding
+from ti_flax.models import base_model
 from ti_flax.quickstart import settings
+from ti_flax.runtime.errors import UserError
+from ti_flax.text.tokenizer import initial_rows, initializer_ids, load_tokenizer
 
 TOKEN = "<bumbee>"
 STEPS = 4
@@ -19,13 +20,13 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def rows():
     """Two vectors that draw something."""
-    model = weights.open_model(str(settings.MODEL))
+    model = base_model.open_model(str(settings.MODEL))
     embeddings = model.load("text_encoder")["embeddings"]
-    ids = tokens.initializer_ids(
-        tokens.load_tokenizer(settings.MODEL / "tokenizer"), "striped critter"
+    ids = initializer_ids(
+        load_tokenizer(settings.MODEL / "tokenizer"), "striped critter"
     )
     table = np.asarray(embeddings["token_embedding"]["embedding"])
-    return tokens.initial_rows(table, ids, 2, jitter=1.0, seed=0)
+    return initial_rows(table, ids, 2, jitter=1.0, seed=0)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
-from ti_flax import sharding
-from ti_flax.errors import UserError
-from ti_flax.models import shapes, weights
+from ti_flax.models import base_model, known
+from ti_flax.runtime import sharding
+from ti_flax.runtime.errors import UserError
 
 REFERENCE = Path(__file__).parent / "reference"
 FILES = {
@@ -42,8 +42,8 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(REFERENCE / "sd1" / "model", tmp_path / "model"))
 
 
-def load(folder: Path, component: str, **settings: Any) -> weights.Params:
-    return weights.open_model(str(folder), **settings).load(component)
+def load(folder: Path, component: str, **settings: Any) -> base_model.Params:
+    return base_model.open_model(str(folder), **settings).load(component)
 
 
 def edit_tensors(path: Path, edit: Callable[[Tensors], Tensors | None]) -> None:
@@ -60,12 +60,12 @@ def rename(change: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {change(key): value for key, value in tensors.items()}
 
 
-def round_params(params: weights.Params, dtype: Any) -> weights.Params:
+def round_params(params: base_model.Params, dtype: Any) -> base_model.Params:
     """To `dtype` and back to float32."""
     return jax.tree.map(lambda p: np.asarray(p).astype(dtype).astype("f4"), params)
 
 
-def assert_same_params(ours: weights.Params, expected: weights.Params) -> None:
+def assert_same_params(ours: base_model.Params, expected: base_model.Params) -> None:
     assert jax.tree.structure(ours) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
@@ -76,7 +76,7 @@ def test_every_tensor_of_the_file_is_one_param(kind: str, component: str) -> Non
     folder = REFERENCE / kind / "model"
     leaves = jax.tree_util.tree_leaves_with_path(load(folder, component))
     theirs = load_file(folder / FILES[component])
-    assert sorted(weights.torch_key(path) for path, _ in leaves) == sorted(theirs)
+    assert sorted(base_model.torch_key(path) for path, _ in leaves) == sorted(theirs)
     assert sum(leaf.size for _, leaf in leaves) == sum(t.size for t in theirs.values())
 
 
@@ -239,7 +239,7 @@ def test_bfloat16_files_load(folder: Path) -> None:
 
 def test_only_the_unet_is_held_in_the_compute_dtype(folder: Path) -> None:
     """And its norms are not: their parameters are kilobytes."""
-    model = weights.open_model(str(folder), dtype=jnp.bfloat16)
+    model = base_model.open_model(str(folder), dtype=jnp.bfloat16)
     for component in ("text_encoder", "vae"):
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(model.load(component))}
         assert dtypes == {np.dtype(np.float32)}
@@ -294,7 +294,7 @@ def test_what_is_split_over_devices_is_read_once(
     expected = load(folder, "unet")
     monkeypatch.setattr(safetensors, "safe_open", watched)
     layout = functools.partial(sharding.over_fsdp, sharding.make_mesh(fsdp=4))
-    params = weights.open_model(str(folder)).load("unet", layout)
+    params = base_model.open_model(str(folder)).load("unet", layout)
     assert_same_params(params, expected)
     assert sorted(read) == sorted(load_file(folder / FILES["unet"]))
     split = [p for p in jax.tree.leaves(params) if not p.is_fully_replicated]
@@ -332,10 +332,10 @@ def test_a_key_in_two_shards_is_doubled(folder: Path) -> None:
 def test_a_missing_or_broken_configuration_is_named(folder: Path, piece: str) -> None:
     (folder / piece).write_text("{")
     with pytest.raises(UserError, match=f"{re.escape(piece)}: not readable JSON"):
-        weights.open_model(str(folder))
+        base_model.open_model(str(folder))
     (folder / piece).unlink()
     with pytest.raises(UserError, match=f"{re.escape(piece)}: no such file"):
-        weights.open_model(str(folder))
+        base_model.open_model(str(folder))
 
 
 @pytest.mark.parametrize("component", FILES)
@@ -382,14 +382,14 @@ def test_another_family_is_refused_before_weights_are_read(
     for path in FILES.values():
         (folder / path).unlink()
     with pytest.raises(UserError) as raised:
-        weights.open_model(str(folder))
+        base_model.open_model(str(folder))
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_neither_folder_nor_repository_is_told() -> None:
     with pytest.raises(UserError, match=r"no folder './not/a/folder'"):
-        weights.open_model("./not/a/folder")
+        base_model.open_model("./not/a/folder")
 
 
 @pytest.fixture
@@ -409,13 +409,13 @@ def test_a_repository_in_the_cache_needs_no_network(
     (repository / "refs" / "main").write_text(commit)
     shutil.copytree(folder, repository / "snapshots" / commit)
     assert_same_params(
-        weights.open_model("somebody/sd1").load("vae"), load(folder, "vae")
+        base_model.open_model("somebody/sd1").load("vae"), load(folder, "vae")
     )
 
 
 def test_a_repository_out_of_reach_is_told(offline: Path) -> None:
     with pytest.raises(UserError, match="cannot fetch 'somebody/sd1' from the Hub"):
-        weights.open_model("somebody/sd1")
+        base_model.open_model("somebody/sd1")
 
 
 @pytest.mark.parametrize("variant", (None, "fp16"))
@@ -462,7 +462,7 @@ def test_only_the_files_that_are_read_are_downloaded(
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    weights.find_folder("somebody/sd1", "v2", variant)
+    base_model.find_folder("somebody/sd1", "v2", variant)
     assert asked == {"name": "somebody/sd1", "revision": "v2", "files": read}
 
 
@@ -472,7 +472,7 @@ def test_saved_params_are_the_files_of_pytorch(
 ) -> None:
     params = load(folder, component)
     config = json.loads((folder / component / "config.json").read_text())
-    weights.save_params(tmp_path / component, config, params, np.dtype(np.float32))
+    base_model.save_params(tmp_path / component, config, params, np.dtype(np.float32))
     saved = load_file(tmp_path / FILES[component])
     theirs = load_file(folder / FILES[component])
     prefix = "text_model." if component == "text_encoder" else ""
@@ -518,8 +518,10 @@ def test_loading_in_bfloat16_allocates_little_more_than_the_params(
         name: json.loads((folder / name / "config.json").read_text()) for name in FILES
     }
     configs["unet"]["block_out_channels"] = [128, 256]
-    params = shapes.random_params(configs, "unet")
-    weights.save_params(folder / "unet", configs["unet"], params, np.dtype(np.float32))
+    params = known.random_params(configs, "unet")
+    base_model.save_params(
+        folder / "unet", configs["unet"], params, np.dtype(np.float32)
+    )
     size = (folder / FILES["unet"]).stat().st_size
     assert size > 60e6
     run = subprocess.run(

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from ti_flax.quickstart import drawing, world
+from ti_flax.quickstart.critters import drawing, world
 
 SCENES = [world.training_scene(seed=0, index=index) for index in range(3000)]
 POSE = world.random_pose(np.random.default_rng(5))

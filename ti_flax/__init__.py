@@ -8,10 +8,10 @@ import importlib
 __version__ = "0.1.0"
 
 _FACE = {
-    "Config": "config",
+    "Config": "config.run_config",
     "generate_images": "generate",
-    "load_embedding": "export",
-    "train_concepts": "trainer",
+    "load_embedding": "formats.find",
+    "train_concepts": "training.run",
 }
 __all__ = ["Config", "generate_images", "load_embedding", "train_concepts"]
 

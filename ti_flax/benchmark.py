@@ -3,18 +3,20 @@
 import importlib
 import sys
 
-from ti_flax import command_line, config, errors, startup, step_keys
-from ti_flax.quickstart import quality_keys
+from ti_flax.benchmarks.keys import KERNEL_GROUPS, STEP_GROUPS, KernelKeys, StepKeys
+from ti_flax.benchmarks.quality import keys
+from ti_flax.config import command_line, run_config
+from ti_flax.runtime import errors, process
 
 # What can be measured: its keys by title, all of them, and the module that measures.
 _SUBCOMMANDS = {
     "quality": (
-        quality_keys.GROUPS,
-        quality_keys.QualityKeys,
-        "ti_flax.quickstart.quality",
+        keys.GROUPS,
+        keys.QualityKeys,
+        "ti_flax.benchmarks.quality.measure",
     ),
-    "step": (step_keys.STEP_GROUPS, step_keys.StepKeys, "ti_flax.step_speed"),
-    "kernels": (step_keys.KERNEL_GROUPS, step_keys.KernelKeys, "ti_flax.kernel_speed"),
+    "step": (STEP_GROUPS, StepKeys, "ti_flax.benchmarks.step"),
+    "kernels": (KERNEL_GROUPS, KernelKeys, "ti_flax.benchmarks.kernels"),
 }
 
 
@@ -29,11 +31,11 @@ def main() -> None:
     groups, all_keys, module = _SUBCOMMANDS[name]
     usage = "[--key value ...]"
     given = command_line.parse_keys(argv, groups, f"benchmark {name}", usage)
-    keys = config.validate(all_keys, given, "with --key value")
+    keys = run_config.validate(all_keys, given, "with --key value")
     # Imported late: --help and a mistyped key must not wait for JAX.
     importlib.import_module(module).measure(keys)
 
 
 if __name__ == "__main__":
-    startup.use_huge_pages()
+    process.use_huge_pages()
     errors.run(main)

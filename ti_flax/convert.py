@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ti_flax import command_line, errors, export
-from ti_flax import config as configuration
-from ti_flax.config_keys import FilePath, NameOrPath, OptionalName
-from ti_flax.formats import registry
-from ti_flax.formats.embedding import checked_token
+from ti_flax.config import command_line, run_config
+from ti_flax.config.run_keys import FilePath, NameOrPath, OptionalName
+from ti_flax.formats import find, registry
+from ti_flax.formats.checks import checked_token
+from ti_flax.runtime import errors
 
 _log = logging.getLogger("ti_flax.convert")
 
@@ -57,8 +57,8 @@ def convert(**keys: Any) -> list[Path]:
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = configuration.validate(ConvertKeys, keys, "with --key value")
-    file = export.find_file(checked.source)
+    checked = run_config.validate(ConvertKeys, keys, "with --key value")
+    file = find.find_file(checked.source)
     found = registry.read(file, checked.token)
     embedding = found.embedding
     if checked.token is not None:

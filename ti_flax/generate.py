@@ -5,8 +5,8 @@ from typing import Any
 
 from PIL import Image
 
-from ti_flax import command_line, errors, generate_keys, startup
-from ti_flax import config as configuration
+from ti_flax.config import command_line, generate_keys, run_config
+from ti_flax.runtime import errors, process
 
 _USAGE = "--model NAME --embedding FILE ... --prompt TEXT ... --output DIR"
 
@@ -23,13 +23,11 @@ def generate_images(progress: bool = True, **keys: Any) -> list[Image.Image]:
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = configuration.validate(
-        generate_keys.GenerateKeys, keys, "with --key value"
-    )
+    checked = run_config.validate(generate_keys.GenerateKeys, keys, "with --key value")
     # Imported late: --help and a mistyped key must not wait for JAX.
-    from ti_flax import generator
+    from ti_flax.generation import generate
 
-    return generator.generate(checked, progress)
+    return generate.generate(checked, progress)
 
 
 def main() -> None:
@@ -44,7 +42,7 @@ def main() -> None:
 
 def command() -> None:
     """`ti_flax-generate`, the installed console command."""
-    startup.use_huge_pages()
+    process.use_huge_pages()
     errors.run(main)
 
 

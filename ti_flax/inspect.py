@@ -8,11 +8,16 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field
 
-from ti_flax import command_line, errors, export, pickle_machine
-from ti_flax import config as configuration
-from ti_flax.config_keys import NameOrPath, OptionalName, OptionalNameOrPath, Revision
-from ti_flax.formats import registry
-from ti_flax.formats.embedding import shown
+from ti_flax.config import command_line, run_config
+from ti_flax.config.run_keys import (
+    NameOrPath,
+    OptionalName,
+    OptionalNameOrPath,
+    Revision,
+)
+from ti_flax.formats import find, pickle_machine, registry
+from ti_flax.formats.checks import shown
+from ti_flax.runtime import errors
 
 _USAGE = "FILE [--model NAME]"
 _NEAREST = 5
@@ -48,8 +53,8 @@ def describe(**keys: Any) -> str:
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = configuration.validate(InspectKeys, keys, "with --key value")
-    found = registry.read(export.find_file(checked.file), checked.token)
+    checked = run_config.validate(InspectKeys, keys, "with --key value")
+    found = registry.read(find.find_file(checked.file), checked.token)
     learned = found.embedding
     parts = [learned.rows] + ([] if learned.rows_2 is None else [learned.rows_2])
     norms = [", ".join(f"{norm:.3f}" for norm in _norms(rows)) for rows in parts]
@@ -72,7 +77,7 @@ def describe(**keys: Any) -> str:
     return "\n".join(lines)
 
 
-def _settings(learned: export.Embedding) -> dict[str, object]:
+def _settings(learned: find.Embedding) -> dict[str, object]:
     """The settings of the run, which are JSON, each by itself."""
     try:
         settings = json.loads(learned.provenance["settings"])
@@ -86,16 +91,16 @@ def _norms(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, "K"]:
     return np.linalg.norm(rows, axis=1)
 
 
-def _nearest_words(learned: export.Embedding, keys: InspectKeys) -> list[str]:
+def _nearest_words(learned: find.Embedding, keys: InspectKeys) -> list[str]:
     """For each vector the words of the vocabulary nearest to it, by cosine."""
     # Imported late: a file alone is shown without JAX.
-    from ti_flax import tokens
-    from ti_flax.models import weights
+    from ti_flax.models import base_model
+    from ti_flax.text.tokenizer import load_tokenizer
 
-    model = weights.open_model(keys.model, keys.revision)
+    model = base_model.open_model(keys.model, keys.revision)
     width = model.text_encoder.config.hidden_size
-    export.check_fits(learned, width, "model", keys.file)
-    tokenizer = tokens.load_tokenizer(model.folder / "tokenizer")
+    find.check_fits(learned, width, "model", keys.file)
+    tokenizer = load_tokenizer(model.folder / "tokenizer")
     embeddings = model.load("text_encoder")["embeddings"]
     table = np.asarray(embeddings["token_embedding"]["embedding"])
     norms = _norms(table)

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ti_flax import command_line, errors, hub
-from ti_flax import config as configuration
-from ti_flax.config_keys import FilePath, OptionalName, Secret
+from ti_flax.config import command_line, run_config
+from ti_flax.config.run_keys import FilePath, OptionalName, Secret
+from ti_flax.hub import upload
+from ti_flax.runtime import errors
 
 _USAGE = "DIR [--hub_model_id NAME] [--hub_private_repo]"
 
@@ -44,11 +45,11 @@ def push(**keys: Any) -> str:
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = configuration.validate(PushKeys, keys, "with --key value")
+    checked = run_config.validate(PushKeys, keys, "with --key value")
     folder: Path = checked.folder
     if not folder.is_dir():
         raise errors.UserError(f"{folder} is no folder; give a run's output_dir")
-    return hub.push(
+    return upload.push(
         folder,
         checked.hub_model_id or folder.resolve().name,
         checked.hub_private_repo,

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ti_flax import errors, files
-from ti_flax.models import shapes, weights
+from ti_flax.models import base_model, known
+from ti_flax.runtime import atomic, errors
 
 
 def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
     """Writes a folder in diffusers' layout: float32 weights of `shape`, a tokenizer."""
-    configs = shapes.SHAPES[shape]
+    configs = known.SHAPES[shape]
     for component in ("text_encoder", "unet", "vae"):
-        params = shapes.random_params(configs, component, seed)
-        weights.save_params(
+        params = known.random_params(configs, component, seed)
+        base_model.save_params(
             folder / component, configs[component], params, np.dtype(np.float32)
         )
-    files.write_json(
+    atomic.write_json(
         folder / "scheduler" / "scheduler_config.json", configs["scheduler"]
     )
     _write_tokenizer(folder / "tokenizer")
@@ -35,7 +35,7 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
         "feature_extractor": [None, None],
     }
     index = {"_class_name": "StableDiffusionPipeline", **classes}
-    files.write_json(folder / "model_index.json", index)
+    atomic.write_json(folder / "model_index.json", index)
 
 
 def byte_symbols() -> list[str]:
@@ -52,8 +52,8 @@ def _write_tokenizer(folder: Path) -> None:
     symbols = byte_symbols()
     vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    files.write_json(folder / "vocab.json", {s: i for i, s in enumerate(vocabulary)})
-    with files.atomic_path(folder / "merges.txt") as path:
+    atomic.write_json(folder / "vocab.json", {s: i for i, s in enumerate(vocabulary)})
+    with atomic.atomic_path(folder / "merges.txt") as path:
         path.write_text("#version: 0.2\n")
     special = {
         "bos_token": "<|startoftext|>",
@@ -61,14 +61,14 @@ def _write_tokenizer(folder: Path) -> None:
         "unk_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
     }
-    files.write_json(folder / "special_tokens_map.json", special)
+    atomic.write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
-    files.write_json(folder / "tokenizer_config.json", settings)
+    atomic.write_json(folder / "tokenizer_config.json", settings)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ti_flax.random_model")
-    parser.add_argument("shape", choices=shapes.SHAPES, help="the model to resemble")
+    parser.add_argument("shape", choices=known.SHAPES, help="the model to resemble")
     parser.add_argument("folder", type=Path, help="where to write it")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

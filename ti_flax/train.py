@@ -2,23 +2,24 @@
 
 import sys
 
-from ti_flax import command_line, errors, startup
-from ti_flax import config as configuration
+from ti_flax.config import command_line, run_config
+from ti_flax.runtime import errors, process
 
 
 def main() -> None:
     command_line.show_log()
-    config = configuration.load_config(sys.argv[1:])
+    config = run_config.load_config(sys.argv[1:])
     # Imported late: --help and a mistyped key must not wait for JAX.
-    from ti_flax import distributed, trainer
+    from ti_flax.runtime import hosts
+    from ti_flax.training import run
 
-    with distributed.joined(config):
-        trainer.train_concepts(config)
+    with hosts.joined(config):
+        run.train_concepts(config)
 
 
 def command() -> None:
     """`ti_flax-train`, the installed console command."""
-    startup.use_huge_pages()
+    process.use_huge_pages()
     errors.run(main)
 
 

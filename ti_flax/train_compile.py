@@ -5,8 +5,8 @@ Compiles a run's real programs for TPUs that nobody holds, and says whether they
 
 import argparse
 
-from ti_flax import command_line, errors
-from ti_flax import config as configuration
+from ti_flax.config import command_line, run_config
+from ti_flax.runtime import errors
 
 _DESCRIPTION = """\
 Compiles the train step, the encoding of pictures and the making of previews for TPUs
@@ -36,15 +36,15 @@ def main() -> None:
         raise errors.UserError(
             "topology: expected at least one, found none; as in --topology v5e:2x4"
         )
-    config = configuration.load_config(rest)
+    config = run_config.load_config(rest)
     # Imported late: --help and a mistyped key must not wait for JAX.
-    from ti_flax import topologies
+    from ti_flax.aot import topologies
 
     topologies.prepare()
-    from ti_flax import fit_report
+    from ti_flax.aot import report
 
     for topology in given.topology:
-        for line in fit_report.lines(config, topology):
+        for line in report.lines(config, topology):
             print(line, flush=True)
 
 

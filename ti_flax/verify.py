@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from pydantic import BaseModel, ConfigDict, Field
 
-from ti_flax import command_line, errors
-from ti_flax import config as configuration
-from ti_flax.config_keys import (
+from ti_flax.config import command_line, run_config
+from ti_flax.config.run_keys import (
     Count,
     Integer,
     NameOrPath,
@@ -21,12 +20,12 @@ from ti_flax.config_keys import (
     Revision,
     Variant,
 )
+from ti_flax.runtime import errors
 
 if TYPE_CHECKING:
     import diffusers
 
     from ti_flax.formats.registry import Found
-    from ti_flax.models import weights
 
 _USAGE = "DIR_OR_FILE --model NAME [--prompt TEXT]"
 
@@ -77,7 +76,7 @@ def verify(**keys: Any) -> list[Check]:
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = configuration.validate(VerifyKeys, keys, "with --key value")
+    checked = run_config.validate(VerifyKeys, keys, "with --key value")
     try:
         import diffusers
         import torch  # noqa: F401, diffusers' import alone does not need it
@@ -86,14 +85,13 @@ def verify(**keys: Any) -> list[Check]:
             "verify needs PyTorch and diffusers, which are not installed; "
             "pip install 'ti_flax[torch]'"
         ) from error
-    from ti_flax import export
-    from ti_flax.formats import registry
-    from ti_flax.models import weights
+    from ti_flax.formats import find, registry
+    from ti_flax.models import base_model
 
-    found = registry.read(export.find_file(checked.source))
-    model = weights.open_model(checked.model, checked.revision, checked.variant)
+    found = registry.read(find.find_file(checked.source))
+    model = base_model.open_model(checked.model, checked.revision, checked.variant)
     width = model.text_encoder.config.hidden_size
-    export.check_fits(found.embedding, width, "source", checked.source)
+    find.check_fits(found.embedding, width, "source", checked.source)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         model.folder,
         variant=checked.variant,
@@ -111,10 +109,10 @@ def verify(**keys: Any) -> list[Check]:
 
 
 def _load(pipeline: "diffusers.StableDiffusionPipeline", found: "Found") -> Check:
-    from ti_flax import tokens
+    from ti_flax.text.tokenizer import vector_names
 
     learned = found.embedding
-    names = tokens.vector_names(learned.token, len(learned.rows))
+    names = vector_names(learned.token, len(learned.rows))
     before = set(pipeline.tokenizer.get_vocab())
     try:
         pipeline.load_textual_inversion(
@@ -146,11 +144,12 @@ def _compare_text(
     """Rows, token ids and text encoder output of the prompt."""
     import torch
 
-    from ti_flax import pictures, tokens
+    from ti_flax.generation import sampling
+    from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
 
     learned = found.embedding
     prompt = keys.prompt or f"a photo of {learned.token}"
-    names = tokens.vector_names(learned.token, len(learned.rows))
+    names = vector_names(learned.token, len(learned.rows))
     tokenizer = pipeline.tokenizer
     added = tokenizer.convert_tokens_to_ids(names)
     table = pipeline.text_encoder.get_input_embeddings().weight.detach().numpy()
@@ -163,8 +162,8 @@ def _compare_text(
         return_tensors="np",
     ).input_ids
     vocab_size = model.text_encoder.config.vocab_size
-    tokenize = tokens.PromptTokenizer(
-        tokens.load_tokenizer(model.folder / "tokenizer"),
+    tokenize = PromptTokenizer(
+        load_tokenizer(model.folder / "tokenizer"),
         vocab_size,
         {learned.token: len(names)},
     )
@@ -174,7 +173,7 @@ def _compare_text(
     with torch.no_grad():
         theirs = pipeline.text_encoder(torch.tensor(their_ids))[0].numpy()
     ours = np.asarray(
-        pictures.encode_prompts(
+        sampling.encode_prompts(
             model.load("text_encoder"),
             our_ids,
             learned.rows,
@@ -225,10 +224,11 @@ def _compare_pictures(
     """The picture of the prompt, from the same noise."""
     import torch
 
-    from ti_flax import generate, pictures
+    from ti_flax import generate
+    from ti_flax.generation import sampling
 
     side, channels = model.sample_size, model.unet.config.in_channels
-    noise = pictures.draw_noise(
+    noise = sampling.draw_noise(
         np.array([keys.seed], np.uint32), (side, side, channels)
     )
     theirs = pipeline(

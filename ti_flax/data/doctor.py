@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ti_flax import data, errors
+from ti_flax.data.folder import Pictures, read_pictures
+from ti_flax.runtime import errors
 
 FAULTS_EXIT_CODE = 1
 
@@ -29,13 +30,13 @@ _CAPTIONS = (".txt", ".caption", ".json", ".jsonl", ".csv")
 
 def examine(
     folder: Path, resolution: int, center_crop: bool
-) -> tuple[data.Pictures, list[str]]:
+) -> tuple[Pictures, list[str]]:
     """The pictures as training would read them, and a line for each fault.
 
     Raises:
         UserError: there is nothing to train on.
     """
-    pictures = data.read_pictures(folder, resolution, center_crop)
+    pictures = read_pictures(folder, resolution, center_crop)
     faults = [*pictures.notes]
     for first, second, mirrored in _near_duplicates(pictures.images):
         names = pictures.names[second], pictures.names[first]
@@ -80,7 +81,7 @@ def _thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "h w"]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m ti_flax.data", description=__doc__.split("\n\n")[1]
+        prog="python -m ti_flax.data.folder", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("folder", type=Path, help="holds the concept's pictures")
     parser.add_argument("--resolution", type=int, default=512, help="default: 512")

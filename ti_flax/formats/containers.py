@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import safetensors
 
-from ti_flax import files, pickle_machine, torch_zip
-from ti_flax.errors import Refused, UserError
-from ti_flax.formats import npy, png
-from ti_flax.formats.embedding import DTYPES, NOTHING, shown
+from ti_flax.formats import a1111_png, npy, pickle_machine, torch_zip
+from ti_flax.formats.checks import DTYPES, NOTHING, shown
+from ti_flax.runtime import atomic
+from ti_flax.runtime.errors import Refused, UserError
 
 # 75 vectors for the widest text encoder in use (4,096) have 1.2 MB.
 MAX_FILE_BYTES = 16 * 2**20
@@ -75,14 +75,14 @@ def _bounded(file: Path, content: Content) -> Content:
 
 def write(path: Path, content: Content) -> None:
     """Writes a file of the content's kind; the same content gives the same bytes."""
-    with files.atomic_path(path) as temporary:
+    with atomic.atomic_path(path) as temporary:
         match content.kind:
             case "safetensors":
                 _write_safetensors(temporary, content)
             case "torch":
                 torch_zip.save(temporary, content.value)
             case "png":
-                png.save(temporary, content.value)
+                a1111_png.save(temporary, content.value)
             case "npy":
                 npy.save(temporary, content.value)
 
@@ -211,7 +211,7 @@ _CONTAINERS = (
         lambda file: Content("npy", npy.load(file)),
     ),
     _Container(
-        lambda head: head.startswith(png.MAGIC),
-        lambda file: Content("png", png.load(file)),
+        lambda head: head.startswith(a1111_png.MAGIC),
+        lambda file: Content("png", a1111_png.load(file)),
     ),
 )

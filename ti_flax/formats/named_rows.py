@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ti_flax.errors import Refused, UserError
+from ti_flax.formats.checks import SD2_WIDTH, Embedding, Reading, Word, shown
 from ti_flax.formats.containers import BUNDLE_PREFIX, Content
-from ti_flax.formats.embedding import SD2_WIDTH, Embedding, Reading, Word, shown
 from ti_flax.formats.metadata import to_texts, token_in
+from ti_flax.runtime.errors import Refused, UserError
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ti_flax import pickle_machine
-from ti_flax.errors import Refused, UserError
-from ti_flax.pickle_machine import Array
+from ti_flax.formats import pickle_machine
+from ti_flax.formats.pickle_machine import Array
+from ti_flax.runtime.errors import Refused, UserError
 
 MAGIC = b"\x93NUMPY"
 

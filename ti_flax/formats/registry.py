@@ -5,17 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ti_flax import files
-from ti_flax.errors import Refused, UserError
-from ti_flax.formats import (
-    containers,
-    diffusers,
-    named_rows,
-    string_to_param,
-)
+from ti_flax.formats import containers, named_rows, string_to_param, token_keyed
+from ti_flax.formats.checks import Embedding, Reading, Word, checked, shown
 from ti_flax.formats.containers import Content, Kind
-from ti_flax.formats.embedding import Embedding, Reading, Word, checked, shown
 from ti_flax.formats.metadata import provenance_in, to_texts
+from ti_flax.runtime import atomic
+from ti_flax.runtime.errors import Refused, UserError
 
 # Replicate's place for the token, beside the rows: {token: names of its vectors}.
 _REPLICATE_TOKENS = "special_params.json"
@@ -54,22 +49,22 @@ FORMATS = {
     ),
     "flax": Format(
         "diffusers' Flax script",
-        diffusers.find_flax,
-        diffusers.make_flat,
+        token_keyed.find_flax,
+        token_keyed.make_flat,
         {".npy": "npy"},
         holds_two=False,
     ),
     "diffusers-flat": Format(
         "diffusers up to 0.15",
-        diffusers.find_flat,
-        diffusers.make_flat,
+        token_keyed.find_flat,
+        token_keyed.make_flat,
         {".bin": "torch", ".safetensors": "safetensors"},
         holds_two=False,
     ),
     "diffusers": Format(
         "diffusers",
-        diffusers.find,
-        diffusers.make,
+        token_keyed.find,
+        token_keyed.make,
         {".safetensors": "safetensors", ".bin": "torch"},
     ),
     "kohya": Format(
@@ -181,10 +176,10 @@ def _choose(words: list[Word], token: str | None) -> Word:
 
 def _joined(file: Path, word: Word) -> Word:
     """With the rows of the second file, where diffusers' SDXL script wrote one."""
-    second = diffusers.second_file(file)
+    second = token_keyed.second_file(file)
     if second is None or not second.is_file():
         return word
-    return diffusers.join(word, containers.read(second), second)
+    return token_keyed.join(word, containers.read(second), second)
 
 
 def _replicate_token(file: Path) -> str | None:
@@ -220,7 +215,7 @@ def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
         )
     parts = {path: embedding}
     if name == "diffusers" and embedding.rows_2 is not None:
-        parts = diffusers.split(path, embedding)
+        parts = token_keyed.split(path, embedding)
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = layout.suffixes[path.suffix]
     for part, rows in parts.items():
@@ -241,6 +236,6 @@ def target(path: Path, name: str) -> Path:
 def _write_replicate_tokens(path: Path, embedding: Embedding) -> Path:
     tokens = path.with_name(_REPLICATE_TOKENS)
     vectors = "".join(f"<s{i}>" for i in range(len(embedding.rows)))
-    with files.atomic_path(tokens) as temporary:
+    with atomic.atomic_path(tokens) as temporary:
         temporary.write_text(json.dumps({embedding.token: vectors}))
     return tokens

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from ti_flax import sharding
-from ti_flax.errors import UserError
+from ti_flax.runtime import sharding
+from ti_flax.runtime.errors import UserError
 
 Name = Literal["auto", "plain", "chunked", "splash", "cudnn"]
 

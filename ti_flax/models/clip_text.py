@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ti_flax.errors import UserError
 from ti_flax.models import attention, layers
+from ti_flax.runtime.errors import UserError
 
 
 class ClipTextConfig(NamedTuple):

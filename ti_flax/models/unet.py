@@ -9,8 +9,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Real
 
-from ti_flax.errors import UserError
 from ti_flax.models import attention, layers
+from ti_flax.runtime.errors import UserError
 
 # Settings that Stable Diffusion 1.x and 2.x leave at one value. Another value means
 # another family (SDXL, inpainting with masks, class-conditional...), not a variation.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ti_flax.errors import UserError
 from ti_flax.models import attention, layers
+from ti_flax.runtime.errors import UserError
 
 _EPS = 1e-6
 _FIXED = {

@@ -2,21 +2,22 @@
 
 import sys
 
-from ti_flax import command_line, errors, startup
+from ti_flax.config import command_line
 from ti_flax.quickstart import settings
+from ti_flax.runtime import errors, process
 
 
 def main() -> None:
     command_line.show_log()
     config = settings.load_config(sys.argv[1:])
     # Imported late: --help and a mistyped key must not wait for JAX.
-    from ti_flax import trainer
     from ti_flax.quickstart import before_after
+    from ti_flax.training import run
 
-    trainer.train_concepts(config)
+    run.train_concepts(config)
     before_after.write(config)
 
 
 if __name__ == "__main__":
-    startup.use_huge_pages()
+    process.use_huge_pages()
     errors.run(main)

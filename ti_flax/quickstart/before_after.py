@@ -5,9 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ti_flax import config as configuration
-from ti_flax import data, files, generate
-from ti_flax.quickstart import sheet
+from ti_flax import generate
+from ti_flax.config import run_config
+from ti_flax.data.folder import read_pictures
+from ti_flax.quickstart import contact_sheet
+from ti_flax.runtime import atomic
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ _STEPS = 25
 _GUIDANCE_SCALE = 3.0
 
 
-def write(config: configuration.Config) -> Path:
+def write(config: run_config.Config) -> Path:
     """Writes before_after.png beside what `config`'s run has learned; its path.
 
     Rows: the pictures to learn from, the initializer's word and the learned word from
@@ -36,30 +38,32 @@ def write(config: configuration.Config) -> Path:
     plain = [_PROMPT.format(name) for name in (initializer, word) if name]
     contexts = [context.format(word) for context in _CONTEXTS]
     before_and_after = _generate(config, plain, _COLUMNS)
-    rows = [sheet.Row("The pictures to learn from", _training_pictures(config))]
+    rows = [contact_sheet.Row("The pictures to learn from", _training_pictures(config))]
     for number, prompt in enumerate(plain):
         time = "After" if prompt == plain[-1] else "Before"
         images = before_and_after[number * _COLUMNS :][:_COLUMNS]
-        rows.append(sheet.Row(f"{time}: \u201c{prompt}\u201d", images))
+        rows.append(contact_sheet.Row(f"{time}: \u201c{prompt}\u201d", images))
     rows.append(
-        sheet.Row(f"{word} in new contexts", _generate(config, contexts, 1), contexts)
+        contact_sheet.Row(
+            f"{word} in new contexts", _generate(config, contexts, 1), contexts
+        )
     )
     path = config.output_dir / "before_after.png"
-    with files.atomic_path(path) as temporary:
-        sheet.lay_out(rows).save(temporary, "PNG", optimize=True)
+    with atomic.atomic_path(path) as temporary:
+        contact_sheet.lay_out(rows).save(temporary, "PNG", optimize=True)
     _log.info("wrote %s", path)
     return path
 
 
-def _training_pictures(config: configuration.Config) -> list[Image.Image]:
-    pictures = data.read_pictures(
+def _training_pictures(config: run_config.Config) -> list[Image.Image]:
+    pictures = read_pictures(
         config.train_data_dir, config.resolution, config.center_crop
     )
     return [Image.fromarray(image) for image in pictures.images[:_COLUMNS]]
 
 
 def _generate(
-    config: configuration.Config, prompts: list[str], num_images: int
+    config: run_config.Config, prompts: list[str], num_images: int
 ) -> list[Image.Image]:
     # Both calls make batches of one size, so that the second compiles nothing.
     return generate.generate_images(

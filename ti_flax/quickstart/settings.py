@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ti_flax import config as configuration
+from ti_flax.config import run_config
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
@@ -11,13 +11,13 @@ PICTURES = FOLDER / "pictures"
 CONFIG = FOLDER / "quickstart.yaml"  # the same as configs/quickstart.yaml
 
 
-def load_config(argv: Sequence[str]) -> configuration.Config:
+def load_config(argv: Sequence[str]) -> run_config.Config:
     """configs/quickstart.yaml and the `--key value` that override it.
 
     The file's paths start at the repository; here they are those of the package, so
     that they hold in any folder.
     """
-    return configuration.load_config(
+    return run_config.load_config(
         [
             *("--config", str(CONFIG)),
             *("--pretrained_model_name_or_path", str(MODEL)),

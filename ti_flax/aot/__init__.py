@@ -1,0 +1,1 @@
+"""Compiling a run for TPUs that nobody holds."""

@@ -1,0 +1,247 @@
+"""What `python -m ti_flax.train_compile` says of one topology."""
+
+import functools
+import logging
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ti_flax.aot import topologies
+from ti_flax.aot.needs import Needs, compile_for, largest_batch
+from ti_flax.config import run_config
+from ti_flax.diffusion import scheduler_config
+from ti_flax.diffusion.process import Schedule
+from ti_flax.generation import previews, sampling
+from ti_flax.models import attention, base_model
+from ti_flax.runtime import sharding
+from ti_flax.runtime.errors import UserError
+from ti_flax.step import abstract, train_step
+from ti_flax.training import run
+
+_log = logging.getLogger(__name__)
+
+# Larger batches than this on one device are not looked for.
+_MOST_EXAMPLES = 512
+_GIB = 2**30
+
+
+def lines(config: run_config.Config, topology: str) -> Iterator[str]:
+    """Compiles a run's programs for a topology; a line as soon as it is known.
+
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    mesh = topologies.make_mesh(topology, config.fsdp)
+    chip = topologies.chip(mesh)
+    model = open_model(config, mesh)
+    yield (
+        f"{topology}: {mesh.size} x {mesh.devices.flat[0].device_kind}, "
+        f"{chip.hbm_bytes / _GIB:.0f} GiB each; UNet in "
+        f"{jnp.dtype(model.unet.dtype).name}, attention {config.attention}"
+    )
+    sharding.warn_of_padding(config.train_batch_size, mesh)
+    # What a step computes, filled up to the devices, is what is compiled and counted.
+    given = config.train_batch_size
+    config = config.model_copy(
+        update={"train_batch_size": sharding.padded_batch(given, mesh)}
+    )
+    a_device = config.train_batch_size // mesh.size
+    began = time.perf_counter()
+
+    @functools.cache
+    def needs_at(batch: int) -> Needs | None:
+        _log.info("compiling the train step, %d examples a device", batch)
+        wanted = config.model_copy(update={"train_batch_size": batch * mesh.size})
+        return compile_for(lower_train_steps(wanted, model, mesh))
+
+    needs = needs_at(a_device)
+    if needs is None:
+        yield f"  train    does not fit with train_batch_size {given}"
+    else:
+        _log.info("compiling it without its backward pass")
+        forward = compile_for(lower_forward(config, model, mesh))
+        yield "  train    fits: " + _memory(needs, forward, a_device, chip)
+        yield "           " + _roofline(config, model, mesh, needs, chip)
+    for name, lowered in (
+        ("encode", lower_encode(config, model, mesh)),
+        ("preview", lower_preview(config, model, mesh)),
+    ):
+        other = compile_for(lowered)
+        fits = "does not fit" if other is None else f"fits: {other.peak / _GIB:.2f} GiB"
+        yield f"  {name:8} {fits}"
+    largest = largest_batch(needs_at, a_device, int(chip.hbm_bytes), _MOST_EXAMPLES)
+    yield from _largest(largest, mesh)
+    if needs is None and largest:
+        yield (
+            "           set that or less and raise gradient_accumulation_steps, or "
+            "gradient_checkpointing true"
+        )
+    yield f"  compiled in {time.perf_counter() - began:.0f} s"
+
+
+def _largest(examples: int, mesh: Mesh) -> Iterator[str]:
+    """What is said of the largest batch that fits, so many examples a device."""
+    if examples == 0:
+        yield (
+            "  largest  not even one example a device fits; set gradient_checkpointing "
+            "true or a smaller resolution"
+        )
+        return
+    more = (
+        f"{(examples + 1) * mesh.size} does not compile"
+        if examples < _MOST_EXAMPLES
+        else "no larger was tried"
+    )
+    yield (
+        f"  largest  train_batch_size {examples * mesh.size}, {examples} a device; "
+        f"{more}"
+    )
+
+
+def _memory(needs: Needs, forward: Needs, batch: int, chip: topologies.Chip) -> str:
+    # What the forward pass alone does not take is kept for the backward pass.
+    activations = needs.temporaries - forward.temporaries
+    return (
+        f"{needs.peak / _GIB:.2f} of {chip.hbm_bytes / _GIB:.0f} GiB a device; weights "
+        f"{needs.arguments / _GIB:.2f}, activations {activations / _GIB:.2f} "
+        f"({activations / batch / _GIB:.2f} an example), other temporaries "
+        f"{forward.temporaries / _GIB:.2f}"
+    )
+
+
+def _roofline(
+    config: run_config.Config,
+    model: base_model.BaseModel,
+    mesh: Mesh,
+    needs: Needs,
+    chip: topologies.Chip,
+) -> str:
+    recipe = make_recipe(config, model, mesh)
+    side = config.resolution // model.vae.config.downscale
+    work = abstract.count_step(recipe, side, vectors=config.num_vectors) / mesh.size
+    # The compiler counts a loop's body once: of several parts, the first and the body.
+    parts = config.gradient_accumulation_steps
+    traffic = needs.traffic * max(1.0, parts / 2)
+    seconds = max(work / chip.peak_flops, traffic / chip.hbm_bandwidth)
+    bound = "arithmetic" if seconds == work / chip.peak_flops else "memory"
+    return (
+        f"{work / 1e12:.2f} TFLOP and {traffic / _GIB:.1f} GiB moved a device: "
+        f"at least {1e3 * seconds:.0f} ms a step ({bound}), "
+        f"{seconds * config.max_train_steps:.0f} s for {config.max_train_steps} steps"
+    )
+
+
+def open_model(config: run_config.Config, mesh: Mesh) -> base_model.BaseModel:
+    """The networks of a run on these devices, without their weights."""
+    platform = mesh.devices.flat[0].platform
+    model = base_model.open_model(
+        config.pretrained_model_name_or_path,
+        config.revision,
+        config.variant,
+        base_model.unet_dtype(config.mixed_precision, platform),
+        attention.make_plan(config.attention, mesh),
+        download_weights=False,
+    )
+    if config.resolution % model.vae.config.downscale:
+        raise UserError(
+            f"resolution: {config.resolution} is not a multiple of "
+            f"{model.vae.config.downscale}, the pixels of a latent of this model"
+        )
+    return model
+
+
+def make_recipe(
+    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+) -> train_step.Recipe:
+    """The recipe of the run that the configuration describes."""
+    schedule = Schedule.from_json(model.scheduler)
+    return run.make_recipe(config, model, schedule, mesh)
+
+
+def lower_train_steps(
+    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program of every dispatch of training."""
+    recipe = make_recipe(config, model, mesh)
+    one = abstract.abstract(jnp.int32(1), sharding.replicated(mesh))
+    return train_step.jit_train_steps(recipe).lower(
+        *_abstract_run(config, model, recipe), one
+    )
+
+
+def lower_forward(
+    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The part of a step that draws a batch and finds its loss, without gradients."""
+    recipe = make_recipe(config, model, mesh)
+
+    def forward(
+        state: train_step.State,
+        frozen: dict[str, base_model.Params],
+        bank: train_step.Bank,
+    ):
+        batch = train_step.draw_batch(
+            bank,
+            state.step,
+            jnp.arange(recipe.train_batch_size),
+            recipe.scaling_factor,
+            recipe.schedule.num_timesteps,
+        )
+        return train_step.losses(state.rows, frozen, batch, recipe)
+
+    return jax.jit(forward).lower(*_abstract_run(config, model, recipe))
+
+
+def _abstract_run(
+    config: run_config.Config, model: base_model.BaseModel, recipe: train_step.Recipe
+) -> tuple[train_step.State, dict[str, base_model.Params], train_step.Bank]:
+    """Shapes and places of state, frozen weights and bank."""
+    side = config.resolution // model.vae.config.downscale
+    run = abstract.make_run(recipe, side, vectors=config.num_vectors)
+    state, bank = abstract.abstract(run, sharding.replicated(recipe.mesh))
+    return state, abstract.frozen_shapes(recipe), bank
+
+
+def lower_encode(
+    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program that turns pictures into moments, on one device."""
+    alone = sharding.replicated(sharding.make_mesh([mesh.devices.flat[0]]))
+    side = config.resolution
+    pixels = jax.ShapeDtypeStruct(
+        (run.ENCODE_BATCH_SIZE, side, side, model.vae.config.in_channels),
+        jnp.float32,
+    )
+    return run.jit_encode(model).lower(
+        *abstract.abstract((base_model.param_shapes(model.vae), pixels), alone)
+    )
+
+
+def lower_preview(
+    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program that makes the latents of one picture a device."""
+    scheduler = scheduler_config.find_name(model.scheduler)
+    sampler = scheduler_config.make_sampler(model.scheduler, scheduler, previews.STEPS)
+    side = config.resolution // model.vae.config.downscale
+    text, net = model.text_encoder.config, model.unet.config
+    everywhere, examples = sharding.replicated(mesh), sharding.over_examples(mesh)
+    length, width = text.max_position_embeddings, text.hidden_size
+
+    def floats(shape: tuple[int, ...], where: jax.sharding.Sharding) -> object:
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+
+    return sampling.sample_latents.lower(
+        abstract.abstract(base_model.param_shapes(model.unet), everywhere),
+        abstract.abstract(jax.tree.map(jnp.asarray, sampler.steps), everywhere),
+        floats((mesh.size, length, width), examples),
+        floats((length, width), everywhere),
+        floats((mesh.size, side, side, net.in_channels), examples),
+        previews.GUIDANCE_SCALE,
+        stepper=sampler.stepper,
+        net=model.unet,
+        mesh=mesh,
+    )

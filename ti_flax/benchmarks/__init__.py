@@ -1,0 +1,1 @@
+"""Speed of a step and of its kernels, beside PyTorch."""

@@ -1,0 +1,1 @@
+"""How well words are learned, on a world whose truth is known."""

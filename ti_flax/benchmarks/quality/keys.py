@@ -1,0 +1,69 @@
+"""Every key of `python -m ti_flax.benchmark quality`: type, default, unit, limits."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ti_flax.config.run_keys import (
+    Count,
+    FilePath,
+    Integer,
+    NameOrPath,
+    Number,
+    OptionalInteger,
+    OptionalNumber,
+)
+from ti_flax.quickstart import settings
+
+_AS_QUICKSTART = "none: as configs/quickstart.yaml"
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainingKeys(_Keys):
+    """How the concepts are learned, all at once."""
+
+    model: NameOrPath = Field(
+        str(settings.MODEL), description="base model, which knows the world"
+    )
+    objects: Count = Field(12, le=24, description="held-out looks to learn")
+    train_batch_size: OptionalInteger = Field(
+        None, ge=1, description=f"examples of each concept in a step; {_AS_QUICKSTART}"
+    )
+    max_train_steps: OptionalInteger = Field(
+        None, ge=1, description=f"length of the run; {_AS_QUICKSTART}"
+    )
+    learning_rate: OptionalNumber = Field(
+        None, gt=0, description=f"peak of the learning rate; {_AS_QUICKSTART}"
+    )
+    seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
+
+
+class PictureKeys(_Keys):
+    """What is generated and judged."""
+
+    species: Count = Field(
+        20, le=40, description="species nouns to compare with, of the 40 of the world"
+    )
+    num_images: Count = Field(
+        12, description="pictures of each word, in as many contexts"
+    )
+    steps: Count = Field(20, description="steps from noise to picture")
+    guidance_scale: Number = Field(3.0, ge=0, description="weight of the prompt")
+    output: FilePath = Field(
+        Path("output/quality.json"), description="file for all numbers of the table"
+    )
+
+
+# pydantic lists the fields of the last base first.
+class QualityKeys(PictureKeys, TrainingKeys):
+    """All keys, checked and frozen."""
+
+
+# Title in --help -> its keys.
+GROUPS: dict[str, type[BaseModel]] = {
+    "Training": TrainingKeys,
+    "Pictures": PictureKeys,
+}

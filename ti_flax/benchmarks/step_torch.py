@@ -1,0 +1,333 @@
+"""The same step in PyTorch, written from the formulae, for the benchmark to compare.
+
+Networks are functions of a tree of tensors with Flax's names and PyTorch's layouts.
+`script` adds what diffusers' textual_inversion.py does besides in every step: encoding
+the pictures, and an optimizer over the whole table whose other rows are then restored.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ti_flax.benchmarks import step_jax
+from ti_flax.benchmarks.keys import StepKeys, WorkKeys
+from ti_flax.models import attention as attention_plans
+from ti_flax.models import base_model, clip_text, unet, vae
+from ti_flax.runtime import process, sharding
+from ti_flax.runtime.errors import UserError
+from ti_flax.step import abstract
+
+KEYS = StepKeys
+
+Tree = Mapping[str, Any]
+
+_ACTIVATIONS = {
+    "gelu": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+}
+
+
+def conv(p: Tree, x: Tensor, stride: int = 1) -> Tensor:
+    return F.conv2d(x, p["kernel"], p["bias"], stride, p["kernel"].shape[-1] // 2)
+
+
+def dense(p: Tree, x: Tensor) -> Tensor:
+    return F.linear(x, p["kernel"], p.get("bias"))
+
+
+def layer_norm(p: Tree, x: Tensor, eps: float = 1e-5) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], p["scale"], p["bias"], eps)
+
+
+def group_norm(p: Tree, x: Tensor, groups: int, eps: float) -> Tensor:
+    return F.group_norm(x, groups, p["scale"], p["bias"], eps)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **settings: Any) -> Tensor:
+    split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(*split, **settings)
+    return out.transpose(1, 2).flatten(2)
+
+
+def read(p: Tree, words: Tensor, config: clip_text.ClipTextConfig) -> Tensor:
+    """The text encoder, from embedded words to context."""
+    x = words + p["embeddings"]["position_embedding"]["embedding"]
+    for i in range(config.num_hidden_layers):
+        layer = p["encoder"][f"layers_{i}"]
+        own = layer["self_attn"]
+        h = layer_norm(layer["layer_norm1"], x, config.layer_norm_eps)
+        projected = (dense(own[f"{name}_proj"], h) for name in "qkv")
+        heads = config.num_attention_heads
+        x = x + dense(own["out_proj"], attention(*projected, heads, is_causal=True))
+        h = layer_norm(layer["layer_norm2"], x, config.layer_norm_eps)
+        h = _ACTIVATIONS[config.hidden_act](dense(layer["mlp"]["fc1"], h))
+        x = x + dense(layer["mlp"]["fc2"], h)
+    return layer_norm(p["final_layer_norm"], x, config.layer_norm_eps)
+
+
+def resnet(
+    p: Tree, x: Tensor, groups: int, eps: float, time: Tensor | None = None
+) -> Tensor:
+    h = conv(p["conv1"], F.silu(group_norm(p["norm1"], x, groups, eps)))
+    if time is not None:
+        h = h + dense(p["time_emb_proj"], F.silu(time))[:, :, None, None]
+    h = conv(p["conv2"], F.silu(group_norm(p["norm2"], h, groups, eps)))
+    return h + (conv(p["conv_shortcut"], x) if "conv_shortcut" in p else x)
+
+
+def transformer(p: Tree, x: Tensor, context: Tensor, heads: int, groups: int) -> Tensor:
+    def project(name: str, y: Tensor) -> Tensor:
+        kernel = p[name]["kernel"].flatten(1)
+        return F.linear(y, kernel, p[name]["bias"])
+
+    y = group_norm(p["norm"], x, groups, 1e-6).flatten(2).transpose(1, 2)
+    y = project("proj_in", y)
+    block = p["transformer_blocks_0"]
+    for i, name in ((1, "attn1"), (2, "attn2")):
+        h, own = layer_norm(block[f"norm{i}"], y), block[name]
+        source = h if name == "attn1" else context
+        out = attention(
+            dense(own["to_q"], h),
+            dense(own["to_k"], source),
+            dense(own["to_v"], source),
+            heads,
+        )
+        y = y + dense(own["to_out_0"], out)
+    value, gate = dense(
+        block["ff"]["net_0"]["proj"], layer_norm(block["norm3"], y)
+    ).chunk(2, dim=-1)
+    y = y + dense(block["ff"]["net_2"], value * F.gelu(gate))
+    return x + project("proj_out", y).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def predict(
+    p: Tree, x: Tensor, timesteps: Tensor, context: Tensor, config: unet.UNetConfig
+) -> Tensor:
+    """The UNet."""
+    groups, eps = config.norm_num_groups, config.norm_eps
+    half = config.block_out_channels[0] // 2
+    exponents = torch.arange(half, device=x.device) / (half - config.freq_shift)
+    angles = timesteps[:, None] * 10_000.0**-exponents
+    waves = [angles.cos(), angles.sin()]
+    time = torch.cat(waves if config.flip_sin_to_cos else waves[::-1], dim=-1)
+    mlp = p["time_embedding"]
+    time = dense(mlp["linear_1"], time.to(x.dtype))
+    time = dense(mlp["linear_2"], F.silu(time))
+
+    def stage(q: Tree, i: int, x: Tensor, heads: int) -> Tensor:
+        x = resnet(q[f"resnets_{i}"], x, groups, eps, time)
+        if f"attentions_{i}" in q:
+            x = transformer(q[f"attentions_{i}"], x, context, heads, groups)
+        return x
+
+    x = conv(p["conv_in"], x)
+    skips = [x]
+    for level, heads in enumerate(config.heads):
+        block = p[f"down_blocks_{level}"]
+        for i in range(config.layers_per_block):
+            x = stage(block, i, x, heads)
+            skips.append(x)
+        if "downsamplers_0" in block:
+            x = conv(block["downsamplers_0"]["conv"], x, stride=2)
+            skips.append(x)
+    x = stage(p["mid_block"], 0, x, config.heads[-1])
+    x = resnet(p["mid_block"]["resnets_1"], x, groups, eps, time)
+    for level, heads in enumerate(reversed(config.heads)):
+        block = p[f"up_blocks_{level}"]
+        for i in range(config.layers_per_block + 1):
+            x = stage(block, i, torch.cat([x, skips.pop()], dim=1), heads)
+        if "upsamplers_0" in block:
+            x = F.interpolate(x, skips[-1].shape[2:], mode="nearest")
+            x = conv(block["upsamplers_0"]["conv"], x)
+    return conv(p["conv_out"], F.silu(group_norm(p["conv_norm_out"], x, groups, eps)))
+
+
+def encode(p: Tree, x: Tensor, config: vae.VaeConfig) -> Tensor:
+    """Pixels to moments of the VAE."""
+    groups, eps = config.norm_num_groups, 1e-6
+    q = p["encoder"]
+    x = conv(q["conv_in"], x)
+    for level in range(len(config.block_out_channels)):
+        block = q[f"down_blocks_{level}"]
+        for i in range(config.layers_per_block):
+            x = resnet(block[f"resnets_{i}"], x, groups, eps)
+        if "downsamplers_0" in block:
+            own = block["downsamplers_0"]["conv"]
+            x = F.conv2d(F.pad(x, (0, 1, 0, 1)), own["kernel"], own["bias"], stride=2)
+    middle = q["mid_block"]
+    x = resnet(middle["resnets_0"], x, groups, eps)
+    own = middle["attentions_0"]
+    y = group_norm(own["group_norm"], x, groups, eps).flatten(2).transpose(1, 2)
+    y = attention(*(dense(own[f"to_{name}"], y) for name in "qkv"), heads=1)
+    y = dense(own["to_out_0"], y).transpose(1, 2).unflatten(2, x.shape[2:])
+    x = resnet(middle["resnets_1"], x + y, groups, eps)
+    x = conv(q["conv_out"], F.silu(group_norm(q["conv_norm_out"], x, groups, eps)))
+    return conv(p["quant_conv"], x)
+
+
+def make_step(
+    params: Mapping[str, Tree],
+    configs: tuple[Any, Any, Any],
+    alphas_cumprod: Tensor,
+    scaling_factor: float,
+    batch: Mapping[str, Tensor],
+    script: bool,
+    compiled: bool,
+) -> Callable[[], Tensor]:
+    """One step of a run that learns the last row of the table, as a function.
+
+    Args:
+        params: of `text_encoder` and `unet`, and of `vae` for `script`.
+        configs: those of text encoder, UNet and VAE.
+        alphas_cumprod: of the noise schedule.
+        scaling_factor: from unscaled latents to the UNet's.
+        batch: `ids` [B, L], and `moments` [B, Z, h, w] or, for `script`, `pixels`.
+        script: the work of diffusers' script instead of ours.
+        compiled: use torch.compile.
+
+    Returns:
+        The function, whose `learned.grad` is the gradient of the loss it returns.
+    """
+    text_config, unet_config, vae_config = configs
+    table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
+    row = table.mean(0, keepdim=True)
+    whole = torch.cat([table, row])
+    learned = (whole if script else row).detach().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([learned], lr=1e-3, weight_decay=1e-2 * script)
+    dtype = params["unet"]["conv_in"]["kernel"].dtype
+    compile_ = torch.compile if compiled else lambda function: function
+    ask, to_context = compile_(predict), compile_(read)
+    learned_ids = (batch["ids"] == len(table))[:, :, None]
+    # bfloat16 as `accelerate` gives it to the script's text encoder.
+    autocast = torch.autocast(table.device.type, dtype, enabled=dtype != torch.float32)
+
+    def moments() -> Tensor:
+        if not script:
+            return batch["moments"]
+        with torch.no_grad():
+            return encode(params["vae"], batch["pixels"], vae_config).float()
+
+    def embed() -> Tensor:
+        if script:
+            return F.embedding(batch["ids"], learned)
+        words = F.embedding(batch["ids"].clamp(max=len(table) - 1), table)
+        return torch.where(learned_ids, learned, words)
+
+    def take_step() -> Tensor:
+        mean, logvar = moments().chunk(2, dim=1)
+        std = (0.5 * logvar.clamp(-30, 20)).exp()
+        latents = scaling_factor * (mean + std * torch.randn_like(mean))
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(
+            len(alphas_cumprod), (len(latents),), device=latents.device
+        )
+        signal = alphas_cumprod[timesteps][:, None, None, None]
+        x_t = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        with autocast:
+            context = to_context(params["text_encoder"], embed(), text_config)
+        predicted = ask(
+            params["unet"], x_t.to(dtype), timesteps, context.to(dtype), unet_config
+        )
+        loss = F.mse_loss(predicted.float(), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if script:
+            with torch.no_grad():
+                learned[:-1] = table
+        return loss.detach()
+
+    take_step.learned = learned
+    return take_step
+
+
+def place(keys: WorkKeys) -> tuple[torch.device, torch.dtype]:
+    """Where PyTorch computes, and in which dtype."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = {"auto": device.type == "cuda", "bf16": True, "no": False}[keys.dtype]
+    return device, torch.bfloat16 if half else torch.float32
+
+
+def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Facts of the program, and a function that takes a turn: seconds a step."""
+    mesh = sharding.make_mesh()
+    model = step_jax.open_model(keys, attention_plans.Plan("plain", mesh))
+    recipe, side = step_jax.make_recipe(keys, model, mesh)
+    device, dtype = place(keys)
+    script = keys.pytorch == "script"
+    trees = abstract.frozen_shapes(recipe)
+    if script:
+        trees["vae"] = base_model.param_shapes(model.vae)
+    params = {
+        name: _random(tree, torch.float32 if name == "text_encoder" else dtype, device)
+        for name, tree in trees.items()
+    }
+    _, bank = abstract.make_run(recipe, side)
+    examples = keys.train_batch_size * keys.concepts
+    ids = np.resize(np.asarray(bank.prompts[0]), (examples, bank.prompts.shape[-1]))
+    pixels = side * model.vae.config.downscale
+    shape = (examples, 2 * model.unet.config.in_channels, side, side)
+    batch = {
+        "ids": torch.from_numpy(ids).long().to(device),
+        "moments": torch.randn(shape, device=device),
+        "pixels": torch.rand(examples, 3, pixels, pixels).to(device, dtype),
+    }
+    take_step = make_step(
+        params,
+        (model.text_encoder.config, model.unet.config, model.vae.config),
+        torch.from_numpy(np.array(recipe.schedule.alphas_cumprod)).to(device),
+        recipe.scaling_factor,
+        batch,
+        script,
+        compiled=device.type == "cuda",
+    )
+
+    def timed() -> float:
+        began = time.perf_counter()
+        loss = take_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        if not torch.isfinite(loss):
+            raise UserError(f"PyTorch's loss is {loss}: random weights blew up")
+        return seconds
+
+    def take_turn() -> float:
+        timed()
+        return timed()
+
+    first = timed()
+    return {
+        "first_step_seconds": process.process_age(),
+        "library": f"PyTorch {torch.__version__}" + " as diffusers' script" * script,
+        "dtype": str(dtype).removeprefix("torch."),
+        "compile_seconds": first,
+    }, take_turn
+
+
+def peak_memory() -> int | None:
+    """Most bytes in use on the GPU so far; none without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def _random(tree: Tree, dtype: torch.dtype, device: torch.device) -> Tree:
+    """Random weights of these shapes, as `stand_in.random_weights` makes them."""
+
+    def draw(name: str, leaf: Any) -> Any:
+        if isinstance(leaf, Mapping):
+            return {key: draw(key, value) for key, value in leaf.items()}
+        if name in ("scale", "bias"):
+            return torch.full(leaf.shape, float(name == "scale")).to(device, dtype)
+        std = 0.02 if name == "embedding" else np.prod(leaf.shape[:-1]) ** -0.5
+        shape = leaf.shape
+        if name == "kernel":
+            shape = (shape[-1], shape[-2], *shape[:-2])
+        return (float(std) * torch.randn(shape)).to(device, dtype)
+
+    return draw("", tree)

@@ -1,0 +1,371 @@
+"""Checkpoints: all that a run needs to go on, and what it must be the same in.
+
+A checkpoint holds `step.State`, a few kilobytes, and a description of the run. The
+frozen model and the pictures are not in it, their fingerprints are. Only the first
+process writes and reads, so that the hosts need no common disk.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ti_flax.config import run_config, run_keys
+from ti_flax.runtime import hosts
+from ti_flax.runtime.errors import UserError, one_line
+from ti_flax.step import train_step
+
+_log = logging.getLogger(__name__)
+
+FOLDER_NAME = "checkpoints"
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# The keys that a run must keep, apart from those that it may change as it goes on.
+_KEPT_GROUPS = ("Model", "Concept", "Data", "Training")
+_FREE_KEYS = {
+    # The preset's values stand in the other keys; that of files in fingerprints.
+    *("preset", "pretrained_model_name_or_path", "revision", "variant"),
+    *("tokenizer_name", "train_data_dir", "template_file", "initializer_embedding"),
+    # Only their product has an effect on the numbers.
+    *("train_batch_size", "gradient_accumulation_steps"),
+    *("output_dir", "overwrite_output_dir", "checkpoint_dir", "checkpointing_steps"),
+    *("checkpoints_total_limit", "resume_from_checkpoint", "max_train_steps"),
+    # How it is computed: the same numbers but for rounding.
+    *("attention", "gradient_checkpointing", "compilation_cache_dir"),
+    "profile_startup",
+}
+
+
+class Found(NamedTuple):
+    """A checkpoint to go on from: `folder / str(step)`, and what it says of its run."""
+
+    folder: epath.Path
+    train_step: int
+    run: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return str(self.folder / str(self.step))
+
+
+def folder_of(config: run_config.Config) -> epath.Path:
+    """The folder of a run's checkpoints, local or in a bucket."""
+    if config.checkpoint_dir is not None:
+        return epath.Path(config.checkpoint_dir)
+    return epath.Path(config.output_dir).absolute() / FOLDER_NAME
+
+
+def find(config: run_config.Config) -> Found | None:
+    """The checkpoint that `resume_from_checkpoint` asks for; the configuration fits it.
+
+    None when it asks for none, or for the latest and there is not any.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is of another configuration.
+    """
+    wanted = config.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        folder = folder_of(config)
+        steps = finished_steps(folder)
+        if not steps:
+            return None
+        number = steps[-1]
+    else:
+        path = epath.Path(wanted)
+        path = path if "://" in wanted else path.absolute()
+        folder, number = path.parent, int(path.name) if path.name.isdecimal() else -1
+        if number not in finished_steps(folder):
+            raise UserError(
+                f"resume_from_checkpoint: no checkpoint {wanted}; give latest or the "
+                f"folder of one, such as {folder_of(config) / '500'}"
+            )
+    found = Found(folder, number, _read_run(folder, number))
+    _check_config(found, config)
+    return found
+
+
+def describe(
+    config: run_config.Config, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a checkpoint says of its run."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "config_fingerprint": config_fingerprint(config),
+        "fingerprints": dict(fingerprints),
+        "versions": _versions(),
+    }
+
+
+def fingerprint(*parts: bytes | np.ndarray) -> str:
+    """SHA-256 over the parts, in hexadecimal."""
+    return hashlib.sha256(b"".join(map(bytes, parts))).hexdigest()
+
+
+def config_fingerprint(config: run_config.Config) -> str:
+    """Equal for configurations of which one may go on with the other's run."""
+    kept = json.dumps(_kept(config.model_dump(mode="json")), sort_keys=True)
+    return fingerprint(kept.encode())
+
+
+def check_fingerprints(found: Found, fingerprints: Mapping[str, str]) -> None:
+    """Raises `UserError` when the frozen model or the data are not the checkpoint's.
+
+    `fingerprints` are by the key of the configuration that says where the files are.
+    """
+    saved = found.run["fingerprints"]
+    for key, ours in fingerprints.items():
+        if saved[key] != ours:
+            raise UserError(
+                f"{key}: the checkpoint {found} was made with the fingerprint "
+                f"{saved[key][:16]}, found {ours[:16]}; give what it was made with, or "
+                "start anew in another output_dir"
+            )
+    saved = found.run["versions"]
+    changed = [
+        f"{name} {saved.get(name)} -> {ours}"
+        for name, ours in _versions().items()
+        if saved.get(name) != ours
+    ]
+    if changed:
+        _log.warning(
+            "the checkpoint is of other versions (%s): results agree to rounding, not "
+            "to the bit",
+            ", ".join(changed),
+        )
+
+
+def restore(
+    found: Found | None, initial: train_step.State
+) -> tuple[int, train_step.State]:
+    """Steps taken, and the state after them, in host memory of every process.
+
+    Args:
+        found: the checkpoint; None, or nothing but the first process's, elsewhere.
+        initial: the state before the first step, returned where there is no checkpoint.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    number, state = 0, jax.tree.map(np.array, initial)
+    if found is not None:
+        number, state = found.step, _read_state(found, state)
+    if jax.process_count() == 1:
+        return number, state
+    hosts.meet()  # reading took process 0 longer than networks wait
+    number, state = multihost_utils.broadcast_one_to_all((np.int32(number), state))
+    return int(number), jax.tree.map(np.asarray, state)
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run; a context manager for its first process."""
+
+    def __init__(
+        self, folder: epath.Path, total_limit: int | None, run: Mapping[str, Any]
+    ) -> None:
+        """Takes away what earlier runs left half written.
+
+        Args:
+            folder: gets a folder for each checkpoint, by its step.
+            total_limit: how many are kept, the newest; None keeps all.
+            run: what they say of their run, from `describe`.
+        """
+        self._folder, self._run = folder, run
+        self._quiet = _quietly()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=total_limit,
+            cleanup_tmp_directories=True,
+            create=False,  # Orbax does not for one process of several
+            multiprocessing_options=_only_first_process(),
+        )
+        with _one_line_errors(self._folder), _quietly():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        self._quiet.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.push(self._quiet)
+            stack.callback(self._manager.close)
+            try:
+                self.wait()
+            except UserError:
+                if kind is None:
+                    raise
+
+    def save(self, number: int, state: train_step.State) -> None:
+        """Begins to write the state after `number` steps; the state may be given up.
+
+        Raises:
+            UserError: the disk is full or refuses, now or at the checkpoint before.
+        """
+        with _one_line_errors(self._folder):
+            if number in self._manager.all_steps():
+                return
+            self._manager.save(
+                number,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(jax.tree.map(np.array, state)),
+                    run=ocp.args.JsonSave(self._run),
+                ),
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Returns when all checkpoints are on the disk; raises as `save` does."""
+        with _one_line_errors(self._folder):
+            self._manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _one_line_errors(folder: epath.Path) -> Iterator[None]:
+    """Says in one line why a checkpoint could not be written, and what is left."""
+    try:
+        yield
+    # TensorStore reports what the system says as a ValueError.
+    except (OSError, ValueError, ImportError) as error:
+        told = re.search(r"([^:\[\]]+) \[os_error_code", str(error))
+        reason = told[1].strip() if told else _reason(error)
+        steps = finished_steps(folder)
+        last = f"that of step {steps[-1]} is whole" if steps else "there is none yet"
+        raise UserError(
+            f"cannot write a checkpoint to {folder}: {reason}; {last}; make room "
+            "or choose another checkpoint_dir, then run again with "
+            "resume_from_checkpoint latest"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leaves it to the exception to say what failed.
+
+    Orbax logs, with their stacks, what its threads raise and it raises again. What
+    TensorStore still has to do then finds nobody waiting, and complains, maybe late.
+    """
+    absl, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)
+
+    def show(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = show
+    try:
+        yield
+        sys.unraisablehook = hook
+    finally:
+        absl.setLevel(level)
+
+
+def _only_first_process() -> ocp.options.MultiprocessingOptions:
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="ti_flax"
+    )
+
+
+def finished_steps(folder: epath.Path) -> list[int]:
+    """Checkpoints that are whole: Orbax writes them to another name and renames."""
+    try:
+        if not folder.is_dir():
+            return []
+        return sorted(ocp.utils.checkpoint_steps(folder))
+    except (OSError, ImportError) as error:
+        raise UserError(f"cannot read {folder}: {_reason(error)}") from error
+
+
+def _read_run(folder: epath.Path, number: int) -> Mapping[str, Any]:
+    return _read(folder, number, "run", ocp.args.JsonRestore())
+
+
+def _read_state(found: Found, like: train_step.State) -> train_step.State:
+    state = _read(found.folder, found.step, "state", ocp.args.StandardRestore(like))
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, state))
+    if shapes[0] != shapes[1]:
+        raise UserError(_damaged(found.folder, found.step, "other shapes than the run"))
+    return state
+
+
+def _read(folder: epath.Path, number: int, item: str, args: Any) -> Any:
+    wanted = ocp.args.Composite(**{item: args})
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_quietly())
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, multiprocessing_options=_only_first_process()
+            )
+            manager = stack.enter_context(
+                ocp.CheckpointManager(folder, options=options)
+            )
+            return manager.restore(number, args=wanted)[item]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(_damaged(folder, number, _reason(error))) from error
+
+
+def _damaged(folder: epath.Path, number: int, reason: str) -> str:
+    return (
+        f"the checkpoint {folder / str(number)} is damaged ({reason}); delete it and "
+        "run again: the one before it serves"
+    )
+
+
+def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a run must keep when it goes on."""
+    kept = {
+        key: values.get(key, field.default)
+        for title in _KEPT_GROUPS
+        for key, field in run_keys.GROUPS[title].model_fields.items()
+        if key not in _FREE_KEYS
+    }
+    examples = values["train_batch_size"] * values["gradient_accumulation_steps"]
+    return kept | {"train_batch_size * gradient_accumulation_steps": examples}
+
+
+def _check_config(found: Found, config: run_config.Config) -> None:
+    saved, ours = _kept(found.run["config"]), _kept(config.model_dump(mode="json"))
+    changed = [
+        f"{key} was {saved[key]}, is {value}"
+        for key, value in ours.items()
+        if saved[key] != value
+    ]
+    if changed:
+        raise UserError(
+            f"resume_from_checkpoint: {found} is of another configuration "
+            f"({'; '.join(changed)}); set it back, or choose another output_dir"
+        )
+    before = found.run["config"]["max_train_steps"]
+    other_end = before != config.max_train_steps
+    if other_end and train_step.schedule_has_end(config.lr_scheduler):
+        _log.warning(
+            "lr_scheduler %s ends at max_train_steps: %d steps were taken on the way "
+            "to %d, from here it leads to %d",
+            config.lr_scheduler,
+            found.step,
+            before,
+            config.max_train_steps,
+        )
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"ti_flax": ti_flax.__version__, **packages}
+
+
+def _reason(error: BaseException) -> str:
+    return one_line(getattr(error, "strerror", None) or error)

@@ -1,0 +1,1 @@
+"""The keys of a run: their types, YAML and command line."""

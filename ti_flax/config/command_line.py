@@ -1,0 +1,251 @@
+"""A command line made out of pydantic models: one `--key value` for each field."""
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from ti_flax.runtime.errors import UserError
+
+_METAVARS = {
+    bool: "true|false",
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    SecretStr: "TEXT",
+    Path: "PATH",
+}
+
+_EPILOG = """\
+A switch is turned off by --KEY false or --no_KEY; `none` empties a key that may be
+empty. A key of several values takes them in a row, or is given several times. Paths
+start at the current folder."""
+
+_FILE_EPILOG = """ \
+The command line wins over the file, the file over the preset, the preset over the
+defaults."""
+
+Values = dict[str, str | list[str] | None]
+
+
+class CommandLine(NamedTuple):
+    """What was given: the file's name, what to do, and each key's text."""
+
+    config: Path | None
+    print_config: bool
+    values: Values
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parse(
+    argv: Sequence[str],
+    groups: Mapping[str, type[BaseModel]],
+    foreign_flags: Collection[str],
+) -> CommandLine:
+    """Reads `--config FILE`, `--print_config` and `--key value` of every field.
+
+    Args:
+      argv: the arguments without the program's name.
+      groups: title in `--help` -> model with the fields that stand under it.
+      foreign_flags: flags that `--help` does not show, with or without a value.
+
+    Raises:
+      UserError: an unknown flag, or a flag that lacks its value.
+      SystemExit: `--help`, with code 0.
+    """
+    parser = _make_parser(
+        "train",
+        "--config configs/cat_toy.yaml [--key value ...]",
+        _EPILOG + _FILE_EPILOG,
+        groups,
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="YAML file of `key: value`",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        default=False,
+        help="print every key with its resolved value as YAML, and end",
+    )
+    for flag in foreign_flags:
+        parser.add_argument(f"--{flag}", nargs="?", help=argparse.SUPPRESS)
+    given = _read(parser, argv, groups, [*foreign_flags, "config", "print_config"])
+    return CommandLine(given.pop("config"), given.pop("print_config"), given)
+
+
+def parse_keys(
+    argv: Sequence[str],
+    groups: Mapping[str, type[BaseModel]],
+    module: str,
+    usage: str,
+    positional: str | None = None,
+) -> Values:
+    """Reads `--key value` of every field, where there is no configuration file.
+
+    Args:
+      argv: the arguments without the program's name.
+      groups: title in `--help` -> model with the fields that stand under it.
+      module: the entry point, `python -m ti_flax.<module>`.
+      usage: its arguments, as the first line of `--help` shows them.
+      positional: the key that is given without its name, if any.
+
+    Raises:
+      UserError: an unknown flag, or a flag that lacks its value.
+      SystemExit: `--help`, with code 0.
+    """
+    parser = _make_parser(module, usage, _EPILOG, groups, positional)
+    return _read(parser, argv, groups, [])
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what `sys.stderr` is by then: notebooks and tests replace it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:  # whatever has a `write`
+        return sys.stderr
+
+
+_HANDLER = _StderrHandler()
+
+
+def show_log() -> None:
+    """Shows our own messages on stderr, each once however often this is called.
+
+    Libraries stay silent: they log their search for devices, among others.
+    """
+    log = logging.getLogger("ti_flax")
+    log.addHandler(_HANDLER)
+    # Orbax, as soon as it is imported, makes the root show everything once more.
+    log.propagate = False
+    log.setLevel(logging.INFO)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the question that leads from a misspelt name to the right one."""
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {matches[0]}?" if matches else "--help lists all keys"
+
+
+def _make_parser(
+    module: str,
+    usage: str,
+    epilog: str,
+    groups: Mapping[str, type[BaseModel]],
+    positional: str | None = None,
+) -> _Parser:
+    parser = _Parser(
+        prog=f"python -m ti_flax.{module}",
+        usage=f"%(prog)s {usage}",
+        epilog=epilog,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # only what was given is in the result
+    )
+    for title, group in groups.items():
+        section = parser.add_argument_group(title)
+        for key, field in _fields(group):
+            if key == positional:
+                section.add_argument(
+                    key, metavar=usage.split()[0], help=field.description
+                )
+            else:
+                _add_key(section, key, field)
+    return parser
+
+
+def _read(
+    parser: _Parser,
+    argv: Sequence[str],
+    groups: Mapping[str, type[BaseModel]],
+    other_flags: Collection[str],
+) -> dict[str, Any]:
+    namespace, unknown = parser.parse_known_args(argv)
+    fields = {key: f for group in groups.values() for key, f in _fields(group)}
+    if unknown:
+        raise UserError(_unknown_argument(unknown[0], [*fields, *other_flags]))
+    return {
+        key: None if key in fields and _means_none(fields[key], value) else value
+        for key, value in vars(namespace).items()
+    }
+
+
+def _add_key(section: argparse._ArgumentGroup, key: str, field: FieldInfo) -> None:
+    default = "required" if field.is_required() else f"default: {_shown(field.default)}"
+    text = f"{field.description} ({default})".replace("%", "%%")
+    if _is_several(field):
+        section.add_argument(
+            f"--{key}", nargs="+", action="extend", metavar=_metavar(field), help=text
+        )
+        return
+    if bool not in (field.annotation, *get_args(field.annotation)):
+        section.add_argument(f"--{key}", metavar=_metavar(field), help=text)
+        return
+    section.add_argument(
+        f"--{key}", nargs="?", const="true", metavar=_metavar(field), help=text
+    )
+    section.add_argument(
+        f"--no_{key}",
+        f"--no-{key}",
+        dest=key,
+        action="store_const",
+        const="false",
+        help=argparse.SUPPRESS,
+    )
+
+
+def _fields(group: type[BaseModel]) -> Iterable[tuple[str, FieldInfo]]:
+    return group.model_fields.items()
+
+
+def _is_optional(field: FieldInfo) -> bool:
+    return NoneType in get_args(field.annotation)
+
+
+def _is_several(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
+
+
+def _metavar(field: FieldInfo) -> str:
+    wrapped = _is_optional(field) or _is_several(field)
+    kind = get_args(field.annotation)[0] if wrapped else field.annotation
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return _METAVARS[kind]
+
+
+def _shown(default: Any) -> str:
+    if default is None or isinstance(default, bool):
+        return str(default).lower()
+    return "empty" if default in ("", ()) else str(default)
+
+
+def _means_none(field: FieldInfo, given: str | list[str]) -> bool:
+    return _is_optional(field) and given.lower() in ("none", "null")
+
+
+def _unknown_argument(argument: str, known: Iterable[str]) -> str:
+    flags = [f"--{key}" for key in known]
+    if not argument.startswith("-"):
+        file_hint = "; a configuration file is given as --config FILE"
+        more = file_hint if "--config" in flags else ""
+        return f"expected --key value, found {argument!r}{more}"
+    hint = nearest(argument.partition("=")[0], flags)
+    return f"unknown flag {argument!r}; {hint}"

@@ -1,0 +1,1 @@
+"""The noising process, and the samplers that run it backwards."""

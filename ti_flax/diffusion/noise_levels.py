@@ -1,0 +1,109 @@
+"""Where a sampler stops on its way from noise: timesteps and noise levels, float64.
+
+A level is signal and noise in x_t = signal x_0 + noise eps, or sigma = noise / signal.
+`config` is scheduler_config.json throughout.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from ti_flax.diffusion.process import read_alphas_cumprod
+from ti_flax.runtime.errors import UserError
+
+# The last alpha-bar of a zero-SNR schedule where sigma must be finite, as diffusers'.
+_SMALLEST_ALPHA_CUMPROD = 2.0**-24
+_KARRAS_RHO = 7.0
+
+
+class Levels(NamedTuple):
+    """Noise levels in the order of sampling: N that are evaluated, and the last."""
+
+    signal: Float64[np.ndarray, "N+1"]
+    noise: Float64[np.ndarray, "N+1"]
+
+
+def place_timesteps(
+    config: Mapping[str, Any], spacing: str, num_steps: int, skip_last: bool = False
+) -> Float64[np.ndarray, "N"]:
+    """Descending timesteps (Lin et al. 2023, table 2), not rounded.
+
+    `spacing` is used when the file has none. `skip_last` places one timestep more and
+    leaves out the last.
+    """
+    spacing = config.get("timestep_spacing", spacing)
+    total = len(read_alphas_cumprod(config))
+    placed = num_steps + skip_last
+    match spacing:
+        case "linspace":
+            timesteps = np.linspace(total - 1, 0, placed)[:num_steps]
+        case "leading":
+            timesteps = np.arange(placed)[::-1][:num_steps] * (total // placed)
+            timesteps = timesteps + float(config.get("steps_offset", 1))
+        case "trailing":
+            spread = np.arange(num_steps) * total / num_steps
+            timesteps = (total - spread).round() - 1
+        case other:
+            raise UserError(
+                f"scheduler: unknown timestep_spacing {other!r}; expected linspace, "
+                "leading or trailing"
+            )
+    if placed > total or timesteps[0] > total - 1:
+        raise UserError(
+            f"steps: {num_steps} steps do not fit into the model's {total} timesteps; "
+            "take fewer"
+        )
+    return timesteps
+
+
+def levels_at(
+    config: Mapping[str, Any], timesteps: np.ndarray, set_alpha_to_one: bool
+) -> Levels:
+    """The levels of whole timesteps, and one to end at.
+
+    Each step leads to the level of the next, whatever the spacing; diffusers' goes down
+    by T // N, which is another level where the timesteps are not spaced so.
+    """
+    alphas_cumprod = read_alphas_cumprod(config)
+    to_one = config.get("set_alpha_to_one", set_alpha_to_one)
+    last = 1.0 if to_one else alphas_cumprod[0]
+    abar = np.append(alphas_cumprod[timesteps.astype(int)], last)
+    return Levels(np.sqrt(abar), np.sqrt(1 - abar))
+
+
+def levels_of(sigmas: np.ndarray) -> Levels:
+    signal = 1 / np.sqrt(1 + sigmas**2)
+    return Levels(signal, sigmas * signal)
+
+
+def sigma_table(config: Mapping[str, Any]) -> Float64[np.ndarray, "T"]:
+    """sigma of each timestep, ascending and finite."""
+    abar = np.maximum(read_alphas_cumprod(config), _SMALLEST_ALPHA_CUMPROD)
+    return np.sqrt((1 - abar) / abar)
+
+
+def karras_sigmas(largest: float, smallest: float, num_steps: int) -> np.ndarray:
+    """Karras et al. 2022, eq. 5, without the zero at its end."""
+    ends = np.array([largest, smallest]) ** (1 / _KARRAS_RHO)
+    return np.linspace(*ends, num_steps) ** _KARRAS_RHO
+
+
+def timesteps_of(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Timesteps of these sigmas, interpolated between whole ones in log sigma."""
+    return np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+
+
+def last_sigma(config: Mapping[str, Any], table: np.ndarray) -> float:
+    """Where the last step leads: to no noise, or to that of timestep 0."""
+    match config.get("final_sigmas_type", "zero"):
+        case "zero":
+            return 0.0
+        case "sigma_min":
+            return table[0]
+        case other:
+            raise UserError(
+                f"scheduler: unknown final_sigmas_type {other!r}; expected zero or "
+                "sigma_min"
+            )

@@ -1,0 +1,123 @@
+"""The forward diffusion process and what the UNet is trained to predict."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int
+
+from ti_flax.runtime.errors import UserError
+
+
+class Schedule(NamedTuple):
+    """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), t = 0 ... T - 1.
+
+    (Ho et al. 2020, eq. 4.)
+    """
+
+    alphas_cumprod: Float[Array, "T"]
+    prediction_type: str
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.alphas_cumprod.shape[0]
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> "Schedule":
+        """Reads `scheduler_config.json`.
+
+        Raises `UserError` for an unknown beta schedule or prediction type.
+        """
+        return cls(
+            jnp.asarray(read_alphas_cumprod(config), jnp.float32),
+            read_prediction_type(config),
+        )
+
+    def add_noise(
+        self,
+        x0: Float[Array, "B *shape"],
+        eps: Float[Array, "B *shape"],
+        timesteps: Int[Array, "B"],
+    ) -> Float[Array, "B *shape"]:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, eq. 4)."""
+        signal, noise = self._scales(timesteps, x0.ndim)
+        return signal * x0 + noise * eps
+
+    def target(
+        self,
+        x0: Float[Array, "B *shape"],
+        eps: Float[Array, "B *shape"],
+        timesteps: Int[Array, "B"],
+    ) -> Float[Array, "B *shape"]:
+        """What the UNet should predict: eps, or v (Salimans & Ho 2022, appendix D)."""
+        return _TARGETS[self.prediction_type](
+            x0, eps, *self._scales(timesteps, x0.ndim)
+        )
+
+    def _scales(self, timesteps: Int[Array, "B"], ndim: int) -> tuple[Array, Array]:
+        alphas_cumprod = self.alphas_cumprod[timesteps]
+        alphas_cumprod = alphas_cumprod.reshape(-1, *(1,) * (ndim - 1))
+        return jnp.sqrt(alphas_cumprod), jnp.sqrt(1.0 - alphas_cumprod)
+
+
+_TARGETS = {
+    "epsilon": lambda x0, eps, signal, noise: eps,
+    "v_prediction": lambda x0, eps, signal, noise: signal * eps - noise * x0,
+}
+
+
+def mse(
+    prediction: Float[Array, "B *shape"], target: Float[Array, "B *shape"]
+) -> Float[Array, "B"]:
+    """Mean squared error of each example, float32 (Ho et al. 2020, eq. 14)."""
+    error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+
+
+def read_alphas_cumprod(config: Mapping[str, Any]) -> Float64[np.ndarray, "T"]:
+    """abar_t as `scheduler_config.json` says, rescaled to zero terminal SNR if so.
+
+    Float64: a float32 product of 1000 factors drifts in the sixth digit. Raises
+    `UserError` for an unknown beta schedule.
+    """
+    alphas_cumprod = np.cumprod(1.0 - _betas(config))
+    if config.get("rescale_betas_zero_snr", False):
+        alphas_cumprod = _rescale_zero_snr(alphas_cumprod)
+    return alphas_cumprod
+
+
+def read_prediction_type(config: Mapping[str, Any]) -> str:
+    """What the UNet predicts; raises `UserError` when it is neither eps nor v."""
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in _TARGETS:
+        raise UserError(
+            f"scheduler: unknown prediction_type {prediction_type!r}; expected "
+            f"{' or '.join(_TARGETS)}"
+        )
+    return prediction_type
+
+
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
+    steps = config.get("num_train_timesteps", 1000)
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], np.float64)
+    # The defaults are those of diffusers' schedulers, and of Ho et al. 2020.
+    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    match config.get("beta_schedule", "linear"):
+        case "linear":
+            return np.linspace(start, end, steps, dtype=np.float64)
+        case "scaled_linear":
+            return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+        case other:
+            raise UserError(
+                f"scheduler: unknown beta_schedule {other!r}; expected linear or "
+                "scaled_linear"
+            )
+
+
+def _rescale_zero_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Shifts and scales sqrt(abar) so that the last is 0 (Lin et al. 2023, alg. 1)."""
+    root = np.sqrt(alphas_cumprod)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2

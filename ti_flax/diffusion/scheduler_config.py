@@ -1,0 +1,215 @@
+"""Samplers as scheduler_config.json describes them: timesteps, levels, coefficients.
+
+Everything here is float64 numpy until the sampler is handed out. diffusers' schedulers
+are the reference for what a setting means.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ti_flax.diffusion import noise_levels, samplers
+from ti_flax.diffusion.process import read_prediction_type
+from ti_flax.runtime.errors import UserError
+
+# Our name -> diffusers' class, as `_class_name` in scheduler_config.json has it.
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+}
+# Settings with one value that is supported; a file may leave them out.
+_FIXED: dict[str, dict[str, Any]] = {
+    "ddim": {"thresholding": False},
+    "dpmpp_2m": {
+        "algorithm_type": "dpmsolver++",
+        "lambda_min_clipped": -np.inf,
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "thresholding": False,
+        "use_beta_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_flow_sigmas": False,
+        "use_lu_lambdas": False,
+        "variance_type": None,
+    },
+    "euler": {
+        "interpolation_type": "linear",
+        "sigma_max": None,
+        "sigma_min": None,
+        "timestep_type": "discrete",
+        "use_beta_sigmas": False,
+        "use_exponential_sigmas": False,
+    },
+    "pndm": {"skip_prk_steps": True},
+}
+
+
+def find_name(config: Mapping[str, Any]) -> str:
+    """Our name of the checkpoint's own scheduler; `UserError` if there is none."""
+    class_name = config.get("_class_name")
+    for name, known in SCHEDULERS.items():
+        if class_name == known:
+            return name
+    raise UserError(
+        f"scheduler: the model's own is {class_name}, supported are "
+        f"{', '.join(SCHEDULERS.values())}; choose one with --scheduler "
+        f"{'|'.join(SCHEDULERS)}"
+    )
+
+
+def make_sampler(
+    config: Mapping[str, Any], name: str, num_steps: int
+) -> samplers.Sampler:
+    """The sampler `name` on the schedule and settings of `scheduler_config.json`.
+
+    Settings that the file lacks have the defaults of diffusers' class, apart from
+    `steps_offset`, which StableDiffusionPipeline wants to be 1. `clip_sample` has no
+    effect, as in that pipeline: latents are not confined to [-1, 1].
+
+    Raises:
+        UserError: a setting that is not supported, or more steps than timesteps.
+    """
+    for key, value in _FIXED[name].items():
+        if config.get(key) not in (None, value):
+            raise UserError(
+                f"scheduler: {key} is {config[key]!r}, {name} supports {value!r}; "
+                f"choose another scheduler ({', '.join(SCHEDULERS)})"
+            )
+    make = {
+        "ddim": _make_ddim,
+        "dpmpp_2m": _make_dpm_solver_2m,
+        "euler": _make_euler,
+        "pndm": _make_plms,
+    }[name]
+    stepper, steps = make(config, num_steps)
+    return samplers.Sampler(stepper, jax.tree.map(_to_float32, steps))
+
+
+def _to_float32(numbers: Any) -> np.ndarray:
+    numbers = np.asarray(numbers)
+    return numbers if numbers.dtype == bool else numbers.astype(np.float32)
+
+
+def _make_ddim(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    timesteps = noise_levels.place_timesteps(config, "leading", num_steps).round()
+    levels = noise_levels.levels_at(config, timesteps, set_alpha_to_one=True)
+    return samplers.Sampler(
+        samplers.ddim, samplers.Steps(1.0, timesteps, _transfer(config, levels))
+    )
+
+
+def _make_plms(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    timesteps = noise_levels.place_timesteps(config, "leading", num_steps).round()
+    levels = noise_levels.levels_at(config, timesteps, set_alpha_to_one=False)
+    # The first step is made twice: the second time with the mean of the predictions at
+    # its two ends. A single step has no second timestep to do so.
+    evaluated = np.concatenate([timesteps[:2], timesteps[1:]])
+    step = np.insert(np.arange(num_steps), 0, 0)[: len(evaluated)]
+    transfer = jax.tree.map(lambda x: x[step], _transfer(config, levels))
+    # Adams-Bashforth weights, of as high an order as there are predictions.
+    weights = np.zeros((len(step), 4))
+    weights[4:] = np.array([55, -59, 37, -9]) / 24
+    weights[3:4, :3] = np.array([23, -16, 5]) / 12
+    weights[2:3, :2] = np.array([3, -1]) / 2
+    weights[1:2, :2] = np.array([1, 1]) / 2
+    weights[0, 0] = 1
+    restart = np.arange(len(step)) == 1
+    return samplers.Sampler(
+        samplers.plms,
+        samplers.Steps(1.0, evaluated, samplers.Multistep(transfer, weights, restart)),
+    )
+
+
+def _make_euler(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    table = noise_levels.sigma_table(config)
+    # The timesteps are not rounded: the UNet is asked between those of its training.
+    timesteps = noise_levels.place_timesteps(config, "linspace", num_steps)
+    sigmas = np.interp(timesteps, np.arange(len(table)), table)
+    if config.get("use_karras_sigmas", False):
+        sigmas = noise_levels.karras_sigmas(sigmas[0], sigmas[-1], num_steps)
+        timesteps = noise_levels.timesteps_of(sigmas, table)
+    levels = noise_levels.levels_of(
+        np.append(sigmas, noise_levels.last_sigma(config, table))
+    )
+    # Only with this spacing do diffusers' latents start with the variance of x_t.
+    leading = config.get("timestep_spacing", "linspace") == "leading"
+    start_scale = 1.0 if leading else levels.noise[0]
+    return samplers.Sampler(
+        samplers.ddim, samplers.Steps(start_scale, timesteps, _transfer(config, levels))
+    )
+
+
+def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    table = noise_levels.sigma_table(config)
+    timesteps = noise_levels.place_timesteps(
+        config, "linspace", num_steps, skip_last=True
+    ).round()
+    if config.get("use_karras_sigmas", False):
+        sigmas = noise_levels.karras_sigmas(table[-1], table[0], num_steps)
+        timesteps = noise_levels.timesteps_of(sigmas, table).round()
+    else:
+        sigmas = table[timesteps.astype(int)]
+    levels = noise_levels.levels_of(
+        np.append(sigmas, noise_levels.last_sigma(config, table))
+    )
+    signal, noise = (x[:-1] for x in levels)
+    next_signal, next_noise = (x[1:] for x in levels)
+    x0, _ = _x0_and_eps(config, signal, noise)
+    step = samplers.TwoStep(
+        denoise=x0,
+        x=next_noise / noise,
+        # alpha_t (1 - exp(-h)) of the paper, without the infinite h of the last step.
+        x0=next_signal - signal * next_noise / noise,
+        extrapolation=_extrapolation(config, levels),
+    )
+    return samplers.Sampler(
+        samplers.dpm_solver_2m, samplers.Steps(1.0, timesteps, step)
+    )
+
+
+def _extrapolation(
+    config: Mapping[str, Any], levels: noise_levels.Levels
+) -> np.ndarray:
+    """1 / 2r of DPM-Solver++(2M): h over twice the h before; 0 is first order."""
+    with np.errstate(divide="ignore"):
+        h = np.diff(np.log(levels.signal) - np.log(levels.noise))
+    extrapolation = np.zeros_like(h)
+    extrapolation[1:] = 0.5 * h[1:] / h[:-1]
+    few = config.get("lower_order_final", True) and len(h) < 15
+    if few or config.get("euler_at_final", False) or levels.noise[-1] == 0:
+        extrapolation[-1] = 0
+    return extrapolation
+
+
+def _transfer(
+    config: Mapping[str, Any], levels: noise_levels.Levels
+) -> samplers.Transfer:
+    """signal_s x_0 + noise_s eps as factors of x_t and of the prediction."""
+    x0, eps = _x0_and_eps(config, levels.signal[:-1], levels.noise[:-1])
+    return jax.tree.map(
+        lambda x0, eps: levels.signal[1:] * x0 + levels.noise[1:] * eps, x0, eps
+    )
+
+
+def _x0_and_eps(
+    config: Mapping[str, Any], signal: np.ndarray, noise: np.ndarray
+) -> tuple[samplers.Transfer, samplers.Transfer]:
+    """x_0 and eps as factors of x_t and of the prediction.
+
+    For v see Salimans & Ho 2022, appendix D. Raises `UserError` where eps is asked to
+    tell x_0 in pure noise.
+    """
+    if read_prediction_type(config) == "v_prediction":
+        return samplers.Transfer(signal, -noise), samplers.Transfer(noise, signal)
+    if not signal.all():
+        raise UserError(
+            "scheduler: rescale_betas_zero_snr starts from pure noise, in which "
+            "prediction_type epsilon says nothing; expected v_prediction, or another "
+            "timestep_spacing than trailing"
+        )
+    x0 = samplers.Transfer(1 / signal, -noise / signal)
+    return x0, samplers.Transfer(np.zeros_like(signal), np.ones_like(signal))

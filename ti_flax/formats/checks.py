@@ -1,0 +1,141 @@
+"""A learned word, and the checks that one out of a stranger's file has to pass."""
+
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float32
+
+from ti_flax.runtime.errors import UserError
+
+# As safetensors names them.
+DTYPES = {
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+
+# The longest prompt of any trainer has 225 tokens, the widest text encoder 4,096.
+_MAX_VECTORS = 225
+_MAX_WIDTH = 8192
+_MAX_TEXT = 80
+# As long as a file's name may be.
+_MAX_TOKEN = 255
+# Marks that turn the direction of what follows them, in a terminal and on a page.
+_TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+SD1_WIDTH, SD2_WIDTH, SDXL_WIDTH_2 = 768, 1024, 1280
+
+
+class Embedding(NamedTuple):
+    """A learned word: its placeholder token, and a row for each of its vectors.
+
+    `rows_2` are those of SDXL's second text encoder, as many as `rows`. `provenance`
+    says how the rows came about, as `provenance.of_run` describes it.
+    """
+
+    token: str
+    rows: Float32[np.ndarray, "K D"]
+    rows_2: Float32[np.ndarray, "K E"] | None = None
+    provenance: Mapping[str, str] = NOTHING
+
+    @property
+    def family(self) -> str:
+        """The base models that such rows fit, by their widths."""
+        if self.rows_2 is not None:
+            return "SDXL"
+        return {
+            SD1_WIDTH: "Stable Diffusion 1.x",
+            SD2_WIDTH: "Stable Diffusion 2.x",
+            SDXL_WIDTH_2: "SDXL's second text encoder alone",
+        }.get(self.rows.shape[1], f"a text encoder of width {self.rows.shape[1]}")
+
+
+class Word(NamedTuple):
+    """A learned word as it lies in a file: nothing about it has been checked.
+
+    The token is None where the format has no place for it.
+    """
+
+    token: object
+    rows: object
+    rows_2: object = None
+
+
+class Reading(NamedTuple):
+    """What a format makes of a file: its words, and what it says about them."""
+
+    words: list[Word]
+    metadata: Mapping[str, object] = NOTHING
+
+
+def checked(file: Path, word: Word, provenance: Mapping[str, str]) -> Embedding:
+    """The word as an embedding; without a token of its own, the file's name is it.
+
+    Raises `UserError` when it is none.
+    """
+    token = word.token if isinstance(word.token, str) else file.stem
+    rows = _checked_rows(file, word.rows)
+    rows_2 = None if word.rows_2 is None else _checked_rows(file, word.rows_2)
+    if rows_2 is not None and len(rows) != len(rows_2):
+        raise UserError(
+            f"{file} has {len(rows)} vectors for one text encoder and {len(rows_2)} "
+            "for the other: expected as many; get it again"
+        )
+    return Embedding(checked_token(file, token), rows, rows_2, provenance)
+
+
+def checked_token(file: Path | str, token: str) -> str:
+    """The token, unless it is none: `UserError` says so."""
+    if len(token) > _MAX_TOKEN or any(map(_is_strange, token)) or not token.strip():
+        raise UserError(
+            f"{file} has the token {shown(token)}: expected a word of at most "
+            f"{_MAX_TOKEN} letters without control characters"
+        )
+    return token
+
+
+def _is_strange(letter: str) -> bool:
+    """Whether it would spoil terminals and text files: controls, ends of lines."""
+    strange = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    return strange or unicodedata.bidirectional(letter) in _TURNS
+
+
+def _checked_rows(file: Path, tensor: object) -> Float32[np.ndarray, "K D"]:
+    if not isinstance(tensor, np.ndarray):
+        raise UserError(
+            f"{file} has a {type(tensor).__name__} in place of rows: expected a tensor"
+        )
+    if tensor.dtype not in DTYPES.values() or tensor.ndim not in (1, 2):
+        raise UserError(
+            f"{file} holds a tensor of {tensor.dtype} with {tensor.ndim} dimensions: "
+            "expected floating point rows, [vectors, width]"
+        )
+    if tensor.size == 0:
+        raise UserError(f"{file} holds an empty tensor: expected at least one row")
+    vectors, width = np.atleast_2d(tensor).shape
+    if vectors > _MAX_VECTORS or width > _MAX_WIDTH:
+        raise UserError(
+            f"{file} is no embedding: it has {vectors} vectors of width {width}, "
+            f"expected at most {_MAX_VECTORS} of {_MAX_WIDTH}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = np.array(np.atleast_2d(tensor), np.float32, order="C")
+    if not np.isfinite(rows).all():
+        bad = int((~np.isfinite(rows)).any(axis=1).sum())
+        raise UserError(
+            f"{file} has NaN or infinity in {bad} of {len(rows)} rows: the training "
+            "that made it has diverged, take an earlier file"
+        )
+    return rows
+
+
+def shown(value: object) -> str:
+    """A value out of a stranger's file, short and on one line."""
+    return ascii(str(value)[:_MAX_TEXT])

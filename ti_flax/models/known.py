@@ -1,0 +1,166 @@
+"""Configurations of known models, for random weights of their shape."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ti_flax.models import base_model
+
+Configs = dict[str, dict[str, Any]]
+
+
+def _text_encoder(**settings: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        **settings,
+    }
+
+
+def _unet(**settings: Any) -> dict[str, Any]:
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": "silu",
+        "block_out_channels": [320, 640, 1280, 1280],
+        "center_input_sample": False,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-5,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        **settings,
+    }
+
+
+def _vae(**settings: Any) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 512,
+        "scaling_factor": 0.18215,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        **settings,
+    }
+
+
+def _scheduler(**settings: Any) -> dict[str, Any]:
+    return {
+        "_class_name": "PNDMScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        **settings,
+    }
+
+
+SD15: Configs = {
+    "text_encoder": _text_encoder(
+        hidden_act="quick_gelu",
+        hidden_size=768,
+        intermediate_size=3072,
+        num_attention_heads=12,
+        num_hidden_layers=12,
+    ),
+    "unet": _unet(attention_head_dim=8, cross_attention_dim=768, sample_size=64),
+    "vae": _vae(),
+    "scheduler": _scheduler(),
+}
+
+SD21: Configs = {
+    "text_encoder": _text_encoder(
+        hidden_act="gelu",
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_hidden_layers=23,
+    ),
+    "unet": _unet(
+        attention_head_dim=[5, 10, 20, 20],
+        cross_attention_dim=1024,
+        sample_size=96,
+        use_linear_projection=True,
+    ),
+    "vae": _vae(sample_size=768),
+    "scheduler": _scheduler(
+        _class_name="DDIMScheduler", prediction_type="v_prediction"
+    ),
+}
+
+TINY: Configs = {
+    "text_encoder": _text_encoder(
+        vocab_size=514,
+        hidden_act="quick_gelu",
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+    ),
+    "unet": _unet(
+        attention_head_dim=4,
+        block_out_channels=[16, 32],
+        cross_attention_dim=32,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=16,
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+    ),
+    "vae": _vae(
+        block_out_channels=[8, 16],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    ),
+    "scheduler": _scheduler(),
+}
+
+SHAPES = {"sd15": SD15, "sd21": SD21, "tiny": TINY}
+
+
+def random_params(configs: Configs, component: str, seed: int = 0) -> base_model.Params:
+    """Random float32 params of one network, as numpy arrays.
+
+    Kernels are normal with variance 1 / fan-in, norms are the identity: activations
+    keep their scale through the network, as in a trained one.
+    """
+    module = base_model.make_modules(configs)[component]
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "scale":
+            return np.ones(leaf.shape, np.float32)
+        if name == "bias":
+            return np.zeros(leaf.shape, np.float32)
+        std = 0.02 if name == "embedding" else np.prod(leaf.shape[:-1]) ** -0.5
+        array = generator.standard_normal(leaf.shape, np.float32)
+        return np.multiply(array, np.float32(std), out=array)
+
+    return jax.tree_util.tree_map_with_path(draw, base_model.param_shapes(module))

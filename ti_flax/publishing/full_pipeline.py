@@ -1,0 +1,108 @@
+"""A whole diffusers folder in which the base model knows the learned word.
+
+PyTorch loads it with `StableDiffusionPipeline.from_pretrained` and no further step: the
+tokenizer has the placeholder's names, the text encoder's table their rows.
+"""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ti_flax.formats.checks import Embedding
+from ti_flax.models import base_model
+from ti_flax.runtime import atomic
+from ti_flax.text.tokenizer import vector_names
+
+if TYPE_CHECKING:
+    import transformers
+
+# Parts of a pipeline that no network here reads; a copy has them if the model has.
+_OPTIONAL = ("feature_extractor", "safety_checker", "image_encoder")
+
+
+def write(
+    folder: Path,
+    model: base_model.BaseModel,
+    tokenizer: "transformers.CLIPTokenizer",
+    learned: Embedding,
+) -> None:
+    """Writes the pipeline into `folder`; files of the same names are replaced.
+
+    The text encoder is float32, in which the rows were learned; UNet and VAE are copied
+    as they are, a variant's files under the names without it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = _write_tokenizer(folder / "tokenizer", tokenizer, learned)
+    _write_text_encoder(folder / "text_encoder", model, learned, ids)
+    for name in ("unet", "vae"):
+        _copy_network(folder / name, model.folder / name, model.variant)
+    for name in ("scheduler", *_OPTIONAL):
+        if (model.folder / name).is_dir():
+            shutil.copytree(model.folder / name, folder / name, dirs_exist_ok=True)
+    atomic.write_json(folder / "model_index.json", _model_index(folder, model))
+
+
+def _write_tokenizer(
+    folder: Path, tokenizer: "transformers.CLIPTokenizer", learned: Embedding
+) -> list[int]:
+    """Saves the tokenizer with the vectors' names; returns their ids."""
+    tokenizer = copy.deepcopy(tokenizer)
+    names = vector_names(learned.token, len(learned.rows))
+    tokenizer.add_tokens(names)
+    tokenizer.save_pretrained(folder)
+    return tokenizer.convert_tokens_to_ids(names)
+
+
+def _write_text_encoder(
+    folder: Path, model: base_model.BaseModel, learned: Embedding, ids: list[int]
+) -> None:
+    params = model.load("text_encoder")
+    embedding = params["embeddings"]["token_embedding"]
+    table = np.asarray(embedding["embedding"])
+    # A tokenizer may know fewer words than the table has rows.
+    vocab_size = max(len(table), *(id_ + 1 for id_ in ids))
+    longer = np.zeros((vocab_size, table.shape[1]), np.float32)
+    longer[: len(table)] = table
+    longer[ids] = learned.rows
+    embedding["embedding"] = longer
+    config = json.loads((model.folder / "text_encoder" / "config.json").read_text())
+    config["vocab_size"] = vocab_size
+    for key in ("dtype", "torch_dtype"):
+        if key in config:
+            config[key] = "float32"
+    base_model.save_params(folder, config, params, np.float32)
+
+
+def _copy_network(folder: Path, source: Path, variant: str | None) -> None:
+    folder.mkdir(exist_ok=True)
+    wanted = [source / "config.json", *base_model.weight_files(source, variant)]
+    wanted += source.glob(f"*.safetensors.index{f'.{variant}' if variant else ''}.json")
+    for path in wanted:
+        # Shards keep their names, by which the index finds them.
+        shard = "-of-" in path.name
+        name = path.name if shard else path.name.replace(f".{variant}.", ".")
+        with atomic.atomic_path(folder / name) as temporary:
+            shutil.copyfile(path, temporary)
+
+
+def _model_index(folder: Path, model: base_model.BaseModel) -> dict[str, Any]:
+    """The base model's index, without the parts that are not there."""
+    path = model.folder / "model_index.json"
+    index = json.loads(path.read_text()) if path.is_file() else {}
+    index |= {
+        "_class_name": "StableDiffusionPipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", model.scheduler["_class_name"]],
+    }
+    for name in _OPTIONAL:
+        if not (folder / name).is_dir():
+            index[name] = [None, None]
+    index["requires_safety_checker"] = (folder / "safety_checker").is_dir()
+    return index

@@ -1,0 +1,59 @@
+"""What a run leaves: its concept's folder, the whole pipeline, and the Hub."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ti_flax.config import run_config
+from ti_flax.formats import find
+from ti_flax.formats.checks import Embedding
+from ti_flax.hub import upload
+from ti_flax.models import base_model
+from ti_flax.publishing import full_pipeline, model_card, provenance
+
+if TYPE_CHECKING:
+    import transformers
+
+
+def check(config: run_config.Config) -> None:
+    """Raises `UserError` before a run when its result could not be uploaded."""
+    if config.push_to_hub:
+        upload.check(_repo_id(config), _token(config))
+
+
+def write(
+    config: run_config.Config,
+    learned: Embedding,
+    pictures: UInt8[np.ndarray, "N H W 3"],
+) -> None:
+    """Writes the concept's folder, its model card with it."""
+    folder, property_ = config.output_dir, config.learnable_property
+    find.export_concept(folder, learned, property_, pictures)
+    base_model_id = provenance.hub_id(config.pretrained_model_name_or_path)
+    model_card.write(folder, learned, property_, base_model_id, config.license)
+
+
+def finish(
+    config: run_config.Config,
+    model: base_model.BaseModel,
+    tokenizer: "transformers.CLIPTokenizer",
+    learned: Embedding,
+) -> None:
+    """After `write`, at the end of a run: the whole pipeline, and the Hub, as asked.
+
+    Raises `UserError` when the upload fails; everything has been written by then.
+    """
+    folder = config.output_dir
+    if config.save_as_full_pipeline:
+        full_pipeline.write(folder, model, tokenizer, learned)
+    if config.push_to_hub:
+        upload.push(folder, _repo_id(config), config.hub_private_repo, _token(config))
+
+
+def _repo_id(config: run_config.Config) -> str:
+    return config.hub_model_id or config.output_dir.absolute().name
+
+
+def _token(config: run_config.Config) -> str | None:
+    return config.hub_token.get_secret_value() if config.hub_token else None

@@ -1,0 +1,1 @@
+"""The PyTorch that trained the embedded model; not in the wheel."""

@@ -1,0 +1,124 @@
+"""Where numbers and pictures of a run go: TensorBoard or Weights & Biases.
+
+A sink takes what belongs to a step; steps never go down.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ti_flax.runtime.errors import UserError, one_line
+
+_EVENT_FILES = "events.out.tfevents.*"
+_WANDB_ID = "wandb_id.txt"
+
+
+def check(report_to: str) -> None:
+    """Raises UserError when what `report_to` names is not installed."""
+    if report_to == "wandb":
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "report_to: wandb is not installed; `pip install wandb`, or choose "
+                "tensorboard or none"
+            ) from error
+
+
+class TensorBoard:
+    """Event files for `tensorboard --logdir`."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
+        import tensorboardX
+
+        if start == 0:
+            for path in folder.glob(_EVENT_FILES):
+                path.unlink()
+        # By its name alone, which has the second, a file could replace that of the run
+        # before; TensorBoard reads them in the order of their names.
+        self._writer = tensorboardX.SummaryWriter(
+            str(folder),
+            purge_step=start + 1 if start else None,
+            filename_suffix=f".{start:09d}",
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(
+        self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]
+    ) -> None:
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        self._writer.add_text(name, markdown, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """A run of Weights & Biases; going on from a step goes on with the same run."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
+        import wandb
+
+        self._wandb = wandb
+        id_file = folder / _WANDB_ID
+        known = start > 0 and id_file.exists()
+        try:
+            self._run = wandb.init(
+                project="textual_inversion",
+                dir=str(folder),
+                config=dict(config),
+                id=id_file.read_text() if known else None,
+                resume="allow",
+            )
+        except wandb.Error as error:
+            reason = one_line(error)
+            raise UserError(
+                f"report_to: wandb does not start ({reason}); log in with `wandb "
+                "login`, set WANDB_MODE=offline, or choose tensorboard"
+            ) from error
+        id_file.write_text(self._run.id)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(
+        self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]
+    ) -> None:
+        self._run.log({name: self._wandb.Image(picture)}, step=step)
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        self._run.log({name: markdown}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+Sink = TensorBoard | Wandb
+
+
+def open_sink(
+    report_to: str, folder: Path, config: Mapping[str, Any], start: int
+) -> Sink | None:
+    """Opens what `report_to` (tensorboard, wandb, none) names.
+
+    Args:
+        folder: for its files.
+        config: the settings of the run, as JSON.
+        start: steps that a run before this one has taken and written to `folder`; what
+            it wrote of later steps is not shown any more. With 0, what another run
+            left there is removed.
+    """
+    if report_to == "none":
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"tensorboard": TensorBoard, "wandb": Wandb}[report_to](
+        folder, config, start
+    )

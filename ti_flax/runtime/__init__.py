@@ -1,0 +1,1 @@
+"""The process, the machine, files and errors: what every room stands on."""

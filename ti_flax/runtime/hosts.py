@@ -1,0 +1,283 @@
+"""Several processes, one a host, that train as one.
+
+JAX's own runtime connects them and its compiler moves the numbers; this module finds
+out whether there are several, and sees to it that they start, agree, fail and end
+together.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+# JAX has no public way to its key-value store; Orbax takes it from here as well.
+from jax._src import distributed as jax_distributed
+from tqdm import tqdm
+
+from ti_flax.config import run_keys
+from ti_flax.runtime.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError, one_line
+
+_log = logging.getLogger("ti_flax")
+
+_END = "ti_flax/end"
+_FAILED = "ti_flax/failed"
+_LOOK_SECONDS = 1.0
+# Of a process that fails `_watch` hears, so that no wait need be short.
+_STOP_MS = 30 * 1000
+_FOREVER_MS = 24 * 3600 * 1000
+# Gathers are told apart by their order, which is the same in every process.
+_serial = itertools.count()
+# Taken for good by the thread that ends the process, so that one message is the last.
+_speaking = threading.Lock()
+
+
+@contextlib.contextmanager
+def joined(hosts: run_keys.HostKeys) -> Iterator[None]:
+    """Runs the block as one of the processes that `hosts` or the machine tells of.
+
+    They leave the block together. An exception in one of them ends all, each with the
+    message and the exit code of the one that failed. Alone, the block runs as it is.
+
+    Raises:
+        UserError: the processes cannot be connected.
+    """
+    if not _are_several(hosts):
+        yield
+        return
+    _initialize(hosts)
+    if jax.process_index():
+        _log.setLevel(logging.ERROR)  # the first process speaks for all
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watch.start()
+    leaving = None
+    try:
+        try:
+            yield
+        except SystemExit as asked:
+            leaving = asked
+        # The first process may still be writing. One that is asked to stop while the
+        # others are not will not see them here.
+        wait_ms = _STOP_MS if leaving else _FOREVER_MS
+        jax_distributed.global_state.client.wait_at_barrier(_END, wait_ms)
+    except BaseException as error:
+        over.set()
+        _stop_all(leaving or error)
+    over.set()
+    watch.join()
+    jax.distributed.shutdown()
+    if leaving is not None:
+        raise leaving
+
+
+def check_equal(key: str, lines: Iterable[str]) -> None:
+    """Every process must have the same lines about `key`.
+
+    Raises:
+        UserError: in every process, with the first line that differs.
+    """
+    ours = [socket.gethostname(), *lines]
+    (first, *expected), *others = map(json.loads, _gather(json.dumps(ours)))
+    for process, (host, *found) in enumerate(others, 1):
+        pairs = itertools.zip_longest(found, expected, fillvalue="nothing")
+        for theirs, right in pairs:
+            if theirs != right:
+                raise UserError(
+                    f"{key}: process {process} ({host}) has {theirs} where process 0 "
+                    f"({first}) has {right}; give every host the same"
+                )
+
+
+def from_first(number: int) -> int:
+    """The number that process 0 has, in every process; the devices are not waited for.
+
+    What processes decide by their clocks would differ, and they would wait for each
+    other for ever.
+    """
+    client = jax_distributed.global_state.client
+    if client is None:
+        return number
+    name = f"ti_flax/first/{next(_serial)}"
+    if jax.process_index() == 0:
+        client.key_value_set(name, str(number))
+        return number
+    return int(client.blocking_key_value_get(name, _FOREVER_MS))
+
+
+def any_has(flag: bool) -> bool:
+    """Whether `flag` is true in any process; the devices are not waited for."""
+    return "True" in _gather(str(flag))
+
+
+def meet() -> None:
+    """Waits until every process has come here."""
+    client = jax_distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier(f"ti_flax/meet/{next(_serial)}", _FOREVER_MS)
+
+
+def together(jitted: jax.stages.Wrapped) -> Callable[..., Any]:
+    """`jitted`, for arguments of one shape; the first call waits until all have it.
+
+    Processes compile at their own speed, and the networks between them do not wait
+    long (those of CPUs 30 s).
+    """
+    met = False
+
+    def call(*arguments):
+        nonlocal met
+        if not met and jax.process_count() > 1:
+            jitted.lower(*arguments).compile()  # kept for the call
+            meet()
+        met = True
+        return jitted(*arguments)
+
+    return call
+
+
+def _are_several(hosts: run_keys.HostKeys) -> bool:
+    """Whether flags or a scheduler say so; JAX finds out the rest.
+
+    Asking JAX alone would not do: on a machine by itself its detection is an error, or
+    waits for a metadata server that is not there.
+    """
+    if hosts.num_processes is not None:
+        return hosts.num_processes > 1
+    env = os.environ
+    if "SLURM_STEP_NODELIST" in env:
+        return int(env.get("SLURM_NTASKS", "1")) > 1
+    if not _has_tpu():
+        # A Kubernetes job on GPUs, which JAX finds through jax[k8s].
+        found = importlib.util.find_spec("kubernetes") is not None
+        return "JOB_COMPLETION_INDEX" in env and found
+    if int(env.get("MEGASCALE_NUM_SLICES") or "1") > 1:
+        return True
+    workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    if workers is None and "TPU_SKIP_MDS_QUERY" not in env:
+        workers = _tpu_vm_workers()
+    return "," in (workers or "")
+
+
+def _has_tpu() -> bool:
+    return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+
+
+def _tpu_vm_workers() -> str:
+    """The workers of the slice that this TPU VM belongs to; empty if none is told."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    request = urllib.request.Request(
+        f"http://{server}/computeMetadata/v1/instance/attributes/"
+        "worker-network-endpoints",
+        headers={"Metadata-Flavor": "Google"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.read().decode()
+    except OSError:  # Colab, Kaggle: a TPU, but nobody to ask
+        return ""
+
+
+def _initialize(hosts: run_keys.HostKeys) -> None:
+    """Connects to the other processes within `initialization_timeout`.
+
+    Where JAX gives up it aborts the process with a stack trace, so it is given longer
+    than we wait.
+    """
+    seconds = hosts.initialization_timeout
+
+    def give_up() -> None:
+        where = hosts.coordinator_address or "the address that the machine gives"
+        _exit(
+            f"not all processes met at {where} within {seconds} s (coordinator_address,"
+            " initialization_timeout); check that every host runs this command with a "
+            "process_id of its own and that process 0 can be reached at that address",
+            AGAIN_EXIT_CODE,
+        )
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            hosts.coordinator_address,
+            hosts.num_processes,
+            hosts.process_id,
+            initialization_timeout=seconds + 60,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"cannot join the processes of this job ({one_line(error)}); give "
+            "coordinator_address, num_processes and process_id"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def _gather(text: str) -> list[str]:
+    """What each process gave, in the order of the processes."""
+    client = jax_distributed.global_state.client
+    if client is None:
+        return [text]
+    name = f"ti_flax/gather/{next(_serial)}"
+    client.key_value_set(f"{name}/{jax.process_index()}", text)
+    return [
+        client.blocking_key_value_get(f"{name}/{process}", _FOREVER_MS)
+        for process in range(jax.process_count())
+    ]
+
+
+def _watch(over: threading.Event) -> None:
+    """Ends this process when another fails; the main thread may wait on a device."""
+    client = jax_distributed.global_state.client
+    while not over.wait(_LOOK_SECONDS):
+        failures = client.key_value_dir_get(_FAILED)
+        if failures and not over.is_set():
+            _speaking.acquire()
+            _, failure = failures[0]
+            code, message = failure.split(" ", 1)
+            _leave(message, int(code))
+
+
+def _stop_all(error: BaseException) -> None:
+    _speaking.acquire()
+    code, message = USAGE_EXIT_CODE, str(error)
+    if isinstance(error, SystemExit):
+        code = error.code
+    elif not isinstance(error, UserError):
+        traceback.print_exception(error)
+        code, message = 1, f"{type(error).__name__}: {one_line(error)}"
+    process = jax.process_index()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone
+        jax_distributed.global_state.client.key_value_set(
+            f"{_FAILED}/{process}",
+            f"{code} process {process} ({socket.gethostname()}): {message}",
+        )
+    _leave(message, code)
+
+
+def _leave(message: str, code: int) -> None:
+    if jax.process_index() == 0:
+        # The others hear from here what has failed, and JAX aborts them without it.
+        time.sleep(3 * _LOOK_SECONDS)
+    _exit(message, code)
+
+
+def _exit(message: str, code: int) -> None:
+    """Ends the process whatever its threads, and other processes, wait for."""
+    with tqdm.external_write_mode(sys.stderr):  # on a line without a progress bar
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)

@@ -1,0 +1,1 @@
+"""Prompts, words and the rows that stand for them."""

@@ -1,0 +1,298 @@
+"""Prompts to token ids, with words the tokenizer never knew."""
+
+import copy
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from ti_flax.runtime.errors import UserError
+from ti_flax.text import known_words
+
+if TYPE_CHECKING:
+    import transformers
+
+_log = logging.getLogger(__name__)
+
+CLIP_CONTEXT_LENGTH = 77
+# A tokenizer saved without a limit says 1e30; nothing real comes near this.
+_NO_LIMIT = 10**6
+_SHOWN_LENGTH = 60
+
+
+def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
+    """Loads CLIP's tokenizer from a model's tokenizer folder; PyTorch is not needed.
+
+    Reads either layout: `vocab.json` with `merges.txt`, as Stable Diffusion
+    repositories ship it, or the `tokenizer.json` that transformers 5 writes. Padding
+    token and length are the folder's own (`<|endoftext|>` in SD 1, `!` in SD 2); a
+    folder that states no length gets CLIP's 77.
+
+    Raises:
+        UserError: files are missing or damaged, or the tokenizer is not CLIP's.
+    """
+    layouts = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+    if not any(all((folder / name).is_file() for name in files) for files in layouts):
+        raise UserError(
+            f"{folder}: expected CLIP's tokenizer, vocab.json with merges.txt or"
+            f" tokenizer.json, and found neither; point to a complete model folder"
+        )
+    # Without PyTorch, transformers advises on stderr that models are unavailable.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import CLIPTokenizer  # a second to import: only when needed
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # its Rust reader raises bare Exception
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder}: the tokenizer cannot be read ({reason}); download it again"
+        ) from error
+    if not any(symbol.endswith("</w>") for symbol in tokenizer.get_vocab()):
+        raise UserError(
+            f"{folder}: expected CLIP's tokenizer, whose vocabulary marks the ends of"
+            f" words with </w>, found another family's; use a Stable Diffusion model"
+        )
+    if tokenizer.model_max_length > _NO_LIMIT:
+        tokenizer.model_max_length = CLIP_CONTEXT_LENGTH
+    return tokenizer
+
+
+def vector_names(token: str, num_vectors: int) -> list[str]:
+    """Names a placeholder's vectors as diffusers does: `tok`, `tok_1`, `tok_2`, ..."""
+    return [token, *(f"{token}_{i}" for i in range(1, num_vectors))]
+
+
+class PromptTokenizer:
+    """Tokenizes prompts in which each placeholder stands for its learned vectors.
+
+    Placeholders are found as transformers finds words given to `add_tokens`: anywhere
+    in the text, letter case aside. A placeholder is then expanded to all its vectors,
+    as diffusers' `maybe_convert_prompt` does, but in the ids and not in the text:
+    there `<cat>` inside `<cat>_1` cannot be expanded by mistake, and a placeholder
+    with capitals keeps all its vectors (diffusers 0.42 finds only the first). A
+    vector may also be named by itself (`<cat>_1`).
+
+    Attributes:
+        words: number of vectors of each placeholder.
+        vocab_size: V, rows of the text encoder's table. The learned vectors have the
+            ids V, V+1, ... in the order of `words`, even if the tokenizer knows fewer
+            than V words.
+        length: L, tokens of a prompt with its start and end marks.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "transformers.CLIPTokenizer",
+        vocab_size: int,
+        words: Mapping[str, int],
+    ) -> None:
+        """Adds `words` (placeholder -> number of vectors) to a copy of `tokenizer`.
+
+        Raises:
+            UserError: the table has fewer rows than the tokenizer has words; or a
+                placeholder is empty, contains whitespace, is a known word, is part of
+                another placeholder's name, or cannot be one token.
+        """
+        known = max(tokenizer.get_vocab().values()) + 1
+        if vocab_size < known:
+            raise UserError(
+                f"the tokenizer knows {known} words but the text encoder has only"
+                f" {vocab_size} rows; use the tokenizer and text encoder of one model"
+            )
+        _check_placeholders(tokenizer, words)
+        self.words = dict(words)
+        self.vocab_size = vocab_size
+        self.length = tokenizer.model_max_length
+        self._names = [n for word, k in words.items() for n in vector_names(word, k)]
+        self._tokenizer = _with_words(tokenizer, self._names)
+        self._learned = self._learned_ids()
+
+    def __call__(
+        self, prompts: Sequence[str], check: bool = True
+    ) -> Int32[np.ndarray, "N L"]:
+        """Returns ids, cut and padded to L tokens as the tokenizer itself would.
+
+        Warns of words that are cut off (not with `check=False`).
+
+        Raises:
+            UserError: a learned vector would be cut off (not with `check=False`).
+        """
+        rows = [self._encode(prompt, check) for prompt in prompts]
+        return np.array(rows, np.int32).reshape(-1, self.length)
+
+    def _learned_ids(self) -> dict[int, list[int]]:
+        """Maps the tokenizer's id of each added name to the learned ids it means."""
+        added = self._tokenizer.convert_tokens_to_ids(self._names)
+        learned = {id_: [self.vocab_size + k] for k, id_ in enumerate(added)}
+        for word, num_vectors in self.words.items():
+            k = self._names.index(word)
+            start = self.vocab_size + k
+            learned[added[k]] = list(range(start, start + num_vectors))
+        return learned
+
+    def _encode(self, prompt: str, check: bool) -> list[int]:
+        # verbose=False: no warning about length, which is dealt with here.
+        plain = self._tokenizer(prompt, verbose=False)
+        ids = [i for id_ in plain["input_ids"] for i in self._learned.get(id_, [id_])]
+        lost = [i for i in ids[self.length - 1 : -1] if i >= self.vocab_size]
+        if check and lost:
+            raise UserError(
+                f"prompt {_shortened(prompt)!r} has {len(ids)} tokens with its start"
+                f" and end marks and the limit is {self.length}:"
+                f" {self._names[lost[0] - self.vocab_size]!r} would be cut off; shorten"
+                f" the prompt or move the placeholder forward"
+            )
+        if len(ids) > self.length:
+            if check:
+                _log.warning(
+                    "prompt %r has %d tokens with its start and end marks and the limit"
+                    " is %d: %r is cut off; shorten it",
+                    _shortened(prompt),
+                    len(ids),
+                    self.length,
+                    _shortened(self._cut_off(prompt)),
+                )
+            return [*ids[: self.length - 1], ids[-1]]
+        return ids + [self._tokenizer.pad_token_id] * (self.length - len(ids))
+
+    def _cut_off(self, prompt: str) -> str:
+        """The end of a prompt of more than L tokens that has no room."""
+        plain = self._tokenizer(prompt, verbose=False, return_offsets_mapping=True)
+        pairs = zip(plain["input_ids"], plain["offset_mapping"], strict=True)
+        starts = [
+            start for id_, (start, _) in pairs for _ in self._learned.get(id_, [id_])
+        ]
+        return prompt[starts[self.length - 1] :]
+
+
+def _check_placeholders(
+    tokenizer: "transformers.CLIPTokenizer", words: Mapping[str, int]
+) -> None:
+    """Raises UserError for names that could not be told apart in a prompt."""
+    for word, num_vectors in words.items():
+        if not word or any(character.isspace() for character in word):
+            raise UserError(
+                f"placeholder {word!r} must be one word without whitespace; choose a"
+                f" name such as '<my-cat>'"
+            )
+        for name in vector_names(word, num_vectors):
+            if known_words.is_known(tokenizer, name):
+                raise UserError(
+                    f"placeholder {name!r} is already in the tokenizer's vocabulary, as"
+                    f" all common words and many rare ones (sks) are; choose a new word"
+                    f" such as {known_words.new_word(tokenizer, name)!r}"
+                )
+    # Added words are sought in normalized text, so it is there that they may collide.
+    normalize = functools.partial(known_words.normal_form, tokenizer)
+    for word in words:
+        for other, num_vectors in words.items():
+            names = vector_names(other, num_vectors)
+            if word != other and any(normalize(word) in normalize(n) for n in names):
+                raise UserError(
+                    f"placeholder {word!r} is part of the name of another placeholder,"
+                    f" {other!r} with {num_vectors} vectors; rename one of them"
+                )
+
+
+def _with_words(
+    tokenizer: "transformers.CLIPTokenizer", names: Sequence[str]
+) -> "transformers.CLIPTokenizer":
+    """Returns a copy of `tokenizer` that reads each of `names` as one token."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(list(names))
+    for name in names:
+        # Special tokens are sought first: SD 2 pads with "!", and so splits "toy!".
+        ids = tokenizer(name, add_special_tokens=False)["input_ids"]
+        if ids != [tokenizer.convert_tokens_to_ids(name)]:
+            raise UserError(
+                f"placeholder {name!r} cannot be one token: this tokenizer reads"
+                f" {tokenizer.convert_ids_to_tokens(ids)}; choose a name such as"
+                f" '<my-cat>'"
+            )
+    return tokenizer
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _SHOWN_LENGTH:
+        return text
+    return f"{text[:_SHOWN_LENGTH]}..."
+
+
+def initializer_ids(tokenizer: "transformers.CLIPTokenizer", text: str) -> list[int]:
+    """Returns the ids of one or several words from which the vectors start.
+
+    Raises:
+        UserError: the text is empty, or part of it is not in the vocabulary.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # CLIP's unknown token is its end mark, so one test finds both.
+    if not ids or {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids):
+        raise UserError(
+            f"initializer_token {text!r} must be one or several words of the"
+            f" tokenizer's vocabulary, found {tokenizer.convert_ids_to_tokens(ids)};"
+            f" choose a plain word such as 'toy', or leave it out for a random start"
+        )
+    return ids
+
+
+def _spread(num_ids: int, num_vectors: int) -> list[int]:
+    """Which of n ids each vector starts from: vector i of K from i * n // K."""
+    return [i * num_ids // num_vectors for i in range(num_vectors)]
+
+
+def warn_of_unused_pieces(
+    tokenizer: "transformers.CLIPTokenizer", text: str, num_vectors: int
+) -> None:
+    """Warns where an initializer has more pieces than vectors to start."""
+    pieces = tokenizer.convert_ids_to_tokens(initializer_ids(tokenizer, text))
+    if len(pieces) > num_vectors:
+        used = [pieces[k] for k in _spread(len(pieces), num_vectors)]
+        _log.warning(
+            "initializer_token: %r is %d pieces, %s; num_vectors %d starts from %s,"
+            " %d would use all",
+            _shortened(text),
+            len(pieces),
+            _shortened(" + ".join(pieces)),
+            num_vectors,
+            _shortened(" + ".join(used)),
+            len(pieces),
+        )
+
+
+def initial_rows(
+    table: Float32[np.ndarray, "V D"],
+    ids: Sequence[int] | None,
+    num_vectors: int,
+    jitter: float,
+    seed: int,
+) -> Float32[np.ndarray, "K D"]:
+    """Returns the rows that learning starts from, a function of its arguments alone.
+
+    With n ids, vector i of K starts as `table[ids[i * n // K]]`: the words are spread
+    over the vectors in order, and of more words than vectors some are left out. Equal
+    rows would differ only by their position in the prompt, so a vector that equals an
+    earlier one gets normal noise of `jitter` standard deviations; `jitter=0` leaves
+    it identical, as diffusers does.
+
+    Without ids (None), coordinate d of every vector is drawn from the normal
+    distribution with the mean and standard deviation of `table[:, d]` over all V rows
+    (the population's, in float64). The same standard deviation is the jitter's unit.
+    """
+    random = np.random.default_rng(seed)
+    noise = random.standard_normal((num_vectors, table.shape[1]))
+    std = table.std(axis=0, dtype=np.float64)
+    if ids is None:
+        mean = table.mean(axis=0, dtype=np.float64)
+        return (mean + std * noise).astype(np.float32)
+    chosen = [ids[k] for k in _spread(len(ids), num_vectors)]
+    rows = table[chosen].astype(np.float64)
+    _, first_seen = np.unique(rows, axis=0, return_index=True)
+    repeated = np.setdiff1d(np.arange(num_vectors), first_seen)
+    rows[repeated] += jitter * std * noise[repeated]
+    return rows.astype(np.float32)

@@ -1,0 +1,77 @@
+"""Steps that were not finite, and rows that outgrow the vocabulary."""
+
+import logging
+
+import numpy as np
+from jaxtyping import Float
+
+from ti_flax.step import train_step
+
+_log = logging.getLogger(__name__)
+
+# So many in a row do not come of one odd batch.
+MAX_SKIPPED = 10
+
+
+class Watch:
+    """Looks through the metrics of each dispatch, of slot 0.
+
+    Args:
+        steps_taken: before the first dispatch.
+        limit: the row norm to warn of.
+    """
+
+    def __init__(self, steps_taken: int, limit: float) -> None:
+        self._step, self._limit = steps_taken, limit
+        self._skipped = 0
+        self._outgrown = False
+
+    @property
+    def diverged(self) -> bool:
+        """Whether `MAX_SKIPPED` steps in a row were not finite."""
+        return self._skipped >= MAX_SKIPPED
+
+    def add(self, metrics: train_step.Metrics, num_steps: int) -> None:
+        """Looks at the first `num_steps` entries of a dispatch's buffers."""
+        skipped = np.asarray(metrics.skipped)[:num_steps, 0]
+        longest = np.asarray(metrics.row_norm)[:num_steps, 0].max(axis=-1)
+        for was_skipped, norm in zip(skipped, longest, strict=True):
+            self._step += 1
+            if was_skipped:
+                self._note_skipped()
+            elif not self.diverged:
+                self._skipped = 0
+            if norm > self._limit and not self._outgrown:
+                self._outgrown = True
+                _log.warning(
+                    "step %d: a vector of length %.3g is longer than 99 %% of the "
+                    "vocabulary (%.3g) and may drown the other words of a prompt; "
+                    "lower learning_rate, or set hold_row_norm",
+                    self._step,
+                    norm,
+                    self._limit,
+                )
+
+    def explanation(self) -> str:
+        """What to do about a run that diverged."""
+        return (
+            f"loss or gradient was not finite in {self._skipped} steps in a row, up to "
+            f"step {self._step}; the vectors before them are in learned_embeds: lower "
+            "learning_rate or set max_grad_norm and start in another output_dir, from "
+            "them with initializer_embedding or anew"
+        )
+
+    def _note_skipped(self) -> None:
+        self._skipped += 1
+        if not self.diverged:  # else the run's end explains it
+            _log.warning(
+                "step %d: loss or gradient is not finite; the vectors stay as they "
+                "were",
+                self._step,
+            )
+
+
+def vocabulary_norms(table: Float[np.ndarray, "V D"]) -> tuple[float, float]:
+    """The median and the 99th percentile of the lengths of a vocabulary's rows."""
+    median, high = np.percentile(np.linalg.norm(table, axis=-1), (50, 99))
+    return float(median), float(high)
