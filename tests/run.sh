@@ -20,8 +20,9 @@ if [ -n "$pins" ]; then
         beartype hypothesis ipykernel nbclient nbformat matplotlib pytest regex
     # As below.
     "${pip[@]}" --no-deps open_clip_torch
-    exec "$venv/bin/python" -m pytest tests/test_{step,parity,tokens}.py \
-        tests/test_{checkpoint,previews,notebook}.py "$@"
+    exec "$venv/bin/python" -m pytest tests/step tests/models/test_parity.py \
+        tests/text tests/checkpoints/test_store.py tests/generation/test_previews.py \
+        tests/test_notebook.py "$@"
 fi
 if [ "$version" = 3.11 ]; then
     # First and by itself: nothing that follows may pull another build of it.

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ti_flax.config.run_config import run_config
+from ti_flax.config import run_config
 from ti_flax.models import base_model
-from ti_flax.step.train_step import train_step
-from ti_flax.training import run as training_run
-from ti_flax.training import validation
+from ti_flax.step import bank as step_bank
+from ti_flax.step import dispatch, train_step
+from ti_flax.training import resident, validation
 
 # Files with times in them, and those of the checkpoints before the last.
 _OF_ONE_PROCESS = ("checkpoints/", "config.yaml", "logs/", "report.html")
@@ -101,12 +101,12 @@ def skip_networks(monkeypatch) -> None:
         return losses, {"text_encoder": grads}
 
     monkeypatch.setattr(base_model.BaseModel, "load", load)
-    monkeypatch.setattr(training_run, "encode_pictures", encode_pictures)
-    monkeypatch.setattr(train_step, "draw_batch", draw_batch)
+    monkeypatch.setattr(resident, "encode_pictures", encode_pictures)
+    monkeypatch.setattr(step_bank, "draw_batch", draw_batch)
     monkeypatch.setattr(train_step, "gradients", gradients)
-    compile_train_steps = train_step.compile_train_steps
+    compile_train_steps = dispatch.compile_train_steps
     monkeypatch.setattr(
-        train_step,
+        dispatch,
         "compile_train_steps",
         lambda recipe, shapes: compile_train_steps(recipe),
     )

@@ -5,11 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ti_flax.diffusion.process.process import Schedule
 
+from ti_flax.diffusion.process import Schedule
 from ti_flax.models import base_model, known
+from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
-from ti_flax.step.train_step import train_step
+from ti_flax.step import train_step
+from ti_flax.step.bank import Bank
+from ti_flax.step.optimizer import adamw, learning_rate_schedule
+from ti_flax.step.state import init_state
 
 CONFIGS = {
     **known.TINY,
@@ -40,7 +44,7 @@ class Concept(NamedTuple):
 
 
 def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
-    learning_rate = train_step.learning_rate_schedule("constant", 1e-2, 0, 1000)
+    learning_rate = learning_rate_schedule("constant", 1e-2, 0, 1000)
     settings = {
         "beta1": 0.9,
         "beta2": 0.999,
@@ -53,7 +57,7 @@ def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
         unet=MODULES["unet"],
         scaling_factor=0.18215,
         schedule=Schedule.from_json(CONFIGS["scheduler"]),
-        optimizer=train_step.adamw(learning_rate, **settings | optimizer),
+        optimizer=adamw(learning_rate, **settings | optimizer),
         learning_rate=learning_rate,
         train_batch_size=batch,
         gradient_accumulation_steps=parts,
@@ -63,7 +67,7 @@ def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
 
 def make_frozen(recipe):
     frozen = {
-        name: known.random_params(CONFIGS, name, seed)
+        name: random_params(CONFIGS, name, seed)
         for seed, name in enumerate(("text_encoder", "unet"))
     }
     return jax.device_put(frozen, sharding.replicated(recipe.mesh))
@@ -78,7 +82,7 @@ def make_run(recipe, *concepts: Concept):
     rows, moments, ids, masks = (
         np.stack(arrays) for arrays in zip(*slots, strict=True)
     )
-    bank = train_step.Bank(
+    bank = Bank(
         keys=jnp.stack([jax.random.key(concept.seed) for concept in concepts]),
         moments=moments,
         num_pictures=np.array([c.pictures for c in concepts], np.int32),
@@ -87,7 +91,7 @@ def make_run(recipe, *concepts: Concept):
         row_mask=masks,
         max_train_steps=np.array([c.steps for c in concepts], np.int32),
     )
-    state = train_step.init_state({"text_encoder": jnp.asarray(rows)}, recipe.optimizer)
+    state = init_state({"text_encoder": jnp.asarray(rows)}, recipe.optimizer)
     return jax.device_put((state, bank), sharding.replicated(recipe.mesh))
 
 

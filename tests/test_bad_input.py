@@ -16,16 +16,19 @@ import numpy as np
 import optax
 import pytest
 import runs
-from ti_flax.config.run_config.run_config import Config
 
 from ti_flax import train
-from ti_flax.checkpoints import output_dir, store
+from ti_flax.checkpoints import identity, store
+from ti_flax.checkpoints.output_dir import RunFolder
+from ti_flax.config.run_config import Config
 from ti_flax.formats import find, torch_zip
 from ti_flax.models import base_model
+from ti_flax.publishing import concept_folder
 from ti_flax.quickstart import settings as quickstart_settings
 from ti_flax.runtime import errors
-from ti_flax.step.train_step import train_step
-from ti_flax.training import run as training_run
+from ti_flax.step.optimizer import adamw
+from ti_flax.step.state import init_state
+from ti_flax.training import resident
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| (.+?) \| `(.+)` \|$", re.MULTILINE)
@@ -125,7 +128,7 @@ def initialize_from(arguments, file):
 
 
 def narrow_embedding(arguments, folder):
-    find.export_concept(
+    concept_folder.export_concept(
         folder / "word",
         find.Embedding("<toy>", np.ones((1, 7), np.float32)),
         "object",
@@ -221,16 +224,16 @@ def checkpointed(**changes):
             "pretrained_model_name_or_path": model.fingerprint(),
             "train_data_dir": "0" * 64,
         }
-        optimizer = train_step.adamw(optax.constant_schedule(1), 0.9, 0.9, 1, 0.0, None)
+        optimizer = adamw(optax.constant_schedule(1), 0.9, 0.9, 1, 0.0, None)
         rows = {"text_encoder": jnp.zeros((1, 1, 32))}
-        with output_dir.RunFolder(config) as own:
+        with RunFolder(config) as own:
             own.create()
         with store.Checkpoints(
             store.folder_of(config),
             None,
-            store.describe(config, fingerprints),
+            identity.describe(config, fingerprints),
         ) as checkpoints:
-            checkpoints.save(3, train_step.init_state(rows, optimizer))
+            checkpoints.save(3, init_state(rows, optimizer))
         arguments.update({"resume_from_checkpoint": "latest", **changes})
 
     return make
@@ -378,7 +381,7 @@ def test_what_a_run_does_otherwise_than_meant_is_a_line_of_the_page(
     def load(*_):
         raise errors.UserError("all has been checked")
 
-    monkeypatch.setattr(training_run, "load", load)
+    monkeypatch.setattr(resident, "load", load)
     NOTICES[case](arguments, tmp_path)
     _, stderr = run(monkeypatch, capfd, arguments)
     assert "all has been checked" in stderr

@@ -71,4 +71,4 @@ def test_help_and_mistakes_come_without_jax(every_run, number, code, words):
 def test_the_check_sees_an_import_of_jax():
     """Otherwise the tests above would prove nothing."""
     with pytest.raises(AssertionError, match="jax is refused"):
-        doors.run([["models.shapes"]])
+        doors.run([["models.unet"]])

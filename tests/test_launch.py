@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ti_flax.config.run_config import run_config
+from ti_flax.config import run_config
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"

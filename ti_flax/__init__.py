@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _FACE = {
     "Config": "config.run_config",
-    "generate_images": "generate",
+    "generate_images": "generation.generate",
     "load_embedding": "formats.find",
     "train_concepts": "training.run",
 }

@@ -5,8 +5,8 @@ import sys
 
 from ti_flax.benchmarks.keys import KERNEL_GROUPS, STEP_GROUPS, KernelKeys, StepKeys
 from ti_flax.benchmarks.quality import keys
-from ti_flax.config import command_line, run_config
-from ti_flax.runtime import errors, process
+from ti_flax.config import command_line, validation
+from ti_flax.runtime import errors, log, process
 
 # What can be measured: its keys by title, all of them, and the module that measures.
 _SUBCOMMANDS = {
@@ -21,7 +21,7 @@ _SUBCOMMANDS = {
 
 
 def main() -> None:
-    command_line.show_log()
+    log.show_log()
     name, *argv = sys.argv[1:] or [""]
     if name not in _SUBCOMMANDS:
         raise errors.UserError(
@@ -31,7 +31,7 @@ def main() -> None:
     groups, all_keys, module = _SUBCOMMANDS[name]
     usage = "[--key value ...]"
     given = command_line.parse_keys(argv, groups, f"benchmark {name}", usage)
-    keys = run_config.validate(all_keys, given, "with --key value")
+    keys = validation.validate(all_keys, given, "with --key value")
     # Imported late: --help and a mistyped key must not wait for JAX.
     importlib.import_module(module).measure(keys)
 

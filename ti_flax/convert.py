@@ -1,84 +1,18 @@
 """`python -m ti_flax.convert IN --to FORMAT --output OUT`: for another program."""
 
-import logging
-import os
 import sys
-from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ti_flax.config import command_line, run_config
-from ti_flax.config.run_keys import FilePath, NameOrPath, OptionalName
-from ti_flax.formats import find, registry
-from ti_flax.formats.checks import checked_token
-from ti_flax.runtime import errors
-
-_log = logging.getLogger("ti_flax.convert")
-
-_FORMATS = registry.FORMATS
-_USAGE = "IN --to FORMAT --output OUT"
-
-
-class ConvertKeys(BaseModel):
-    """What to convert into what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: NameOrPath = Field(
-        description="embedding file, folder that a run wrote, or Hub id"
-    )
-    to: Literal[tuple(_FORMATS)] = Field(
-        description="; ".join(
-            f"{name} for {layout.program} ({', '.join(layout.suffixes)})"
-            for name, layout in sorted(_FORMATS.items())
-        )
-    )
-    output: FilePath = Field(
-        description="file to write, or a folder that gets one of the usual name"
-    )
-    token: OptionalName = Field(
-        None,
-        description="the word: which one of several in the file, or a new name for the "
-        "only one",
-    )
-
-
-GROUPS: dict[str, type[BaseModel]] = {"Conversion": ConvertKeys}
-
-
-def convert(**keys: Any) -> list[Path]:
-    """Writes an embedding in another program's format; returns the files written.
-
-    As in `convert(source="output/cat", to="kohya", output="cat.safetensors")`; the
-    rows come out bit for bit in float32, with their provenance where the format has a
-    place for it.
-
-    Raises:
-        UserError: what to mend, in one line.
-    """
-    checked = run_config.validate(ConvertKeys, keys, "with --key value")
-    file = find.find_file(checked.source)
-    found = registry.read(file, checked.token)
-    embedding = found.embedding
-    if checked.token is not None:
-        token = checked_token("token:", checked.token)
-        embedding = embedding._replace(token=token)
-    output = registry.target(checked.output, checked.to)
-    if output.exists() and os.path.samefile(output, file):
-        raise errors.UserError(
-            f"output: {output} is the file that is converted; choose another"
-        )
-    written = registry.write(checked.output, checked.to, embedding)
-    for path in written:
-        _log.info("wrote %s (%s, from %s)", path, checked.to, found.format)
-    return written
+from ti_flax.config import command_line
+from ti_flax.formats import convert
+from ti_flax.runtime import errors, log
 
 
 def main() -> None:
-    command_line.show_log()
-    convert(
-        **command_line.parse_keys(sys.argv[1:], GROUPS, "convert", _USAGE, "source")
+    log.show_log()
+    convert.convert(
+        **command_line.parse_keys(
+            sys.argv[1:], convert.GROUPS, "convert", convert.USAGE, "source"
+        )
     )
 
 

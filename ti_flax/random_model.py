@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ti_flax.models import base_model, known
+from ti_flax.models import known
+from ti_flax.models.random_params import random_params
+from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic, errors
 
 
@@ -17,8 +19,8 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
     """Writes a folder in diffusers' layout: float32 weights of `shape`, a tokenizer."""
     configs = known.SHAPES[shape]
     for component in ("text_encoder", "unet", "vae"):
-        params = known.random_params(configs, component, seed)
-        base_model.save_params(
+        params = random_params(configs, component, seed)
+        save_params(
             folder / component, configs[component], params, np.dtype(np.float32)
         )
     atomic.write_json(

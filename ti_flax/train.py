@@ -2,18 +2,18 @@
 
 import sys
 
-from ti_flax.config import command_line, run_config
-from ti_flax.runtime import errors, process
+from ti_flax.config import run_config
+from ti_flax.runtime import errors, log, process
 
 
 def main() -> None:
-    command_line.show_log()
+    log.show_log()
     config = run_config.load_config(sys.argv[1:])
     # Imported late: --help and a mistyped key must not wait for JAX.
     from ti_flax.runtime import hosts
     from ti_flax.training import run
 
-    with hosts.joined(config):
+    with hosts.job(config):
         run.train_concepts(config)
 
 

@@ -5,8 +5,8 @@ Compiles a run's real programs for TPUs that nobody holds, and says whether they
 
 import argparse
 
-from ti_flax.config import command_line, run_config
-from ti_flax.runtime import errors
+from ti_flax.config import run_config
+from ti_flax.runtime import errors, log
 
 _DESCRIPTION = """\
 Compiles the train step, the encoding of pictures and the making of previews for TPUs
@@ -15,7 +15,7 @@ largest batch. It needs libtpu, pip install 'ti_flax[tpu]', and no TPU."""
 
 
 def main() -> None:
-    command_line.show_log()
+    log.show_log()
     parser = argparse.ArgumentParser(
         prog="python -m ti_flax.train_compile",
         usage="%(prog)s --topology KIND:SHAPE [...] --config FILE [--key value ...]",

@@ -1,5 +1,6 @@
 """Floating-point operations of a program, counted from its jaxpr."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,6 +8,11 @@ from typing import Any
 import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
+
+from ti_flax.benchmarks import random_run
+from ti_flax.models import attention
+from ti_flax.step import train_step
+from ti_flax.step.abstract import frozen_shapes
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> float:
@@ -57,3 +63,18 @@ def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
             yield value.jaxpr
         elif isinstance(value, core.Jaxpr):
             yield value
+
+
+def count_step(
+    recipe: train_step.Recipe, latent_side: int, concepts: int = 1, vectors: int = 1
+) -> float:
+    """Floating-point operations that one step asks for, all devices together."""
+    plain = recipe.unet.clone(plan=attention.Plan("plain", recipe.mesh), remat=False)
+    recipe = recipe._replace(unet=plain)
+    state, bank = random_run.make_run(recipe, latent_side, concepts, vectors)
+    return count(
+        functools.partial(train_step.train_step, recipe=recipe),
+        state,
+        frozen_shapes(recipe),
+        bank,
+    )

@@ -9,17 +9,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ti_flax.aot import topologies
+from ti_flax.aot import flops, topologies
 from ti_flax.aot.needs import Needs, compile_for, largest_batch
+from ti_flax.benchmarks import random_run
 from ti_flax.config import run_config
 from ti_flax.diffusion import scheduler_config
 from ti_flax.diffusion.process import Schedule
 from ti_flax.generation import previews, sampling
 from ti_flax.models import attention, base_model
-from ti_flax.runtime import sharding
+from ti_flax.models.torch_params import Params, param_shapes
+from ti_flax.runtime import chips, sharding
 from ti_flax.runtime.errors import UserError
-from ti_flax.step import abstract, train_step
-from ti_flax.training import run
+from ti_flax.step import dispatch, train_step
+from ti_flax.step.abstract import abstract, frozen_shapes
+from ti_flax.step.bank import Bank, draw_batch
+from ti_flax.step.state import State
+from ti_flax.training.recipe import make_recipe
+from ti_flax.training.resident import ENCODE_BATCH_SIZE, jit_encode
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +41,8 @@ def lines(config: run_config.Config, topology: str) -> Iterator[str]:
         UserError: what to mend, in one line.
     """
     mesh = topologies.make_mesh(topology, config.fsdp)
-    chip = topologies.chip(mesh)
-    model = open_model(config, mesh)
+    chip = chips.chip(mesh)
+    model = open_shapes(config, mesh)
     yield (
         f"{topology}: {mesh.size} x {mesh.devices.flat[0].device_kind}, "
         f"{chip.hbm_bytes / _GIB:.0f} GiB each; UNet in "
@@ -101,7 +107,7 @@ def _largest(examples: int, mesh: Mesh) -> Iterator[str]:
     )
 
 
-def _memory(needs: Needs, forward: Needs, batch: int, chip: topologies.Chip) -> str:
+def _memory(needs: Needs, forward: Needs, batch: int, chip: chips.Chip) -> str:
     # What the forward pass alone does not take is kept for the backward pass.
     activations = needs.temporaries - forward.temporaries
     return (
@@ -117,11 +123,11 @@ def _roofline(
     model: base_model.BaseModel,
     mesh: Mesh,
     needs: Needs,
-    chip: topologies.Chip,
+    chip: chips.Chip,
 ) -> str:
-    recipe = make_recipe(config, model, mesh)
+    recipe = recipe_of(config, model, mesh)
     side = config.resolution // model.vae.config.downscale
-    work = abstract.count_step(recipe, side, vectors=config.num_vectors) / mesh.size
+    work = flops.count_step(recipe, side, vectors=config.num_vectors) / mesh.size
     # The compiler counts a loop's body once: of several parts, the first and the body.
     parts = config.gradient_accumulation_steps
     traffic = needs.traffic * max(1.0, parts / 2)
@@ -134,7 +140,7 @@ def _roofline(
     )
 
 
-def open_model(config: run_config.Config, mesh: Mesh) -> base_model.BaseModel:
+def open_shapes(config: run_config.Config, mesh: Mesh) -> base_model.BaseModel:
     """The networks of a run on these devices, without their weights."""
     platform = mesh.devices.flat[0].platform
     model = base_model.open_model(
@@ -153,21 +159,21 @@ def open_model(config: run_config.Config, mesh: Mesh) -> base_model.BaseModel:
     return model
 
 
-def make_recipe(
+def recipe_of(
     config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
 ) -> train_step.Recipe:
     """The recipe of the run that the configuration describes."""
     schedule = Schedule.from_json(model.scheduler)
-    return run.make_recipe(config, model, schedule, mesh)
+    return make_recipe(config, model, schedule, mesh)
 
 
 def lower_train_steps(
     config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
 ) -> jax.stages.Lowered:
     """The program of every dispatch of training."""
-    recipe = make_recipe(config, model, mesh)
-    one = abstract.abstract(jnp.int32(1), sharding.replicated(mesh))
-    return train_step.jit_train_steps(recipe).lower(
+    recipe = recipe_of(config, model, mesh)
+    one = abstract(jnp.int32(1), sharding.replicated(mesh))
+    return dispatch.jit_train_steps(recipe).lower(
         *_abstract_run(config, model, recipe), one
     )
 
@@ -176,14 +182,14 @@ def lower_forward(
     config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
 ) -> jax.stages.Lowered:
     """The part of a step that draws a batch and finds its loss, without gradients."""
-    recipe = make_recipe(config, model, mesh)
+    recipe = recipe_of(config, model, mesh)
 
     def forward(
-        state: train_step.State,
-        frozen: dict[str, base_model.Params],
-        bank: train_step.Bank,
+        state: State,
+        frozen: dict[str, Params],
+        bank: Bank,
     ):
-        batch = train_step.draw_batch(
+        batch = draw_batch(
             bank,
             state.step,
             jnp.arange(recipe.train_batch_size),
@@ -197,12 +203,12 @@ def lower_forward(
 
 def _abstract_run(
     config: run_config.Config, model: base_model.BaseModel, recipe: train_step.Recipe
-) -> tuple[train_step.State, dict[str, base_model.Params], train_step.Bank]:
+) -> tuple[State, dict[str, Params], Bank]:
     """Shapes and places of state, frozen weights and bank."""
     side = config.resolution // model.vae.config.downscale
-    run = abstract.make_run(recipe, side, vectors=config.num_vectors)
-    state, bank = abstract.abstract(run, sharding.replicated(recipe.mesh))
-    return state, abstract.frozen_shapes(recipe), bank
+    run = random_run.make_run(recipe, side, vectors=config.num_vectors)
+    state, bank = abstract(run, sharding.replicated(recipe.mesh))
+    return state, frozen_shapes(recipe), bank
 
 
 def lower_encode(
@@ -212,12 +218,10 @@ def lower_encode(
     alone = sharding.replicated(sharding.make_mesh([mesh.devices.flat[0]]))
     side = config.resolution
     pixels = jax.ShapeDtypeStruct(
-        (run.ENCODE_BATCH_SIZE, side, side, model.vae.config.in_channels),
+        (ENCODE_BATCH_SIZE, side, side, model.vae.config.in_channels),
         jnp.float32,
     )
-    return run.jit_encode(model).lower(
-        *abstract.abstract((base_model.param_shapes(model.vae), pixels), alone)
-    )
+    return jit_encode(model).lower(*abstract((param_shapes(model.vae), pixels), alone))
 
 
 def lower_preview(
@@ -235,8 +239,8 @@ def lower_preview(
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
 
     return sampling.sample_latents.lower(
-        abstract.abstract(base_model.param_shapes(model.unet), everywhere),
-        abstract.abstract(jax.tree.map(jnp.asarray, sampler.steps), everywhere),
+        abstract(param_shapes(model.unet), everywhere),
+        abstract(jax.tree.map(jnp.asarray, sampler.steps), everywhere),
         floats((mesh.size, length, width), examples),
         floats((length, width), everywhere),
         floats((mesh.size, side, side, net.in_channels), examples),

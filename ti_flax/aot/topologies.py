@@ -4,7 +4,6 @@ The compiler is in `libtpu`, which needs no TPU. Call `prepare` before JAX start
 """
 
 import os
-from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -13,29 +12,6 @@ from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError, one_line
 
 _EXAMPLES = "v5e:1x1, v5e:2x4, v6e:2x2, v5p:2x2x1, v4:2x2x1"
-
-
-class Chip(NamedTuple):
-    """Published peaks of what JAX calls a device: FLOP/s in bfloat16, bytes, bytes/s.
-
-    Of v2, v3 and 7x that is half a chip. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
-    """
-
-    peak_flops: float
-    hbm_bytes: float
-    hbm_bandwidth: float
-
-
-_GIB = 2**30
-CHIPS = {
-    "TPU v2": Chip(22.5e12, 8 * _GIB, 350e9),
-    "TPU v3": Chip(61.5e12, 16 * _GIB, 450e9),
-    "TPU v4": Chip(275e12, 32 * _GIB, 1228e9),
-    "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9),
-    "TPU v5": Chip(459e12, 95 * _GIB, 2765e9),
-    "TPU v6 lite": Chip(918e12, 32 * _GIB, 1640e9),
-    "TPU7x": Chip(1153.5e12, 96 * _GIB, 3690e9),
-}
 
 
 def prepare() -> None:
@@ -85,8 +61,3 @@ def _host_bounds(shape: str) -> tuple[int, ...]:
     """Chips of one host: at most 2 x 2 x 1."""
     sides = [int(side) if side.isdigit() else 1 for side in shape.split("x")] + [1, 1]
     return tuple(min(side, most) for side, most in zip(sides, (2, 2, 1), strict=False))
-
-
-def chip(mesh: Mesh) -> Chip:
-    """The peaks of one device of a mesh of TPUs."""
-    return CHIPS[mesh.devices.flat[0].device_kind]

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from ti_flax.aot import flops
-from ti_flax.benchmarks import step_jax
+from ti_flax.benchmarks import work
 from ti_flax.benchmarks.keys import KernelKeys
 from ti_flax.models import attention, layers, unet
+from ti_flax.models.random_params import random_weights
 from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
-from ti_flax.step import abstract
+from ti_flax.step.abstract import abstract
 
 KEYS = KernelKeys
 # Long enough for the clock, and for what a dispatch costs, not to count.
@@ -105,8 +106,8 @@ def prepare(
             f"split over {mesh.size} devices; use a multiple of {mesh.size}"
         )
     plan = attention.make_plan(keys.attention, mesh)
-    model = step_jax.open_model(keys, plan)
-    kernels = find(model.unet, keys.train_batch_size, step_jax.latent_side(keys, model))
+    model = work.open_model(keys, plan)
+    kernels = find(model.unet, keys.train_batch_size, work.latent_side(keys, model))
     run, facts = {}, {}
     for name, kernel in kernels.items():
         ours = _function(kernel, plan)
@@ -126,7 +127,7 @@ def prepare(
         "library": f"jax {jax.__version__}",
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "dtype": jnp.dtype(model.unet.dtype).name,
-        "peak_flops": mesh.size * step_jax.peak_flops(model.unet.dtype),
+        "peak_flops": mesh.size * work.peak_flops(model.unet.dtype),
         "kernels": facts,
     }, lambda: {name: take_turn() for name, take_turn in run.items()}
 
@@ -158,7 +159,7 @@ def _arguments(kernel: Kernel, dtype: Any, mesh: jax.sharding.Mesh) -> tuple:
     if kernel.kind != "attention":
         shapes = jax.eval_shape(kernel.module.init, keys[0], *inputs)["params"]
         everywhere = sharding.replicated(mesh)
-        params = abstract.random_weights(abstract.abstract(shapes, everywhere))
+        params = random_weights(abstract(shapes, everywhere))
     out = jax.eval_shape(_function(kernel, None), params, *inputs)
     d_out = jax.random.normal(keys[-1], out.shape, out.dtype)
     place = sharding.over_examples(mesh)

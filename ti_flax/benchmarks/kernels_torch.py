@@ -8,7 +8,7 @@ import flax.linen as nn
 import torch
 from torch import Tensor
 
-from ti_flax.benchmarks import kernels_jax, step_jax, step_torch
+from ti_flax.benchmarks import kernels_jax, step_torch, work
 from ti_flax.benchmarks.keys import KernelKeys
 from ti_flax.models import attention
 
@@ -19,9 +19,9 @@ def prepare(
     keys: KernelKeys,
 ) -> tuple[dict[str, Any], Callable[[], dict[str, float]]]:
     """Facts, and a function that takes a turn: seconds of each kernel."""
-    model = step_jax.open_model(keys, attention.Plan("plain"))
+    model = work.open_model(keys, attention.Plan("plain"))
     kernels = kernels_jax.find(
-        model.unet, keys.train_batch_size, step_jax.latent_side(keys, model)
+        model.unet, keys.train_batch_size, work.latent_side(keys, model)
     )
     device, dtype = step_torch.place(keys)
     run = {name: _repeated(each, device, dtype) for name, each in kernels.items()}

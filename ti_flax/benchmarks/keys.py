@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ti_flax.config.run_keys import (
+from ti_flax.config.fields import (
     AttentionName,
     Count,
     FilePath,

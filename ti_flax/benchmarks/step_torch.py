@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ti_flax.benchmarks import step_jax
+from ti_flax.benchmarks import random_run, work
 from ti_flax.benchmarks.keys import StepKeys, WorkKeys
 from ti_flax.models import attention as attention_plans
-from ti_flax.models import base_model, clip_text, unet, vae
-from ti_flax.runtime import process, sharding
+from ti_flax.models import clip_text, unet, vae
+from ti_flax.models.torch_params import param_shapes
+from ti_flax.runtime import profile, sharding
 from ti_flax.runtime.errors import UserError
-from ti_flax.step import abstract
+from ti_flax.step.abstract import frozen_shapes
 
 KEYS = StepKeys
 
@@ -257,18 +258,18 @@ def place(keys: WorkKeys) -> tuple[torch.device, torch.dtype]:
 def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     """Facts of the program, and a function that takes a turn: seconds a step."""
     mesh = sharding.make_mesh()
-    model = step_jax.open_model(keys, attention_plans.Plan("plain", mesh))
-    recipe, side = step_jax.make_recipe(keys, model, mesh)
+    model = work.open_model(keys, attention_plans.Plan("plain", mesh))
+    recipe, side = work.recipe_of(keys, model, mesh)
     device, dtype = place(keys)
     script = keys.pytorch == "script"
-    trees = abstract.frozen_shapes(recipe)
+    trees = frozen_shapes(recipe)
     if script:
-        trees["vae"] = base_model.param_shapes(model.vae)
+        trees["vae"] = param_shapes(model.vae)
     params = {
         name: _random(tree, torch.float32 if name == "text_encoder" else dtype, device)
         for name, tree in trees.items()
     }
-    _, bank = abstract.make_run(recipe, side)
+    _, bank = random_run.make_run(recipe, side)
     examples = keys.train_batch_size * keys.concepts
     ids = np.resize(np.asarray(bank.prompts[0]), (examples, bank.prompts.shape[-1]))
     pixels = side * model.vae.config.downscale
@@ -304,7 +305,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
 
     first = timed()
     return {
-        "first_step_seconds": process.process_age(),
+        "first_step_seconds": profile.process_age(),
         "library": f"PyTorch {torch.__version__}" + " as diffusers' script" * script,
         "dtype": str(dtype).removeprefix("torch."),
         "compile_seconds": first,

@@ -7,7 +7,7 @@ from types import TracebackType
 
 import filelock
 
-from ti_flax.checkpoints import store
+from ti_flax.checkpoints import identity, store
 from ti_flax.config import run_config
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError
@@ -30,7 +30,7 @@ class RunFolder:
         self._folder = config.output_dir
         self._lock: filelock.BaseFileLock | None = None
         # The checkpoint to go on from.
-        self.found: store.Found | None = None
+        self.found: identity.Found | None = None
 
     def __enter__(self) -> "RunFolder":
         """Checks everything that can be known at the start, and writes nothing.
@@ -158,5 +158,5 @@ class RunFolder:
             theirs = run_config.load_config(["--config", path])
         except UserError:
             return False
-        ours = store.config_fingerprint(self._config)
-        return store.config_fingerprint(theirs) == ours
+        ours = identity.config_fingerprint(self._config)
+        return identity.config_fingerprint(theirs) == ours

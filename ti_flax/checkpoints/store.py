@@ -6,14 +6,11 @@ process writes and reads, so that the hosts need no common disk.
 """
 
 import contextlib
-import hashlib
-import importlib.metadata
-import json
 import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,41 +18,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ti_flax.config import run_config, run_keys
+from ti_flax.checkpoints import identity
+from ti_flax.config import run_config
 from ti_flax.runtime import hosts
 from ti_flax.runtime.errors import UserError, one_line
-from ti_flax.step import train_step
-
-_log = logging.getLogger(__name__)
+from ti_flax.step.state import State
 
 FOLDER_NAME = "checkpoints"
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# The keys that a run must keep, apart from those that it may change as it goes on.
-_KEPT_GROUPS = ("Model", "Concept", "Data", "Training")
-_FREE_KEYS = {
-    # The preset's values stand in the other keys; that of files in fingerprints.
-    *("preset", "pretrained_model_name_or_path", "revision", "variant"),
-    *("tokenizer_name", "train_data_dir", "template_file", "initializer_embedding"),
-    # Only their product has an effect on the numbers.
-    *("train_batch_size", "gradient_accumulation_steps"),
-    *("output_dir", "overwrite_output_dir", "checkpoint_dir", "checkpointing_steps"),
-    *("checkpoints_total_limit", "resume_from_checkpoint", "max_train_steps"),
-    # How it is computed: the same numbers but for rounding.
-    *("attention", "gradient_checkpointing", "compilation_cache_dir"),
-    "profile_startup",
-}
-
-
-class Found(NamedTuple):
-    """A checkpoint to go on from: `folder / str(step)`, and what it says of its run."""
-
-    folder: epath.Path
-    train_step: int
-    run: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return str(self.folder / str(self.step))
 
 
 def folder_of(config: run_config.Config) -> epath.Path:
@@ -65,7 +34,7 @@ def folder_of(config: run_config.Config) -> epath.Path:
     return epath.Path(config.output_dir).absolute() / FOLDER_NAME
 
 
-def find(config: run_config.Config) -> Found | None:
+def find(config: run_config.Config) -> identity.Found | None:
     """The checkpoint that `resume_from_checkpoint` asks for; the configuration fits it.
 
     None when it asks for none, or for the latest and there is not any.
@@ -91,64 +60,12 @@ def find(config: run_config.Config) -> Found | None:
                 f"resume_from_checkpoint: no checkpoint {wanted}; give latest or the "
                 f"folder of one, such as {folder_of(config) / '500'}"
             )
-    found = Found(folder, number, _read_run(folder, number))
-    _check_config(found, config)
+    found = identity.Found(folder, number, _read_run(folder, number))
+    identity.check_config(found, config)
     return found
 
 
-def describe(
-    config: run_config.Config, fingerprints: Mapping[str, str]
-) -> dict[str, Any]:
-    """What a checkpoint says of its run."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "config_fingerprint": config_fingerprint(config),
-        "fingerprints": dict(fingerprints),
-        "versions": _versions(),
-    }
-
-
-def fingerprint(*parts: bytes | np.ndarray) -> str:
-    """SHA-256 over the parts, in hexadecimal."""
-    return hashlib.sha256(b"".join(map(bytes, parts))).hexdigest()
-
-
-def config_fingerprint(config: run_config.Config) -> str:
-    """Equal for configurations of which one may go on with the other's run."""
-    kept = json.dumps(_kept(config.model_dump(mode="json")), sort_keys=True)
-    return fingerprint(kept.encode())
-
-
-def check_fingerprints(found: Found, fingerprints: Mapping[str, str]) -> None:
-    """Raises `UserError` when the frozen model or the data are not the checkpoint's.
-
-    `fingerprints` are by the key of the configuration that says where the files are.
-    """
-    saved = found.run["fingerprints"]
-    for key, ours in fingerprints.items():
-        if saved[key] != ours:
-            raise UserError(
-                f"{key}: the checkpoint {found} was made with the fingerprint "
-                f"{saved[key][:16]}, found {ours[:16]}; give what it was made with, or "
-                "start anew in another output_dir"
-            )
-    saved = found.run["versions"]
-    changed = [
-        f"{name} {saved.get(name)} -> {ours}"
-        for name, ours in _versions().items()
-        if saved.get(name) != ours
-    ]
-    if changed:
-        _log.warning(
-            "the checkpoint is of other versions (%s): results agree to rounding, not "
-            "to the bit",
-            ", ".join(changed),
-        )
-
-
-def restore(
-    found: Found | None, initial: train_step.State
-) -> tuple[int, train_step.State]:
+def restore(found: identity.Found | None, initial: State) -> tuple[int, State]:
     """Steps taken, and the state after them, in host memory of every process.
 
     Args:
@@ -163,7 +80,7 @@ def restore(
         number, state = found.step, _read_state(found, state)
     if jax.process_count() == 1:
         return number, state
-    hosts.meet()  # reading took process 0 longer than networks wait
+    hosts.barrier()  # reading took process 0 longer than networks wait
     number, state = multihost_utils.broadcast_one_to_all((np.int32(number), state))
     return int(number), jax.tree.map(np.asarray, state)
 
@@ -207,7 +124,7 @@ class Checkpoints:
                 if kind is None:
                     raise
 
-    def save(self, number: int, state: train_step.State) -> None:
+    def save(self, number: int, state: State) -> None:
         """Begins to write the state after `number` steps; the state may be given up.
 
         Raises:
@@ -294,7 +211,7 @@ def _read_run(folder: epath.Path, number: int) -> Mapping[str, Any]:
     return _read(folder, number, "run", ocp.args.JsonRestore())
 
 
-def _read_state(found: Found, like: train_step.State) -> train_step.State:
+def _read_state(found: identity.Found, like: State) -> State:
     state = _read(found.folder, found.step, "state", ocp.args.StandardRestore(like))
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, state))
     if shapes[0] != shapes[1]:
@@ -323,48 +240,6 @@ def _damaged(folder: epath.Path, number: int, reason: str) -> str:
         f"the checkpoint {folder / str(number)} is damaged ({reason}); delete it and "
         "run again: the one before it serves"
     )
-
-
-def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a run must keep when it goes on."""
-    kept = {
-        key: values.get(key, field.default)
-        for title in _KEPT_GROUPS
-        for key, field in run_keys.GROUPS[title].model_fields.items()
-        if key not in _FREE_KEYS
-    }
-    examples = values["train_batch_size"] * values["gradient_accumulation_steps"]
-    return kept | {"train_batch_size * gradient_accumulation_steps": examples}
-
-
-def _check_config(found: Found, config: run_config.Config) -> None:
-    saved, ours = _kept(found.run["config"]), _kept(config.model_dump(mode="json"))
-    changed = [
-        f"{key} was {saved[key]}, is {value}"
-        for key, value in ours.items()
-        if saved[key] != value
-    ]
-    if changed:
-        raise UserError(
-            f"resume_from_checkpoint: {found} is of another configuration "
-            f"({'; '.join(changed)}); set it back, or choose another output_dir"
-        )
-    before = found.run["config"]["max_train_steps"]
-    other_end = before != config.max_train_steps
-    if other_end and train_step.schedule_has_end(config.lr_scheduler):
-        _log.warning(
-            "lr_scheduler %s ends at max_train_steps: %d steps were taken on the way "
-            "to %d, from here it leads to %d",
-            config.lr_scheduler,
-            found.step,
-            before,
-            config.max_train_steps,
-        )
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"ti_flax": ti_flax.__version__, **packages}
 
 
 def _reason(error: BaseException) -> str:

@@ -2,8 +2,6 @@
 
 import argparse
 import difflib
-import logging
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -111,32 +109,6 @@ def parse_keys(
     """
     parser = _make_parser(module, usage, _EPILOG, groups, positional)
     return _read(parser, argv, groups, [])
-
-
-class _StderrHandler(logging.StreamHandler):
-    """Writes to what `sys.stderr` is by then: notebooks and tests replace it."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:  # whatever has a `write`
-        return sys.stderr
-
-
-_HANDLER = _StderrHandler()
-
-
-def show_log() -> None:
-    """Shows our own messages on stderr, each once however often this is called.
-
-    Libraries stay silent: they log their search for devices, among others.
-    """
-    log = logging.getLogger("ti_flax")
-    log.addHandler(_HANDLER)
-    # Orbax, as soon as it is imported, makes the root show everything once more.
-    log.propagate = False
-    log.setLevel(logging.INFO)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,12 +8,12 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import model_validator
 
-from ti_flax.config import command_line, diffusers_flags
+from ti_flax.config import command_line, diffusers_flags, validation, yaml_file
 from ti_flax.config.run_keys import (
     GROUPS,
     PRESETS,
@@ -25,27 +25,8 @@ from ti_flax.config.run_keys import (
     ResultKeys,
     TrainingKeys,
 )
-from ti_flax.runtime.errors import UserError, one_line
 
 _log = logging.getLogger(__name__)
-
-Model = TypeVar("Model", bound=BaseModel)
-
-_FOREIGN_FLAGS = tuple(diffusers_flags.NO_MEANING)
-
-# What pydantic says in its own terms.
-_EXPECTED = {
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "path_type": "a path",
-    "string_too_short": "a text that is not empty",
-    "string_type": "a text (numbers, yes and no need quotes)",
-}
 
 
 # pydantic lists the fields of the last base first.
@@ -85,9 +66,10 @@ def load_config(argv: Sequence[str]) -> Config:
     Raises:
       UserError: what is wrong with the command line, the file or a value, in one line.
     """
-    given = command_line.parse(argv, GROUPS, _FOREIGN_FLAGS)
-    from_file = _read_yaml(given.config) if given.config else {}
-    config = validate(
+    given = command_line.parse(argv, GROUPS, validation.FOREIGN_FLAGS)
+    known = (*Config.model_fields, *validation.FOREIGN_FLAGS)
+    from_file = yaml_file.read_yaml(given.config, known) if given.config else {}
+    config = validation.validate(
         Config,
         diffusers_flags.without_foreign_flags({**from_file, **given.values}),
         "in the --config file or with --key value",
@@ -118,71 +100,3 @@ def dump_yaml(config: Config) -> str:
         )
         for title, group in GROUPS.items()
     )
-
-
-def validate(model: type[Model], given: Mapping[str, Any], place: str) -> Model:
-    """Returns `given` as the model; `place` is where a missing key can be set.
-
-    Raises:
-      UserError: what is wrong with which key, in one line.
-    """
-    for key in given:
-        if key not in model.model_fields:
-            hint = command_line.nearest(key, model.model_fields)
-            raise UserError(f"unknown key {key!r}; {hint}")
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise UserError(_one_line(error, place)) from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys; here that is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value]
-        for index, (key, _) in enumerate(node.value):
-            if key.value in names[:index]:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, _StrictLoader)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, impossible dates
-        reason = one_line(error)
-        raise UserError(f"{path} is not valid YAML: {reason}") from error
-    if content is None:  # an empty file
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: expected lines of `key: value`, found a {type(content).__name__}"
-        )
-    known = (*Config.model_fields, *_FOREIGN_FLAGS)
-    for key in content:
-        if key not in known:
-            hint = command_line.nearest(str(key), known)
-            raise UserError(f"{path}: unknown key {key!r}; {hint}")
-    return content
-
-
-def _one_line(error: ValidationError, place: str) -> str:
-    problems = error.errors(include_url=False)
-    missing = [str(p["loc"][0]) for p in problems if p["type"] == "missing"]
-    if missing:
-        return f"required but missing: {', '.join(missing)}; set them {place}"
-    problem = problems[0]
-    if problem["type"] == "value_error":
-        text = str(problem["ctx"]["error"])
-    else:
-        fallback = problem["msg"].removeprefix("Input should be ")
-        expected = _EXPECTED.get(problem["type"], fallback)
-        text = f"expected {expected}, found {problem['input']!r}"
-    others = f" ({len(problems) - 1} more like this)" if len(problems) > 1 else ""
-    return ": ".join([*map(str, problem["loc"]), text]) + others

@@ -1,16 +1,35 @@
 """Every key of a run: its type, default, unit and limits."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    SecretStr,
     model_validator,
+)
+
+from ti_flax.config.fields import (
+    AttentionName,
+    Beta,
+    Count,
+    FilePath,
+    Integer,
+    LrScheduler,
+    Name,
+    NameOrPath,
+    Number,
+    OptionalFilePath,
+    OptionalInteger,
+    OptionalName,
+    OptionalNameOrPath,
+    OptionalNumber,
+    Precision,
+    Revision,
+    Secret,
+    Settings,
+    Texts,
+    Variant,
 )
 
 # Values that a preset gives to the keys that the user does not set.
@@ -26,101 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _no_switch(value: Any) -> Any:
-    # To Python, and so to pydantic, true is the number 1.
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, found {str(value).lower()}")
-    return value
-
-
-def _path(value: Any) -> Any:
-    # An empty text, such as an unset shell variable, would mean the current folder.
-    if value == "":
-        raise ValueError("expected a path, found an empty text")
-    named = isinstance(value, str | os.PathLike)
-    return os.path.expanduser(value) if named else value
-
-
-def _precision(value: Any) -> Any:
-    if value is False:  # what YAML makes of a bare `no`
-        return "no"
-    if value == "fp16":
-        raise ValueError(
-            "expected auto, no or bf16, found fp16; use bf16: float16 needs loss "
-            "scaling, which bfloat16 with its wider range does without"
-        )
-    return value
-
-
-def _secret(value: Any) -> Any:
-    # Never refused: an error message would show the value.
-    return None if value in (None, "") else SecretStr(str(value))
-
-
-Integer = Annotated[int, BeforeValidator(_no_switch)]
-Count = Annotated[Integer, Field(ge=1)]
-Number = Annotated[float, BeforeValidator(_no_switch)]
-Beta = Annotated[Number, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(min_length=1)]
-OptionalName = Annotated[str | None, Field(min_length=1)]
-NameOrPath = Annotated[str, BeforeValidator(_path)]
-OptionalNameOrPath = Annotated[str | None, BeforeValidator(_path)]
-FilePath = Annotated[Path, BeforeValidator(_path)]
-OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
-OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
-OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
-# Left out of everything that is written or printed.
-Secret = Annotated[SecretStr | None, BeforeValidator(_secret), Field(exclude=True)]
-Revision = Annotated[
-    OptionalName, Field(description="branch, tag or commit of the Hub repository")
-]
-Variant = Annotated[
-    OptionalName, Field(description="variant of the weight files, such as fp16")
-]
-Precision = Annotated[
-    Literal["auto", "no", "bf16"],
-    BeforeValidator(_precision),
-    Field(
-        description="arithmetic of the UNet: bf16, no (float32), or auto: bf16 on TPU "
-        "and GPU, float32 on CPU"
-    ),
-]
-AttentionName = Annotated[
-    Literal["auto", "plain", "chunked", "splash", "cudnn"],
-    Field(
-        description="attention of the UNet: plain, chunked (a part of the scores at a "
-        "time), splash (TPU) or cudnn (NVIDIA GPU, bf16) where the shape allows, or "
-        "auto: the best of them for the machine"
-    ),
-]
-LrScheduler = Literal[
-    "constant",
-    "constant_with_warmup",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-]
-
-
-def _text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _texts(value: Any) -> Any:
-    if isinstance(value, str | os.PathLike):
-        value = (value,)
-    return tuple(map(_text, value)) if isinstance(value, list | tuple) else value
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-
-
-class _Keys(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelKeys(_Keys):
+class ModelKeys(Settings):
     """The frozen model."""
 
     preset: Literal["diffusers"] | None = Field(
@@ -144,7 +69,7 @@ class ModelKeys(_Keys):
     attention: AttentionName = "auto"
 
 
-class ConceptKeys(_Keys):
+class ConceptKeys(Settings):
     """What is learned, and where it starts."""
 
     train_data_dir: FilePath = Field(description="folder with the concept's pictures")
@@ -190,7 +115,7 @@ class ConceptKeys(_Keys):
         return self
 
 
-class DataKeys(_Keys):
+class DataKeys(Settings):
     """How pictures are read."""
 
     resolution: Count = Field(
@@ -206,7 +131,7 @@ class DataKeys(_Keys):
     )
 
 
-class TrainingKeys(_Keys):
+class TrainingKeys(Settings):
     """The run, and where it writes."""
 
     output_dir: FilePath = Field(
@@ -333,7 +258,7 @@ class TrainingKeys(_Keys):
         return self.learning_rate * (self.examples_per_step if self.scale_lr else 1)
 
 
-class ReportKeys(_Keys):
+class ReportKeys(Settings):
     """What a run shows of itself."""
 
     validation_prompt: Texts = Field(
@@ -362,7 +287,7 @@ class ReportKeys(_Keys):
     )
 
 
-class ResultKeys(_Keys):
+class ResultKeys(Settings):
     """What a run leaves, and for whom."""
 
     save_as_full_pipeline: bool = Field(
@@ -391,7 +316,7 @@ class ResultKeys(_Keys):
     )
 
 
-class HostKeys(_Keys):
+class HostKeys(Settings):
     """The devices, and the processes that train together, one a host."""
 
     fsdp: Count = Field(

@@ -3,7 +3,6 @@
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import ml_dtypes
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import NOTHING, Embedding
 
 # As safetensors names them.
 DTYPES = {
@@ -28,33 +28,6 @@ _MAX_TEXT = 80
 _MAX_TOKEN = 255
 # Marks that turn the direction of what follows them, in a terminal and on a page.
 _TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
-NOTHING: Mapping[str, str] = MappingProxyType({})
-
-SD1_WIDTH, SD2_WIDTH, SDXL_WIDTH_2 = 768, 1024, 1280
-
-
-class Embedding(NamedTuple):
-    """A learned word: its placeholder token, and a row for each of its vectors.
-
-    `rows_2` are those of SDXL's second text encoder, as many as `rows`. `provenance`
-    says how the rows came about, as `provenance.of_run` describes it.
-    """
-
-    token: str
-    rows: Float32[np.ndarray, "K D"]
-    rows_2: Float32[np.ndarray, "K E"] | None = None
-    provenance: Mapping[str, str] = NOTHING
-
-    @property
-    def family(self) -> str:
-        """The base models that such rows fit, by their widths."""
-        if self.rows_2 is not None:
-            return "SDXL"
-        return {
-            SD1_WIDTH: "Stable Diffusion 1.x",
-            SD2_WIDTH: "Stable Diffusion 2.x",
-            SDXL_WIDTH_2: "SDXL's second text encoder alone",
-        }.get(self.rows.shape[1], f"a text encoder of width {self.rows.shape[1]}")
 
 
 class Word(NamedTuple):

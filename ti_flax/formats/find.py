@@ -4,25 +4,15 @@
 """
 
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 from ti_flax.formats import registry
-from ti_flax.formats.checks import Embedding
-from ti_flax.hub import download, ids
-from ti_flax.runtime import atomic
+from ti_flax.hub import download
+from ti_flax.hub.ids import parse
 from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import Embedding
 
 SAFETENSORS_NAME = "learned_embeds.safetensors"
 BIN_NAME = "learned_embeds.bin"
-TOKEN_NAME = "token_identifier.txt"
-PROPERTY_NAME = "type_of_concept.txt"
-PICTURES_NAME = "concept_images"
-
-_JPEG_QUALITY = 95
 
 
 def load_embedding(name_or_path: Path | str, token: str | None = None) -> Embedding:
@@ -72,7 +62,7 @@ def check_fits(
 def find_file(name_or_path: Path | str) -> Path:
     """The local file of an embedding, downloaded when it is in a Hub repository."""
     path = Path(name_or_path)
-    named = ids.parse(str(name_or_path))
+    named = parse(str(name_or_path))
     if named is not None and not path.exists():
         path = download.embedding(named)
     if not path.is_dir():
@@ -87,38 +77,3 @@ def find_file(name_or_path: Path | str) -> Path:
         f"{path} is a folder without an embedding: expected {SAFETENSORS_NAME} or "
         f"{BIN_NAME} in it, or a single file, found {len(others)}"
     )
-
-
-def export_concept(
-    folder: Path,
-    embedding: Embedding,
-    learnable_property: Literal["object", "style"],
-    pictures: UInt8[np.ndarray, "N H W 3"],
-) -> None:
-    """Writes the files of a Concepts Library folder, which is made when missing.
-
-    learned_embeds.bin and .safetensors hold float32 [K, D] under the placeholder token,
-    as diffusers writes them; the same input gives the same bytes.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (SAFETENSORS_NAME, BIN_NAME):
-        written = registry.write(folder / name, "diffusers", embedding)
-        if len(written) == 1:
-            # An earlier concept of SDXL must not lend this one its second half.
-            (folder / name.replace("embeds", "embeds_2")).unlink(missing_ok=True)
-    with atomic.atomic_path(folder / TOKEN_NAME) as temporary:
-        temporary.write_bytes(embedding.token.encode())
-    with atomic.atomic_path(folder / PROPERTY_NAME) as temporary:
-        temporary.write_bytes(learnable_property.encode())
-    _write_pictures(folder / PICTURES_NAME, pictures)
-
-
-def _write_pictures(folder: Path, pictures: UInt8[np.ndarray, "N H W 3"]) -> None:
-    folder.mkdir(exist_ok=True)
-    for number, picture in enumerate(pictures):
-        with atomic.atomic_path(folder / f"{number}.jpeg") as temporary:
-            Image.fromarray(picture).save(temporary, "JPEG", quality=_JPEG_QUALITY)
-    # An earlier export of more pictures must not lend its last ones to this concept.
-    for old in folder.glob("*.jpeg"):
-        if old.stem.isdecimal() and int(old.stem) >= len(pictures):
-            old.unlink()

@@ -5,7 +5,7 @@ Keys begin with `ti_flax.`, beside whatever the format's own program writes.
 
 from collections.abc import Mapping
 
-from ti_flax.formats.checks import Embedding
+from ti_flax.text.embedding import Embedding
 
 _PREFIX = "ti_flax."
 _TOKEN = f"{_PREFIX}token"

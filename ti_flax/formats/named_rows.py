@@ -10,10 +10,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ti_flax.formats.checks import SD2_WIDTH, Embedding, Reading, Word, shown
-from ti_flax.formats.containers import BUNDLE_PREFIX, Content
+from ti_flax.formats.checks import Reading, Word, shown
+from ti_flax.formats.content import Content
 from ti_flax.formats.metadata import to_texts, token_in
-from ti_flax.runtime.errors import Refused, UserError
+from ti_flax.formats.refused import Refused
+from ti_flax.formats.safetensors_file import BUNDLE_PREFIX
+from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import SD2_WIDTH, Embedding
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ti_flax.formats import pickle_machine
 from ti_flax.formats.pickle_machine import Array
-from ti_flax.runtime.errors import Refused, UserError
+from ti_flax.formats.refused import Refused
+from ti_flax.runtime.errors import UserError
 
 MAGIC = b"\x93NUMPY"
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ti_flax.runtime.errors import Refused
+from ti_flax.formats.refused import Refused
 
 # An embedding's pickle has some 50 opcodes a word.
 _MAX_WORK = 2**16

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ti_flax.formats import containers, named_rows, string_to_param, token_keyed
-from ti_flax.formats.checks import Embedding, Reading, Word, checked, shown
-from ti_flax.formats.containers import Content, Kind
+from ti_flax.formats.checks import Reading, Word, checked, shown
+from ti_flax.formats.content import Content, Kind
 from ti_flax.formats.metadata import provenance_in, to_texts
+from ti_flax.formats.refused import Refused
 from ti_flax.runtime import atomic
-from ti_flax.runtime.errors import Refused, UserError
+from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import Embedding
 
 # Replicate's place for the token, beside the rows: {token: names of its vectors}.
 _REPLICATE_TOKENS = "special_params.json"

@@ -8,10 +8,11 @@ original code has the token itself, rows in a ParameterDict, and no name.
 from collections.abc import Mapping
 from typing import Any
 
-from ti_flax.formats.checks import Embedding, Reading, Word
-from ti_flax.formats.containers import Content
+from ti_flax.formats.checks import Reading, Word
+from ti_flax.formats.content import Content
 from ti_flax.formats.metadata import to_texts
 from ti_flax.formats.torch_pickle import ParameterDict
+from ti_flax.text.embedding import Embedding
 
 _ANY_TOKEN = "*"
 # The id of "*" in CLIP's vocabulary, as AUTOMATIC1111 writes it.

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ti_flax.formats.checks import Embedding, Reading, Word, shown
-from ti_flax.formats.containers import Content
-from ti_flax.runtime.errors import Refused, UserError
+from ti_flax.formats.checks import Reading, Word, shown
+from ti_flax.formats.content import Content
+from ti_flax.formats.refused import Refused
+from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import Embedding
 
 # Alone in a file these look like a token, but are other programs' field names.
 FIELD_NAMES = frozenset(

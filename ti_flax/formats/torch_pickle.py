@@ -22,7 +22,7 @@ import numpy as np
 
 from ti_flax.formats import pickle_machine
 from ti_flax.formats.pickle_machine import Array, Function, is_shape, is_size
-from ti_flax.runtime.errors import Refused
+from ti_flax.formats.refused import Refused
 
 # torch's name of a storage, torch's name of the numbers, and ours.
 _DTYPES = (

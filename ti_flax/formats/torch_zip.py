@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ti_flax.formats import torch_pickle
 from ti_flax.formats.pickle_machine import SIGNS_OF_DAMAGE
-from ti_flax.runtime.errors import Refused, UserError
+from ti_flax.formats.refused import Refused
+from ti_flax.runtime.errors import UserError
 
 # torch aligns storages so that it can map them into memory.
 _ALIGNMENT = 64

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from ti_flax.config import validation
 from ti_flax.config.generate_keys import GenerateKeys
 from ti_flax.diffusion import scheduler_config
 from ti_flax.formats import find
@@ -31,6 +33,22 @@ _PLACEHOLDER = re.compile(r"<[^<>\s]+>")
 
 # Learned words with their rows, in the order of their ids.
 Words = dict[str, Float32[np.ndarray, "K D"]]
+
+
+def generate_images(progress: bool = True, **keys: Any) -> list[Image.Image]:
+    """Makes pictures, `num_images` of each prompt in turn.
+
+    As in `generate_images(model="sd-1-5", embedding="cat.bin", prompt="a <cat>")`;
+    `generate_keys` has all `keys`, which the command line has as flags. Image j of a
+    prompt depends on the prompt and on seed + j: not on the other pictures, the batch
+    size or the number of devices. Each has its parameters in `info`; with `output`
+    they are also written as PNG files, with a grid.
+
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    checked = validation.validate(GenerateKeys, keys, "with --key value")
+    return generate(checked, progress)
 
 
 def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:

@@ -13,6 +13,7 @@ from ti_flax.config import generate_keys, run_config
 from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import png, sampling
 from ti_flax.models import base_model
+from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.tokenizer import PromptTokenizer
@@ -86,7 +87,7 @@ class Previews:
     def make(
         self,
         rows: Float32[jax.Array | np.ndarray, "K D"],
-        params: Mapping[str, base_model.Params],
+        params: Mapping[str, Params],
         control: bool = False,
     ) -> Iterator[tuple[str, Pictures]]:
         """Yields each prompt, or control prompt, with its `num_validation_images`.
@@ -148,7 +149,7 @@ class Previews:
         return names
 
 
-def decoder_params(params: base_model.Params) -> base_model.Params:
+def decoder_params(params: Params) -> Params:
     """The part of the VAE's params that previews need."""
     return {name: params[name] for name in ("decoder", "post_quant_conv")}
 

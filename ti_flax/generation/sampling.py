@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8, UInt32
 
 from ti_flax.diffusion import samplers
-from ti_flax.models import base_model, clip_text, unet, vae
+from ti_flax.models import clip_text, unet, vae
+from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 
 
@@ -46,7 +47,7 @@ class Wanted(NamedTuple):
 
 
 def make_pictures(
-    params: Mapping[str, base_model.Params],
+    params: Mapping[str, Params],
     wanted: Wanted,
     recipe: Recipe,
     batch_size: int,
@@ -86,7 +87,7 @@ def make_pictures(
 
 @functools.partial(jax.jit, static_argnames="text_encoder")
 def encode_prompts(
-    params: base_model.Params,
+    params: Params,
     ids: Int[Array, "B L"],
     rows: Float32[Array, "K D"],
     text_encoder: clip_text.ClipText,
@@ -106,7 +107,7 @@ def draw_noise(
 
 @functools.partial(jax.jit, static_argnames=("stepper", "net", "mesh"))
 def sample_latents(
-    params: base_model.Params,
+    params: Params,
     steps: samplers.Steps,
     context: Float32[Array, "B L D"],
     negative: Float32[Array, "L D"] | None,
@@ -142,7 +143,7 @@ def sample_latents(
 
 @functools.partial(jax.jit, static_argnames=("decoder", "mesh"))
 def decode_latents(
-    params: base_model.Params,
+    params: Params,
     latents: Float32[Array, "B h w c"],
     decoder: vae.Vae,
     mesh: jax.sharding.Mesh,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ti_flax.hub import ids
+from ti_flax.hub.ids import HubId
 from ti_flax.runtime.errors import UserError, one_line
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pti", ".npy", ".png")
@@ -10,7 +10,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pti", ".npy", ".png")
 _PATTERNS = ["learned_embeds*.safetensors", "learned_embeds*.bin"]
 
 
-def embedding(name: ids.HubId) -> Path:
+def embedding(name: HubId) -> Path:
     """The local copy of a repository's embeddings (a folder), or of one file.
 
     What the cache holds is not fetched again, and without a network it serves alone.

@@ -1,6 +1,7 @@
 """What a Hub repository id is."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 # Of an owner and of a repository: ASCII; the first and last are letters, digits or _.
@@ -42,3 +43,16 @@ def is_repository(name: str) -> bool:
     """Whether a name is `owner/name`, as of a base model."""
     found = parse(name)
     return found is not None and not found.file
+
+
+def model_name(name_or_path: str) -> str:
+    """A Hub id as it is, of a folder its name alone."""
+    path = Path(name_or_path).expanduser()
+    return path.resolve().name if path.is_dir() else name_or_path
+
+
+def hub_id(name_or_path: str) -> str | None:
+    """The Hub id of a base model, None when it is a local folder or file."""
+    if Path(name_or_path).expanduser().exists():
+        return None
+    return name_or_path if is_repository(name_or_path) else None

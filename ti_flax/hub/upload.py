@@ -6,34 +6,15 @@ The token goes to huggingface_hub and nowhere else: no file, log line or error h
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ti_flax.formats import find
-from ti_flax.publishing.model_card import README_NAME
 from ti_flax.runtime.errors import UserError, one_line
 
 _log = logging.getLogger(__name__)
-
-# A concept's own files; never checkpoints, samples, or the paths in config.yaml.
-_PATTERNS = (
-    README_NAME,
-    "learned_embeds.safetensors",
-    "learned_embeds.bin",
-    "learned_embeds_2.safetensors",
-    "learned_embeds_2.bin",
-    find.TOKEN_NAME,
-    find.PROPERTY_NAME,
-    f"{find.PICTURES_NAME}/*.jpeg",
-)
 # Seconds before each new attempt; huggingface_hub itself repeats single requests.
 _WAITS = (1.0, 2.0, 4.0, 8.0)
 _MAX_WAIT = 60.0
-
-
-def concept_files(folder: Path) -> list[Path]:
-    """The files of a concept's folder that are uploaded."""
-    return sorted(path for pattern in _PATTERNS for path in folder.glob(pattern))
 
 
 def find_token(given: str | None) -> str:
@@ -80,9 +61,13 @@ def check(repo_id: str, token: str | None) -> None:
 
 
 def push(
-    folder: Path, repo_id: str, private: bool = False, token: str | None = None
+    folder: Path,
+    files: Sequence[Path],
+    repo_id: str,
+    private: bool = False,
+    token: str | None = None,
 ) -> str:
-    """Uploads a concept's own files in one commit; returns the repository's address.
+    """Uploads `files` of a concept's folder in one commit; the repository's address.
 
     The repository, `owner/name` or `name` below the token's user, is made when missing.
     What may pass (429, 5xx, a dropped connection) is tried five times in all, with
@@ -92,15 +77,10 @@ def push(
     """
     import huggingface_hub
 
-    found = concept_files(folder)
-    if folder / find.SAFETENSORS_NAME not in found:
-        raise UserError(
-            f"{folder} is no concept's folder: expected {find.SAFETENSORS_NAME} in it"
-        )
     token = find_token(token)
     api = huggingface_hub.HfApi(token=token)
-    size = sum(path.stat().st_size for path in found)
-    _log.info("uploading %d files, %d kB, to %s", len(found), size // 1000, repo_id)
+    size = sum(path.stat().st_size for path in files)
+    _log.info("uploading %d files, %d kB, to %s", len(files), size // 1000, repo_id)
 
     def upload() -> str:
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -108,7 +88,7 @@ def push(
             huggingface_hub.CommitOperationAdd(
                 path.relative_to(folder).as_posix(), str(path)
             )
-            for path in found
+            for path in files
         ]
         api.create_commit(
             repository.repo_id, operations, commit_message="Upload a learned concept"

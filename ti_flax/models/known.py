@@ -2,11 +2,6 @@
 
 from typing import Any
 
-import jax
-import numpy as np
-
-from ti_flax.models import base_model
-
 Configs = dict[str, dict[str, Any]]
 
 
@@ -142,25 +137,3 @@ TINY: Configs = {
 }
 
 SHAPES = {"sd15": SD15, "sd21": SD21, "tiny": TINY}
-
-
-def random_params(configs: Configs, component: str, seed: int = 0) -> base_model.Params:
-    """Random float32 params of one network, as numpy arrays.
-
-    Kernels are normal with variance 1 / fan-in, norms are the identity: activations
-    keep their scale through the network, as in a trained one.
-    """
-    module = base_model.make_modules(configs)[component]
-    generator = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "scale":
-            return np.ones(leaf.shape, np.float32)
-        if name == "bias":
-            return np.zeros(leaf.shape, np.float32)
-        std = 0.02 if name == "embedding" else np.prod(leaf.shape[:-1]) ** -0.5
-        array = generator.standard_normal(leaf.shape, np.float32)
-        return np.multiply(array, np.float32(std), out=array)
-
-    return jax.tree_util.tree_map_with_path(draw, base_model.param_shapes(module))

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ti_flax.formats.checks import Embedding
 from ti_flax.models import base_model
+from ti_flax.models.sources import weight_files
+from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
+from ti_flax.text.embedding import Embedding
 from ti_flax.text.tokenizer import vector_names
 
 if TYPE_CHECKING:
@@ -74,12 +76,12 @@ def _write_text_encoder(
     for key in ("dtype", "torch_dtype"):
         if key in config:
             config[key] = "float32"
-    base_model.save_params(folder, config, params, np.float32)
+    save_params(folder, config, params, np.float32)
 
 
 def _copy_network(folder: Path, source: Path, variant: str | None) -> None:
     folder.mkdir(exist_ok=True)
-    wanted = [source / "config.json", *base_model.weight_files(source, variant)]
+    wanted = [source / "config.json", *weight_files(source, variant)]
     wanted += source.glob(f"*.safetensors.index{f'.{variant}' if variant else ''}.json")
     for path in wanted:
         # Shards keep their names, by which the index finds them.

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from ti_flax.formats.checks import Embedding
 from ti_flax.runtime import atomic
+from ti_flax.text.embedding import Embedding
 
 README_NAME = "README.md"
 

@@ -5,11 +5,10 @@ Nothing of the user's machine is among them: no path, no date, no name.
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ti_flax.config import run_config
-from ti_flax.hub import ids
+from ti_flax.hub.ids import model_name
 
 # Keys of the configuration that make the rows what they are, and are no paths.
 _SETTINGS = (
@@ -59,16 +58,3 @@ def of_run(
         "settings": json.dumps(settings, sort_keys=True),
         "pictures_sha256": fingerprints["train_data_dir"],
     }
-
-
-def model_name(name_or_path: str) -> str:
-    """A Hub id as it is, of a folder its name alone."""
-    path = Path(name_or_path).expanduser()
-    return path.resolve().name if path.is_dir() else name_or_path
-
-
-def hub_id(name_or_path: str) -> str | None:
-    """The Hub id of a base model, None when it is a local folder or file."""
-    if Path(name_or_path).expanduser().exists():
-        return None
-    return name_or_path if ids.is_repository(name_or_path) else None

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ti_flax.config import run_config
-from ti_flax.formats import find
-from ti_flax.formats.checks import Embedding
 from ti_flax.hub import upload
+from ti_flax.hub.ids import hub_id
 from ti_flax.models import base_model
-from ti_flax.publishing import full_pipeline, model_card, provenance
+from ti_flax.publishing import concept_folder, full_pipeline, model_card
+from ti_flax.text.embedding import Embedding
 
 if TYPE_CHECKING:
     import transformers
@@ -29,8 +29,8 @@ def write(
 ) -> None:
     """Writes the concept's folder, its model card with it."""
     folder, property_ = config.output_dir, config.learnable_property
-    find.export_concept(folder, learned, property_, pictures)
-    base_model_id = provenance.hub_id(config.pretrained_model_name_or_path)
+    concept_folder.export_concept(folder, learned, property_, pictures)
+    base_model_id = hub_id(config.pretrained_model_name_or_path)
     model_card.write(folder, learned, property_, base_model_id, config.license)
 
 
@@ -48,7 +48,10 @@ def finish(
     if config.save_as_full_pipeline:
         full_pipeline.write(folder, model, tokenizer, learned)
     if config.push_to_hub:
-        upload.push(folder, _repo_id(config), config.hub_private_repo, _token(config))
+        files = concept_folder.concept_files(folder)
+        upload.push(
+            folder, files, _repo_id(config), config.hub_private_repo, _token(config)
+        )
 
 
 def _repo_id(config: run_config.Config) -> str:

@@ -2,13 +2,12 @@
 
 import sys
 
-from ti_flax.config import command_line
 from ti_flax.quickstart import settings
-from ti_flax.runtime import errors, process
+from ti_flax.runtime import errors, log, process
 
 
 def main() -> None:
-    command_line.show_log()
+    log.show_log()
     config = settings.load_config(sys.argv[1:])
     # Imported late: --help and a mistyped key must not wait for JAX.
     from ti_flax.quickstart import before_after

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ti_flax import generate
 from ti_flax.config import run_config
 from ti_flax.data.folder import read_pictures
+from ti_flax.generation import generate
 from ti_flax.quickstart import contact_sheet
 from ti_flax.runtime import atomic
 

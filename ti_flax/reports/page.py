@@ -6,7 +6,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,22 +19,16 @@ from PIL import Image
 from ti_flax import __version__
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log
+from ti_flax.reports.plots import Line, plots
 from ti_flax.runtime import atomic
 
 REPORT_NAME = "report.html"
 
 # Looks that the strip shows; more are thinned out evenly.
 _MAX_LOOKS = 16
-# Points of a line; more steps are averaged in as many runs of equal length.
-_MAX_POINTS = 300
 # Longest sides of pictures on the page, in pixels: twice those of its layout.
 _THUMBNAIL, _LARGE = 224, 512
 _JPEG_QUALITY = 85
-# Weight of a step in the smoothed loss.
-_SMOOTHING = 0.02
-
-Line = dict[str, Any]
-Numbers = list[float | None]
 
 
 class Status(NamedTuple):
@@ -44,16 +38,6 @@ class Status(NamedTuple):
     total: int
     running: bool
     reason: str
-
-
-class Plot(NamedTuple):
-    """Lines over `steps`: name -> numbers; `labels` are those of hovering, if any."""
-
-    title: str
-    about: str
-    steps: list[int]
-    lines: dict[str, Numbers]
-    labels: dict[str, list[str]]
 
 
 def write(
@@ -85,7 +69,7 @@ def write(
         speed=np.median([m["examples_per_second"] for m in metrics[-50:]])
         if metrics
         else None,
-        plots=[p._asdict() for p in _plots(metrics, looks)],
+        plots=[p._asdict() for p in plots(metrics, looks)],
         file_name=_file_name(config.placeholder_token),
         example=_example(config),
         shell=shlex.quote,
@@ -199,109 +183,6 @@ def _data_uri(image: Image.Image, side: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-# Plots
-
-
-def _plots(metrics: Sequence[Line], looks: Sequence[Line]) -> list[Plot]:
-    closest = [[near[0] for near in look["nearest"]] for look in looks]
-    cosines = _by_vector([[cosine for _, cosine in near] for near in closest])
-    words = _by_vector([[word for word, _ in near] for near in closest])
-    look_steps = [look["step"] for look in looks]
-    losses = [line["loss"] for line in metrics]
-
-    def of_looks(title: str, about: str, lines: dict[str, Numbers]) -> Plot:
-        return Plot(title, about, look_steps, lines, {})
-
-    def of_steps(title: str, about: str, lines: dict[str, Numbers]) -> Plot:
-        steps = [line["step"] for line in metrics]
-        ends = _thinned(steps, max)
-        return Plot(
-            title, about, ends, {n: _thinned(y, _mean) for n, y in lines.items()}, {}
-        )
-
-    def key(name: str) -> dict[str, Numbers]:
-        values = [line[name] for line in metrics]
-        if metrics and isinstance(values[0], list):
-            return _by_vector(values)
-        return {name.replace("_", " "): values}
-
-    return [
-        of_looks(
-            "Loss on a fixed set",
-            "The same pictures, prompts, timesteps and noise at every look, and so "
-            "comparable over the steps.",
-            {"loss": [look["fixed_loss"] for look in looks]},
-        ),
-        of_steps(
-            "Loss of the steps",
-            "Each step draws its own timesteps and noise: it jumps, whatever is "
-            "learned.",
-            {"loss": losses, "smoothed": _smoothed(losses)},
-        ),
-        of_looks(
-            "Distance from the start",
-            "L2 norm of what each vector has moved.",
-            _by_vector([look["distance"] for look in looks]),
-        ),
-        Plot(
-            "Nearest word",
-            "Cosine to the nearest row of the vocabulary; 1 is that word itself.",
-            look_steps,
-            cosines,
-            words,
-        ),
-        of_steps(
-            "Length of the vectors",
-            "L2 norm. Far above that of other words, a word drowns its prompt.",
-            key("row_norm"),
-        ),
-        of_steps(
-            "Change in a step", "L2 norm of a step of each vector.", key("row_step")
-        ),
-        of_steps("Gradient norm", "Before clipping.", key("grad_norm")),
-        of_steps("Learning rate", "", key("learning_rate")),
-        of_steps("Examples per second", "", key("examples_per_second")),
-    ]
-
-
-def _by_vector(values: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
-    """One line a vector out of one list of vectors a step."""
-    return {
-        f"vector {index}": list(line)
-        for index, line in enumerate(zip(*values, strict=True))
-    }
-
-
-def _thinned(
-    values: Sequence[Any], together: Callable[[Sequence[Any]], Any]
-) -> list[Any]:
-    """At most `_MAX_POINTS` numbers, each of neighbours put `together`."""
-    count = min(len(values), _MAX_POINTS)
-    ends = [len(values) * index // count for index in range(1, count + 1)]
-    return [
-        together(values[start:end])
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are finite numbers, to six digits."""
-    numbers = [value for value in values if value is not None]
-    return float(f"{np.mean(numbers):.6g}") if numbers else None
-
-
-def _smoothed(values: Sequence[float | None]) -> Numbers:
-    """Exponential moving average, corrected for its start (Kingma & Ba 2015)."""
-    total = weight = 0.0
-    smoothed: Numbers = []
-    for value in values:
-        if value is not None:
-            total += _SMOOTHING * (value - total)
-            weight += _SMOOTHING * (1 - weight)
-        smoothed.append(total / weight if weight else None)
-    return smoothed
 
 
 # Words

@@ -1,10 +1,8 @@
 """What a run tells while it runs: the progress bar, numbers and pictures, the page."""
 
-import contextlib
 import json
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
@@ -16,7 +14,7 @@ from tqdm import tqdm
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, page, trackers
 from ti_flax.runtime import atomic
-from ti_flax.step import train_step
+from ti_flax.step.state import Metrics
 
 
 class Shown(NamedTuple):
@@ -123,13 +121,9 @@ class Report:
         reason = "" if error is None else f"{kind.__name__}: {error}"
         self._write_page(running=False, reason=reason)
 
-    def add(
-        self, metrics: train_step.Metrics, num_steps: int, examples_per_second: float
-    ) -> None:
+    def add(self, metrics: Metrics, num_steps: int, examples_per_second: float) -> None:
         """Adds the first `num_steps` entries of a dispatch's buffers, of slot 0."""
-        metrics = train_step.Metrics(
-            *(np.asarray(buffer)[:num_steps, 0] for buffer in metrics)
-        )
+        metrics = Metrics(*(np.asarray(buffer)[:num_steps, 0] for buffer in metrics))
         for index in range(num_steps):
             self._step += 1
             values = {
@@ -209,24 +203,6 @@ class Report:
                 flat[name] = value
         finite = {name: value for name, value in flat.items() if np.isfinite(value)}
         self._sink.scalars(self._step, finite)
-
-
-@contextlib.contextmanager
-def heard_warnings() -> Iterator[list[str]]:
-    """Yields a list that gets each of our warnings, as one line."""
-    heard: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            heard.append(" ".join(record.getMessage().split()))
-
-    listener = Listener(logging.WARNING)
-    log = logging.getLogger("ti_flax")
-    log.addHandler(listener)
-    try:
-        yield heard
-    finally:
-        log.removeHandler(listener)
 
 
 def _finite(value: Any) -> Any:

@@ -28,10 +28,6 @@ class Stopped(SystemExit):
         return self.message
 
 
-class Refused(Exception):
-    """Why a file is refused: the rest of the sentence that begins with its path."""
-
-
 def one_line(told: BaseException | str) -> str:
     """What another library says, for one line of ours: its text, or its type if none.
 

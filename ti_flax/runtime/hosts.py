@@ -17,9 +17,9 @@ import threading
 import time
 import traceback
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -27,7 +27,6 @@ import jax
 from jax._src import distributed as jax_distributed
 from tqdm import tqdm
 
-from ti_flax.config import run_keys
 from ti_flax.runtime.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError, one_line
 
 _log = logging.getLogger("ti_flax")
@@ -44,8 +43,18 @@ _serial = itertools.count()
 _speaking = threading.Lock()
 
 
+@runtime_checkable
+class JobSettings(Protocol):
+    """Where the processes of a job meet; `config.run_keys.HostKeys` explains each."""
+
+    coordinator_address: str | None
+    num_processes: int | None
+    process_id: int | None
+    initialization_timeout: int  # seconds
+
+
 @contextlib.contextmanager
-def joined(hosts: run_keys.HostKeys) -> Iterator[None]:
+def job(hosts: JobSettings) -> Iterator[None]:
     """Runs the block as one of the processes that `hosts` or the machine tells of.
 
     They leave the block together. An exception in one of them ends all, each with the
@@ -101,7 +110,7 @@ def check_equal(key: str, lines: Iterable[str]) -> None:
                 )
 
 
-def from_first(number: int) -> int:
+def broadcast_from_first(number: int) -> int:
     """The number that process 0 has, in every process; the devices are not waited for.
 
     What processes decide by their clocks would differ, and they would wait for each
@@ -117,38 +126,19 @@ def from_first(number: int) -> int:
     return int(client.blocking_key_value_get(name, _FOREVER_MS))
 
 
-def any_has(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process; the devices are not waited for."""
     return "True" in _gather(str(flag))
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits until every process has come here."""
     client = jax_distributed.global_state.client
     if client is not None:
         client.wait_at_barrier(f"ti_flax/meet/{next(_serial)}", _FOREVER_MS)
 
 
-def together(jitted: jax.stages.Wrapped) -> Callable[..., Any]:
-    """`jitted`, for arguments of one shape; the first call waits until all have it.
-
-    Processes compile at their own speed, and the networks between them do not wait
-    long (those of CPUs 30 s).
-    """
-    met = False
-
-    def call(*arguments):
-        nonlocal met
-        if not met and jax.process_count() > 1:
-            jitted.lower(*arguments).compile()  # kept for the call
-            meet()
-        met = True
-        return jitted(*arguments)
-
-    return call
-
-
-def _are_several(hosts: run_keys.HostKeys) -> bool:
+def _are_several(hosts: JobSettings) -> bool:
     """Whether flags or a scheduler say so; JAX finds out the rest.
 
     Asking JAX alone would not do: on a machine by itself its detection is an error, or
@@ -190,7 +180,7 @@ def _tpu_vm_workers() -> str:
         return ""
 
 
-def _initialize(hosts: run_keys.HostKeys) -> None:
+def _initialize(hosts: JobSettings) -> None:
     """Connects to the other processes within `initialization_timeout`.
 
     Where JAX gives up it aborts the process with a stack trace, so it is given longer

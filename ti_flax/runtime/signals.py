@@ -52,7 +52,7 @@ class StopSignals:
 
     def wanted(self) -> bool:
         """Whether to stop; the same answer in every process of the job."""
-        return hosts.any_has(self._received is not None)
+        return hosts.any_process(self._received is not None)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name

@@ -1,16 +1,15 @@
 """Whether what a step keeps for its backward pass fits into a device's memory."""
 
 import math
-import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ti_flax.aot import topologies
 from ti_flax.config import run_config
 from ti_flax.models import base_model
+from ti_flax.models.torch_params import param_shapes
+from ti_flax.runtime import chips
 
 # Bytes that a step without recomputation takes for one latent pixel of an example, for
 # each channel of the UNet's first level and each byte of its dtype: estimates.
@@ -37,17 +36,6 @@ def needs_remat(
     device = mesh.devices.flat[0]
     a_byte = _KEPT.get(device.platform, _KEPT_ELSEWHERE)
     kept = a_byte * side**2 * width * jnp.dtype(model.unet.dtype).itemsize * examples
-    frozen = (base_model.param_shapes(net) for net in (model.text_encoder, model.unet))
+    frozen = (param_shapes(net) for net in (model.text_encoder, model.unet))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves([*frozen]))
-    return held + kept > _USABLE * device_memory(device)
-
-
-def device_memory(device: Any) -> float:
-    """Bytes of memory of a device, or of one that is only described; inf if unknown."""
-    if device.device_kind in topologies.CHIPS:
-        return topologies.CHIPS[device.device_kind].hbm_bytes
-    if device.platform == "cpu":
-        if not hasattr(os, "sysconf"):  # Windows
-            return math.inf
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return (device.memory_stats() or {}).get("bytes_limit", math.inf)
+    return held + kept > _USABLE * chips.device_memory(device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
@@ -143,7 +143,7 @@ class PromptTokenizer:
         lost = [i for i in ids[self.length - 1 : -1] if i >= self.vocab_size]
         if check and lost:
             raise UserError(
-                f"prompt {_shortened(prompt)!r} has {len(ids)} tokens with its start"
+                f"prompt {shortened(prompt)!r} has {len(ids)} tokens with its start"
                 f" and end marks and the limit is {self.length}:"
                 f" {self._names[lost[0] - self.vocab_size]!r} would be cut off; shorten"
                 f" the prompt or move the placeholder forward"
@@ -153,10 +153,10 @@ class PromptTokenizer:
                 _log.warning(
                     "prompt %r has %d tokens with its start and end marks and the limit"
                     " is %d: %r is cut off; shorten it",
-                    _shortened(prompt),
+                    shortened(prompt),
                     len(ids),
                     self.length,
-                    _shortened(self._cut_off(prompt)),
+                    shortened(self._cut_off(prompt)),
                 )
             return [*ids[: self.length - 1], ids[-1]]
         return ids + [self._tokenizer.pad_token_id] * (self.length - len(ids))
@@ -218,81 +218,7 @@ def _with_words(
     return tokenizer
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     if len(text) <= _SHOWN_LENGTH:
         return text
     return f"{text[:_SHOWN_LENGTH]}..."
-
-
-def initializer_ids(tokenizer: "transformers.CLIPTokenizer", text: str) -> list[int]:
-    """Returns the ids of one or several words from which the vectors start.
-
-    Raises:
-        UserError: the text is empty, or part of it is not in the vocabulary.
-    """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    # CLIP's unknown token is its end mark, so one test finds both.
-    if not ids or {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids):
-        raise UserError(
-            f"initializer_token {text!r} must be one or several words of the"
-            f" tokenizer's vocabulary, found {tokenizer.convert_ids_to_tokens(ids)};"
-            f" choose a plain word such as 'toy', or leave it out for a random start"
-        )
-    return ids
-
-
-def _spread(num_ids: int, num_vectors: int) -> list[int]:
-    """Which of n ids each vector starts from: vector i of K from i * n // K."""
-    return [i * num_ids // num_vectors for i in range(num_vectors)]
-
-
-def warn_of_unused_pieces(
-    tokenizer: "transformers.CLIPTokenizer", text: str, num_vectors: int
-) -> None:
-    """Warns where an initializer has more pieces than vectors to start."""
-    pieces = tokenizer.convert_ids_to_tokens(initializer_ids(tokenizer, text))
-    if len(pieces) > num_vectors:
-        used = [pieces[k] for k in _spread(len(pieces), num_vectors)]
-        _log.warning(
-            "initializer_token: %r is %d pieces, %s; num_vectors %d starts from %s,"
-            " %d would use all",
-            _shortened(text),
-            len(pieces),
-            _shortened(" + ".join(pieces)),
-            num_vectors,
-            _shortened(" + ".join(used)),
-            len(pieces),
-        )
-
-
-def initial_rows(
-    table: Float32[np.ndarray, "V D"],
-    ids: Sequence[int] | None,
-    num_vectors: int,
-    jitter: float,
-    seed: int,
-) -> Float32[np.ndarray, "K D"]:
-    """Returns the rows that learning starts from, a function of its arguments alone.
-
-    With n ids, vector i of K starts as `table[ids[i * n // K]]`: the words are spread
-    over the vectors in order, and of more words than vectors some are left out. Equal
-    rows would differ only by their position in the prompt, so a vector that equals an
-    earlier one gets normal noise of `jitter` standard deviations; `jitter=0` leaves
-    it identical, as diffusers does.
-
-    Without ids (None), coordinate d of every vector is drawn from the normal
-    distribution with the mean and standard deviation of `table[:, d]` over all V rows
-    (the population's, in float64). The same standard deviation is the jitter's unit.
-    """
-    random = np.random.default_rng(seed)
-    noise = random.standard_normal((num_vectors, table.shape[1]))
-    std = table.std(axis=0, dtype=np.float64)
-    if ids is None:
-        mean = table.mean(axis=0, dtype=np.float64)
-        return (mean + std * noise).astype(np.float32)
-    chosen = [ids[k] for k in _spread(len(ids), num_vectors)]
-    rows = table[chosen].astype(np.float64)
-    _, first_seen = np.unique(rows, axis=0, return_index=True)
-    repeated = np.setdiff1d(np.arange(num_vectors), first_seen)
-    rows[repeated] += jitter * std * noise[repeated]
-    return rows.astype(np.float32)

@@ -3,9 +3,8 @@
 import logging
 
 import numpy as np
-from jaxtyping import Float
 
-from ti_flax.step import train_step
+from ti_flax.step.state import Metrics
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Watch:
         """Whether `MAX_SKIPPED` steps in a row were not finite."""
         return self._skipped >= MAX_SKIPPED
 
-    def add(self, metrics: train_step.Metrics, num_steps: int) -> None:
+    def add(self, metrics: Metrics, num_steps: int) -> None:
         """Looks at the first `num_steps` entries of a dispatch's buffers."""
         skipped = np.asarray(metrics.skipped)[:num_steps, 0]
         longest = np.asarray(metrics.row_norm)[:num_steps, 0].max(axis=-1)
@@ -69,9 +68,3 @@ class Watch:
                 "were",
                 self._step,
             )
-
-
-def vocabulary_norms(table: Float[np.ndarray, "V D"]) -> tuple[float, float]:
-    """The median and the 99th percentile of the lengths of a vocabulary's rows."""
-    median, high = np.percentile(np.linalg.norm(table, axis=-1), (50, 99))
-    return float(median), float(high)

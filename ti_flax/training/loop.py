@@ -8,7 +8,8 @@ import jax
 
 from ti_flax.reports import report
 from ti_flax.runtime import hosts
-from ti_flax.step import train_step
+from ti_flax.step import dispatch
+from ti_flax.step.state import Metrics, State
 
 # A dispatch runs about this long: seldom enough to cost nothing, often enough to watch.
 _DISPATCH_SECONDS = 1.0
@@ -22,24 +23,22 @@ class Event(NamedTuple):
     """
 
     period: int
-    act: Callable[[int, train_step.State], None]
+    act: Callable[[int, State], None]
 
     def next_after(self, done: int) -> int:
         return (done // self.period + 1) * self.period
 
 
 def run(
-    train_steps: Callable[
-        [train_step.State, int], tuple[train_step.State, train_step.Metrics]
-    ],
-    state: train_step.State,
+    train_steps: Callable[[State, int], tuple[State, Metrics]],
+    state: State,
     steps: range,
     examples_per_step: int,
     events: Sequence[Event],
     run_report: report.Report,
-    watch: Callable[[train_step.Metrics, int], None],
+    watch: Callable[[Metrics, int], None],
     stop: Callable[[], bool],
-) -> tuple[int, train_step.State]:
+) -> tuple[int, State]:
     """Takes the steps of `steps` (`steps.start` are taken already).
 
     `watch` sees the metrics of every dispatch, in every process. Returns how many steps
@@ -52,14 +51,14 @@ def run(
     done, length, pending = steps.start, 1, None
     last = time.perf_counter()
 
-    def finish(metrics: train_step.Metrics, num_steps: int) -> int:
+    def finish(metrics: Metrics, num_steps: int) -> int:
         """Writes a dispatch's metrics down; the length of another."""
         nonlocal last
         jax.block_until_ready(metrics)
         seconds, last = time.perf_counter() - last, time.perf_counter()
         watch(metrics, num_steps)
         run_report.add(metrics, num_steps, num_steps * examples_per_step / seconds)
-        return hosts.from_first(_next_length(num_steps, seconds))
+        return hosts.broadcast_from_first(_next_length(num_steps, seconds))
 
     while done < steps.stop and not stop():
         end = min([steps.stop, *(event.next_after(done) for event in events)])
@@ -85,4 +84,4 @@ def run(
 def _next_length(num_steps: int, seconds: float) -> int:
     """Steps for a dispatch of `_DISPATCH_SECONDS`, at most doubling at a time."""
     fitting = int(num_steps * _DISPATCH_SECONDS / seconds)
-    return max(1, min(fitting, 2 * num_steps, train_step.MAX_STEPS_A_DISPATCH))
+    return max(1, min(fitting, 2 * num_steps, dispatch.MAX_STEPS_A_DISPATCH))

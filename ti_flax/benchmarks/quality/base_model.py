@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32
 from ti_flax.config import run_config
 from ti_flax.generation import sampling
 from ti_flax.models import attention, base_model
+from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
 
@@ -21,7 +22,7 @@ class Frozen(NamedTuple):
     """A model, the weights of all its networks and where they lie."""
 
     model: base_model.BaseModel
-    params: dict[str, base_model.Params]
+    params: dict[str, Params]
     mesh: Mesh
 
     def tokenizer(self):

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, ArrayLike, Float, Int, UInt8
 
-from ti_flax.models.base_model import Params
+from ti_flax.models.torch_params import Params
 from ti_flax.quickstart.critters import drawing, world
 from ti_flax.quickstart.critters.drawing import Scene
 

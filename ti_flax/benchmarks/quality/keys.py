@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ti_flax.config.run_keys import (
+from ti_flax.config.fields import (
     Count,
     FilePath,
     Integer,

@@ -14,10 +14,13 @@ from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.config import run_config
 from ti_flax.diffusion.process import Schedule
 from ti_flax.runtime import sharding
-from ti_flax.step import train_step
+from ti_flax.step import dispatch
+from ti_flax.step.bank import Bank
+from ti_flax.step.state import init_state
 from ti_flax.text import templates
-from ti_flax.text.tokenizer import initial_rows, initializer_ids
-from ti_flax.training import run
+from ti_flax.text.initial_rows import initial_rows, initializer_ids
+from ti_flax.training.recipe import make_recipe
+from ti_flax.training.resident import encode_pictures
 
 _STEPS_A_DISPATCH = 10
 _ENCODED_AT_ONCE = 10
@@ -31,12 +34,12 @@ def learn(
 ) -> Float32[np.ndarray, "S D"]:
     """The learned row of each concept; `config` has the hyperparameters of all."""
     schedule = Schedule.from_json(frozen.model.scheduler)
-    recipe = run.make_recipe(config, frozen.model, schedule, frozen.mesh)
+    recipe = make_recipe(config, frozen.model, schedule, frozen.mesh)
     rows = _initial_rows(config, frozen, concepts)
-    state = train_step.init_state({"text_encoder": jnp.asarray(rows)}, recipe.optimizer)
+    state = init_state({"text_encoder": jnp.asarray(rows)}, recipe.optimizer)
     bank = _bank(config, frozen, concepts)
     state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
-    train_steps = train_step.compile_train_steps(recipe)
+    train_steps = dispatch.compile_train_steps(recipe)
     with tqdm(
         total=config.max_train_steps, desc="training", unit="step", disable=not progress
     ) as bar:
@@ -68,7 +71,7 @@ def _initial_rows(
 
 def _bank(
     config: run_config.Config, frozen: Frozen, concepts: Sequence[Concept]
-) -> train_step.Bank:
+) -> Bank:
     """Pictures and prompts of each concept in its slot."""
     slots = len(concepts)
     images = np.stack(
@@ -77,7 +80,7 @@ def _bank(
             for slot, concept in enumerate(concepts)
         ]
     )
-    moments = run.encode_pictures(
+    moments = encode_pictures(
         frozen.model,
         frozen.params["vae"],
         images.reshape(-1, *images.shape[2:]),
@@ -87,7 +90,7 @@ def _bank(
     )
     prompts = [_training_ids(frozen, c.learnable_property) for c in concepts]
     longest = max(map(len, prompts))
-    return train_step.Bank(
+    return Bank(
         keys=jax.random.split(jax.random.key(config.seed), slots),
         moments=moments.reshape(slots, -1, *moments.shape[1:]),
         num_pictures=np.full(slots, images.shape[1], np.int32),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from tqdm import trange
 
 from ti_flax.benchmarks.quality import judge
-from ti_flax.models.base_model import Params
+from ti_flax.models.torch_params import Params
 
 _PICTURES = 20_000
 _STYLED = 0.4  # share of pictures in another style than the plain one

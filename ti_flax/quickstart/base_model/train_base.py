@@ -1,7 +1,7 @@
 """Trains the quickstart model from scratch: the autoencoder, then text and UNet.
 
-    python -m ti_flax.quickstart.base_model.train_base --output DIR [--minutes 100] [--seed 0]
-        [--initial MODEL]
+    python -m ti_flax.quickstart.base_model.train_base --output DIR
+        [--minutes 100] [--seed 0] [--initial MODEL]
 
 Uses PyTorch: on a CPU with bfloat16 matrix units its convolutions are about ten times
 faster than XLA's. The same command again resumes an interrupted run. Losses,

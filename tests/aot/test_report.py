@@ -1,0 +1,249 @@
+"""Programs are compiled for TPUs nobody holds, and the figures are right."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import slots
+
+from ti_flax import train_compile
+from ti_flax.aot import flops, report, topologies
+from ti_flax.aot.needs import Needs, compile_for, largest_batch
+from ti_flax.benchmarks import random_run
+from ti_flax.config import run_config
+from ti_flax.models import attention, known
+from ti_flax.quickstart import settings
+from ti_flax.runtime import chips, errors, sharding
+from ti_flax.step import train_step
+from ti_flax.step.abstract import frozen_shapes
+from ti_flax.step.bank import draw_batch
+from ti_flax.step.remat import needs_remat
+
+REQUIRED = {"train_data_dir": "pictures", "placeholder_token": "<x>"}
+
+
+def make_config(**keys):
+    return run_config.Config(
+        **{"pretrained_model_name_or_path": str(settings.MODEL)} | REQUIRED | keys
+    )
+
+
+@pytest.fixture
+def described():
+    """As `topologies.prepare` leaves the environment, until the test ends."""
+    pytest.importorskip("libtpu")
+    before = dict(os.environ)
+    # Of the process itself: libtpu does not read Python's copy.
+    topologies.prepare()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize(
+    ("topology", "devices", "kind"),
+    [
+        ("v5e:1x1", 1, "TPU v5 lite"),
+        ("v5e:2x4", 8, "TPU v5 lite"),
+        ("v6e:1x1", 1, "TPU v6 lite"),
+        ("v5p:2x2x1", 4, "TPU v5"),
+        # Both cores of a v4 chip are one device.
+        ("v4:2x2x1", 4, "TPU v4"),
+        ("v3:2x2", 8, "TPU v3"),
+    ],
+)
+def test_topologies_have_their_devices(described, topology, devices, kind):
+    mesh = topologies.make_mesh(topology)
+    assert mesh.size == devices
+    assert mesh.devices.flat[0].device_kind == kind
+    assert chips.chip(mesh).peak_flops > 1e13
+
+
+@pytest.mark.parametrize("topology", ["v5e-8", "v9:1x1", "v5e:2x3", "v4:2x", ""])
+def test_an_unknown_topology_is_one_line(described, topology):
+    with pytest.raises(errors.UserError, match="such as v5e:1x1") as raised:
+        topologies.make_mesh(topology)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_libtpu_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(errors.UserError, match=r"pip install 'ti_flax\[tpu\]'"):
+        topologies.make_mesh("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config", "configs/quickstart.yaml"], "--topology v5e:2x4"),
+        (["--topology", "v5e:2x2", "--no_such_key", "1"], "unknown flag"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(monkeypatch, argv, message):
+    monkeypatch.setattr(sys, "argv", ["train_compile", *argv])
+    with pytest.raises(errors.UserError, match=message):
+        train_compile.main()
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1"])
+def test_the_quickstart_compiles(described, topology):
+    mesh = topologies.make_mesh(topology)
+    keys = make_config(resolution=64, train_batch_size=8, mixed_precision="bf16")
+    model = report.open_shapes(keys, mesh)
+    needs = compile_for(report.lower_train_steps(keys, model, mesh))
+    frozen = frozen_shapes(report.recipe_of(keys, model, mesh))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
+    # Tiles of the TPU's memory are filled up, small biases above all.
+    assert weights < needs.arguments < 1.5 * weights
+    assert needs.peak > needs.arguments + needs.temporaries > weights
+    assert needs.traffic > weights
+    forward = compile_for(report.lower_forward(keys, model, mesh))
+    assert 0 < forward.temporaries < needs.temporaries
+
+
+@pytest.mark.slow  # two programs of Stable Diffusion for a TPU: minutes
+def test_splash_attention_takes_a_third_of_the_memory(described):
+    """SD 1.5 at 512 px, 4 examples a chip of v5e:2x4, in bfloat16."""
+    mesh = topologies.make_mesh("v5e:2x4")
+    keys = make_config(resolution=512, train_batch_size=32, mixed_precision="bf16")
+
+    def needs(name):
+        plan = attention.make_plan(name, mesh)
+        model = random_run.make_model(known.SHAPES["sd15"], jnp.bfloat16, plan)
+        return compile_for(report.lower_train_steps(keys, model, mesh))
+
+    ours, plain = needs("auto"), needs("plain")
+    assert ours.peak < 8 * 2**30
+    assert 3 * ours.temporaries < plain.temporaries
+    assert 3 * ours.traffic < plain.traffic
+
+
+def test_a_program_too_large_for_the_memory_does_not_fit(described):
+    mesh = topologies.make_mesh("v5e:1x1")
+    where = sharding.replicated(mesh)
+
+    def lowered(gib):
+        shape = jax.ShapeDtypeStruct((gib, 2**28), jnp.float32, sharding=where)
+        return jax.jit(lambda x: x[::-1] + 1).lower(shape)
+
+    assert compile_for(lowered(1)).peak == pytest.approx(2**31, rel=0.01)
+    assert compile_for(lowered(9)) is None
+
+
+def test_a_batch_beyond_which_memory_grows_faster_is_found_soon():
+    """SD 1.5 on a v5e: what 8 and 24 examples need says nothing of 60."""
+    compiled = []
+
+    def needs_at(batch):
+        compiled.append(batch)
+        peak = 2000 + 40 * batch + 300 * max(0, batch - 30)
+        return needs_of(peak) if peak <= 16000 else None
+
+    found = largest_batch(needs_at, 4, 16000, most=512)
+    assert found == (16000 - 2000 + 300 * 30) // 340
+    assert len(compiled) < 16
+
+
+def needs_of(peak):
+    return Needs(arguments=0, temporaries=peak, peak=peak, traffic=0.0)
+
+
+@pytest.mark.parametrize("largest", [0, 1, 5, 23, 24, 64, 100])
+@pytest.mark.parametrize("first", [1, 4, 30])
+@pytest.mark.parametrize("power", [0.9, 1.0, 1.1])
+def test_the_largest_batch_is_confirmed_by_compiling_it(largest, first, power):
+    compiled = []
+
+    def needs_at(batch):
+        compiled.append(batch)
+        return needs_of(int(100 + 10 * batch**power)) if batch <= largest else None
+
+    memory_bytes = int(100 + 10 * (largest + 0.5) ** power)
+    found = largest_batch(needs_at, first, memory_bytes, most=64)
+    assert found == min(largest, 64)
+    assert found == 0 or found in compiled
+    assert found == 64 or found + 1 in compiled
+    assert len(compiled) == len(set(compiled)) < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "teraflops"),
+    # What PyTorch's FlopCounterMode counts: UNet to the context, text encoder to the
+    # rows (../shared/BASELINE.md, section 4).
+    [("sd15", 256, 0.3609 + 0.02682)],
+)
+def test_operations_are_those_that_pytorch_counts(name, resolution, teraflops):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    plan = attention.make_plan("plain", mesh)
+    model = random_run.make_model(known.SHAPES[name], jnp.bfloat16, plan)
+    keys = make_config(resolution=resolution, train_batch_size=1)
+    recipe = report.recipe_of(keys, model, mesh)
+    found = flops.count_step(recipe, resolution // model.vae.config.downscale)
+    assert found == pytest.approx(1e12 * teraflops, rel=5e-3)
+
+
+def test_operations_in_loops_and_branches():
+    x, w = jnp.ones((2, 3)), jnp.ones((3, 3))
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 5, lambda i, x: x @ w, x)
+
+    assert flops.count(loop, x) == 5 * 2 * 2 * 3 * 3
+    both = jax.value_and_grad(lambda x: loop(x).sum())
+    assert flops.count(both, x) == 2 * 5 * 2 * 2 * 3 * 3
+    # A product that nothing needs is none: the loop is linear in x.
+    assert flops.count(jax.grad(lambda x: loop(x).sum()), x) == 5 * 2 * 2 * 3 * 3
+    branch = functools.partial(jax.lax.cond, True, lambda x: x @ w, lambda x: x)
+    assert flops.count(branch, x) == 2 * 2 * 3 * 3
+
+
+def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
+    keys = make_config(resolution=64, train_batch_size=8)
+    mesh = sharding.make_mesh()
+    model = report.open_shapes(keys, mesh)
+    assert not needs_remat(keys, model, mesh)
+    monkeypatch.setattr(chips, "device_memory", lambda device: 2**24)
+    assert needs_remat(keys, model, mesh)
+    for choice in (True, False):
+        chosen = keys.model_copy(update={"gradient_checkpointing": choice})
+        assert needs_remat(chosen, model, mesh) is choice
+
+
+@pytest.mark.slow  # four programs for a TPU: minutes
+def test_the_command_prints_a_report():
+    pytest.importorskip("libtpu")
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "ti_flax.train_compile", "--topology", "v5e:2x2"),
+            *("--config", "configs/quickstart.yaml", "--train_batch_size", "2048"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for expected in ("4 x TPU v5 lite", "train    fits", "2048, 512 a device; no"):
+        assert expected in ran.stdout
+    assert ran.stdout.count("fits: ") == 3
+
+
+def test_recomputing_changes_no_gradient():
+    recipe = slots.make_recipe()
+    state, bank = slots.make_run(recipe, slots.Concept(0, 2, 3, 1))
+    frozen = slots.make_frozen(recipe)
+    batch = draw_batch(bank, state.step, jnp.arange(4), 1.0, 1000)
+
+    def gradients(remat):
+        chosen = recipe._replace(unet=recipe.unet.clone(remat=remat))
+        compute = jax.jit(functools.partial(train_step.gradients, recipe=chosen))
+        lowered = compute.lower(state.rows, frozen, batch)
+        return lowered.compile()(state.rows, frozen, batch), lowered.as_text()
+
+    (kept, without), (again, recomputed) = gradients(False), gradients(True)
+    products = "stablehlo.dot_general"
+    assert recomputed.count(products) > without.count(products)
+    for ours, theirs in zip(*map(jax.tree.leaves, (kept, again)), strict=True):
+        assert jnp.allclose(ours, theirs, rtol=1e-5, atol=1e-7)

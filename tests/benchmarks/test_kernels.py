@@ -1,0 +1,67 @@
+"""The kernels that the benchmark times are those of the UNet, all of them."""
+
+import importlib.util
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ti_flax import benchmark
+from ti_flax.aot import flops
+from ti_flax.benchmarks import kernels_jax, random_run
+from ti_flax.models import attention, base_model, known
+from ti_flax.quickstart import settings
+
+PLAIN = attention.Plan("plain")
+
+
+def test_kernels_of_stable_diffusion():
+    """Counts read off diffusers' configuration of SD 1.5."""
+    unet = random_run.make_model(known.SHAPES["sd15"], jnp.float32, PLAIN).unet
+    found = kernels_jax.find(unet, 2, 64)
+    # Two transformers in the first block down, three in the last one up.
+    kernel = found["attention, 4096 to 77, 8 heads of 40"]
+    assert kernel.calls == found["attention, 4096 to 4096, 8 heads of 40"].calls == 5
+    assert kernel.shapes == ((2, 4096, 320), (2, 77, 320), (2, 77, 320))
+    assert found["convolution 3 x 3 of stride 2, 64 x 64, 320 to 320"].calls == 1
+    # Both of two residual blocks down, the second one of three up.
+    assert found["convolution 3 x 3, 64 x 64, 320 to 320"].calls == 7
+    # The timestep's own, and one in each of the 12 widest residual blocks.
+    assert found["product, 1, 1280 to 1280"].calls == 13
+    # Two in each of 22 residual blocks, four in each of 16 transformers, the last.
+    assert sum(each.calls for each in found.values() if each.kind == "norms") == 109
+
+
+def test_the_table_adds_up_to_the_network(tmp_path, monkeypatch, capsys):
+    with_torch = importlib.util.find_spec("torch") is not None
+    output = tmp_path / "kernels.json"
+    argv = ["--model", "quickstart", "--repeats", "1", f"--output={output}"]
+    argv += ["--pytorch", "same" if with_torch else "no"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "kernels", *argv])
+    benchmark.main()
+    content = json.loads(output.read_text())
+    model = base_model.open_model(str(settings.MODEL), dtype=jnp.float32, plan=PLAIN)
+    inputs = (
+        jnp.zeros((1, model.sample_size, model.sample_size, 4)),
+        jnp.zeros(1, jnp.int32),
+        jnp.zeros((1, 77, model.unet.config.cross_attention_dim)),
+    )
+    params = jax.eval_shape(model.unet.init, jax.random.key(0), *inputs)
+    kernels = content["kernels"].values()
+    # Forward and gradient: two and four products in attention, one and one elsewhere.
+    forward = sum(
+        each["calls"] * each["flops"] / (3 if each["kind"] == "attention" else 2)
+        for each in kernels
+    )
+    assert forward == pytest.approx(flops.count(model.unet.apply, params, *inputs))
+    sides = {"ti_flax"} | ({"PyTorch"} if with_torch else set())
+    for each in kernels:
+        own = each["kind"] in ("convolutions", "attention")
+        assert each["seconds"].keys() == sides | ({"XLA"} if own else set())
+        assert all(seconds > 0 for seconds in each["seconds"].values())
+    printed = capsys.readouterr().out
+    for kind in ("convolutions", "products", "norms", "attention"):
+        calls = sum(each["calls"] for each in kernels if each["kind"] == kind)
+        assert f"| all {kind} | {calls} |" in printed

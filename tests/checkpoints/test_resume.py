@@ -1,0 +1,239 @@
+"""A run that is ended at any moment goes on as if it had not been."""
+
+import contextlib
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import runs
+import slots
+
+from ti_flax.checkpoints import identity, store
+from ti_flax.formats import find
+from ti_flax.runtime import errors, sharding
+from ti_flax.step import dispatch as step_dispatch
+from ti_flax.training import run as training_run
+from ti_flax.training import validation
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    return runs.draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def no_networks(monkeypatch):
+    runs.skip_networks(monkeypatch)
+
+
+@pytest.fixture
+def settings(tiny_model, pictures, tmp_path):
+    """Makes the configuration of a run in this test's folder."""
+
+    def make(folder="run", **keys):
+        return runs.make_config(tiny_model, pictures, tmp_path / folder, **keys)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, pictures, tmp_path_factory):
+    """The folder of a run, without the networks, that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        runs.skip_networks(patch)
+        training_run.train_concepts(
+            runs.make_config(tiny_model, pictures, folder), False
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def stopped_after(number, monkeypatch, kind=signal.SIGTERM):
+    """Sends a signal to this process when it checkpoints step `number`."""
+    save, left = store.Checkpoints.save, [number]
+
+    def save_and_signal(self, done, state):
+        save(self, done, state)
+        if done in left:
+            left.remove(done)
+            os.kill(os.getpid(), kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Checkpoints, "save", save_and_signal)
+        yield
+
+
+def go_on(settings, **keys):
+    """The same command again; what the run learned."""
+    config = settings(resume_from_checkpoint="latest", **keys)
+    return training_run.train_concepts(config, progress=False)[0]
+
+
+without_networks = pytest.mark.usefixtures("no_networks")
+
+
+@without_networks
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    kind, settings, whole, monkeypatch
+):
+    handler = signal.getsignal(kind)
+    with (
+        stopped_after(2, monkeypatch, kind),
+        pytest.raises(errors.Stopped, match=kind.name) as stopped,
+    ):
+        go_on(settings)
+    assert stopped.value.code == errors.AGAIN_EXIT_CODE == os.EX_TEMPFAIL
+    assert signal.getsignal(kind) is handler
+    folder = settings().output_dir
+    assert runs.checkpoints(folder) == [2]
+    assert runs.content(folder) != runs.content(whole)
+    go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+    assert runs.checkpoints(folder) == [2, 4, 6]
+
+
+@without_networks
+def test_a_signal_between_checkpoints_saves_that_step(settings, whole, monkeypatch):
+    # The first dispatch has one step; it is over when the signal is seen.
+    with (
+        stopped_after(1, monkeypatch),
+        pytest.raises(errors.Stopped, match="1 of 6 steps"),
+    ):
+        training_run.train_concepts(settings(checkpointing_steps=1), progress=False)
+    folder = settings().output_dir
+    assert runs.checkpoints(folder) == [1]
+    go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+
+
+@without_networks
+def test_a_run_that_ends_in_a_look_takes_it_again(settings, whole, monkeypatch):
+    seen = []
+
+    def look(done, state):
+        seen.append(done)
+        if seen == [0, 3, 6]:
+            raise MemoryError
+
+    monkeypatch.setattr(validation, "compile_look", lambda *run: look)
+    with pytest.raises(MemoryError):
+        training_run.train_concepts(settings(validation_steps=3), progress=False)
+    folder = settings().output_dir
+    assert runs.checkpoints(folder) == [2, 4]
+    go_on(settings, validation_steps=3)
+    assert seen == [0, 3, 6, 6]
+    assert runs.content(folder) == runs.content(whole)
+
+
+@without_networks
+def test_what_was_learned_is_exported_at_each_checkpoint(
+    settings, monkeypatch, tiny_model
+):
+    with stopped_after(2, monkeypatch), pytest.raises(errors.Stopped):
+        training_run.train_concepts(settings(), progress=False)
+    early = find.load_embedding(settings().output_dir)
+    two_steps = settings("two", max_train_steps=2)
+    (learned,) = training_run.train_concepts(two_steps, progress=False)
+    np.testing.assert_array_equal(early.rows, learned.rows)
+
+
+@without_networks
+def test_a_finished_run_trains_nothing_more_and_exports(settings, whole, monkeypatch):
+    training_run.train_concepts(settings(), progress=False)
+    folder = settings().output_dir
+    os.remove(folder / find.BIN_NAME)
+    monkeypatch.setattr(training_run.loop.Event, "next_after", None)  # no step is taken
+    go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+    learned = go_on(settings, max_train_steps=3)
+    np.testing.assert_array_equal(learned.rows, find.load_embedding(whole).rows)
+    metrics = (runs.content(f)["metrics.jsonl"] for f in (folder, whole))
+    assert next(metrics) == next(metrics)
+
+
+@without_networks
+def test_raising_max_train_steps_goes_on_exactly(settings, whole):
+    training_run.train_concepts(settings(max_train_steps=3), progress=False)
+    folder = settings().output_dir
+    go_on(settings)
+    assert runs.content(folder) == runs.content(whole)
+
+
+@without_networks
+def test_a_schedule_with_an_end_is_warned_of_and_followed(settings, caplog):
+    cosine = {"lr_scheduler": "cosine"}
+    training_run.train_concepts(settings(max_train_steps=2, **cosine), progress=False)
+    go_on(settings, **cosine)
+    assert "2 steps were taken on the way to 2, from here it leads to 6" in caplog.text
+    rates = [
+        line["learning_rate"]
+        for line in runs.content(settings().output_dir)["metrics.jsonl"]
+    ]
+    for length, steps in ((2, [0, 1]), (6, [2, 3, 4, 5])):
+        expected = [2e-3 * (1 + np.cos(np.pi * n / length)) / 2 for n in steps]
+        np.testing.assert_allclose([rates[n] for n in steps], expected, rtol=1e-5)
+
+
+@without_networks
+def test_an_earlier_checkpoint_is_gone_on_from_elsewhere(settings, whole, tmp_path):
+    path = str(whole / "checkpoints" / "4")
+    config = settings(resume_from_checkpoint=path)
+    (learned,) = training_run.train_concepts(config, progress=False)
+    np.testing.assert_array_equal(learned.rows, find.load_embedding(whole).rows)
+    assert runs.checkpoints(tmp_path / "run") == [6]
+    lines = runs.content(tmp_path / "run")["metrics.jsonl"]
+    assert lines == runs.content(whole)["metrics.jsonl"][4:]
+
+
+@without_networks
+def test_the_trainer_goes_on_with_other_devices(settings, whole, monkeypatch):
+    make_mesh = sharding.make_mesh
+    for devices, steps in ((1, 2), (8, 4), (2, 6)):
+        chosen = jax.devices()[:devices]
+        monkeypatch.setattr(
+            sharding, "make_mesh", lambda d=chosen, **keys: make_mesh(d, **keys)
+        )
+        learned = go_on(settings, max_train_steps=steps)
+    np.testing.assert_allclose(
+        learned.rows, find.load_embedding(whole).rows, rtol=0, atol=1e-6
+    )
+    lines = runs.content(settings().output_dir)["metrics.jsonl"]
+    assert [line["step"] for line in lines] == [*range(1, 7)]
+
+
+def test_one_device_then_eight_then_two_agree_with_one(tmp_path):
+    """With the networks, and through checkpoints."""
+    concept = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
+    folder = store.epath.Path(tmp_path / "checkpoints")
+
+    def train(devices, state, dispatch):
+        recipe = slots.make_recipe(devices)
+        first, bank = slots.make_run(recipe, concept)
+        frozen, steps = (
+            slots.make_frozen(recipe),
+            step_dispatch.compile_train_steps(recipe),
+        )
+        if state is not None:
+            first = sharding.replicate(state, recipe.mesh)
+        return steps(first, frozen, bank, dispatch)[0]
+
+    def through_disk(number, state):
+        run = {"config": {}, "fingerprints": {}, "versions": {}}
+        with store.Checkpoints(folder, None, run) as checkpoints:
+            checkpoints.save(number, state)
+        found = identity.Found(folder, number, run)
+        return store.restore(found, jax.tree.map(np.zeros_like, state))[1]
+
+    state = None
+    for number, devices in ((4, 1), (8, 8), (12, 2)):
+        state = through_disk(number, train(devices, state, 4))
+    expected = train(1, None, 12)
+    # As eight devices agree with one in test_step: Adam's first steps are +-lr.
+    np.testing.assert_allclose(
+        state.rows["text_encoder"], expected.rows["text_encoder"], rtol=0, atol=2e-5
+    )
+    np.testing.assert_array_equal(state.step, [12])

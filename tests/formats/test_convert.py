@@ -1,0 +1,201 @@
+"""`python -m ti_flax.convert` and `python -m ti_flax.inspect`, as users call them."""
+
+import doors
+import numpy as np
+import pytest
+from PIL import Image
+
+from ti_flax.config import command_line
+from ti_flax.formats import convert, describe, find, registry
+from ti_flax.formats.find import load_embedding
+from ti_flax.publishing import concept_folder
+from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import Embedding
+
+TOKEN = "<duck-toy>"
+PROVENANCE = {"base_model": "owner/name", "steps": "300", "version": "0.1.0"}
+
+
+def learned(vectors: int = 2, width: int = 768) -> Embedding:
+    rows = np.random.default_rng(0).standard_normal((vectors, width), np.float32)
+    return Embedding(TOKEN, rows, provenance=PROVENANCE)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder as a run leaves it."""
+    pictures = np.zeros((1, 8, 8, 3), np.uint8)
+    concept_folder.export_concept(tmp_path / "run", learned(), "object", pictures)
+    return tmp_path / "run"
+
+
+def test_the_commands_need_neither_torch_nor_jax(folder, tmp_path):
+    output, gone = str(tmp_path / "duck.pt"), str(tmp_path / "gone")
+    converted, inspected, refused = doors.run(
+        [
+            ["convert", str(folder), "--to", "a1111", "--output", output],
+            ["inspect", output],
+            ["convert", gone, "--to", "a1111", "--output", "x.pt"],
+        ]
+    )
+    assert not converted.asked + inspected.asked + refused.asked
+    assert converted.code == 0, converted.stderr
+    assert converted.stderr == f"wrote {output} (a1111, from diffusers)\n"
+    assert inspected.code == 0, inspected.stderr
+    norms = np.linalg.norm(learned().rows, axis=1)
+    assert inspected.stdout.splitlines() == [
+        f"file: {output}",
+        "format: a1111 (AUTOMATIC1111)",
+        "token: <duck-toy>",
+        "vectors: 2",
+        "width: 768",
+        "fits: Stable Diffusion 1.x",
+        f"norms: {norms[0]:.3f}, {norms[1]:.3f}",
+        "name: <duck-toy>",
+        "step: 300",
+        "sd_checkpoint_name: owner/name",
+        "ti_flax.token: <duck-toy>",
+        *(f"ti_flax.{key}: {text}" for key, text in PROVENANCE.items()),
+    ]
+    assert refused.code == 2
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("error: ") and "does not exist" in line
+
+
+@pytest.mark.parametrize("name", [n for n in registry.FORMATS if n != "sdxl"])
+def test_every_format_is_written_under_its_usual_name(folder, tmp_path, name):
+    flat = name in ("flax", "diffusers-flat")
+    if flat:
+        concept_folder.export_concept(
+            folder, learned(1), "object", np.zeros((1, 8, 8, 3), np.uint8)
+        )
+    [file, *_] = convert.convert(source=folder, to=name, output=tmp_path / "new")
+    assert file.parent == tmp_path / "new" and file.stem == "learned_embeds"
+    assert file.suffix == next(iter(registry.FORMATS[name].suffixes))
+    np.testing.assert_array_equal(
+        load_embedding(file).rows, learned(1 if flat else 2).rows
+    )
+
+
+def test_a_word_may_be_renamed_and_one_of_several_chosen(folder, tmp_path):
+    convert.convert(
+        source=folder, to="kohya", output=tmp_path / "a.safetensors", token="<mine>"
+    )
+    assert load_embedding(tmp_path / "a.safetensors").token == "<mine>"
+    convert.convert(
+        source=tmp_path / "a.safetensors", to="a1111", output=tmp_path / "b.pt"
+    )
+    assert load_embedding(tmp_path / "b.pt").token == "<mine>"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"to": "kohia"}, "to: expected"),
+        ({"output": "cat.png"}, "by the suffix .safetensors or .pt, found '.png'"),
+        ({"source": "nowhere.bin"}, "nowhere.bin does not exist"),
+        ({"to": "sdxl"}, "SDXL has two"),
+        ({"to": "flax", "output": "cat.npy"}, "2 vectors, a flat file holds one"),
+        ({"token": "a b\n"}, "expected a word"),
+        ({"output": ""}, "expected a path"),
+        ({"other": "1"}, "unknown key 'other'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(folder, tmp_path, monkeypatch, keys, words):
+    monkeypatch.chdir(tmp_path)
+    given = {"source": str(folder), "to": "kohya", "output": "cat.safetensors", **keys}
+    with pytest.raises(UserError) as caught:
+        convert.convert(**given)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("cat*"))
+
+
+def test_a_file_is_not_converted_onto_itself(folder):
+    file = folder / find.SAFETENSORS_NAME
+    for output in (file, folder):
+        with pytest.raises(UserError, match="is the file that is converted"):
+            convert.convert(source=folder, to="kohya", output=output)
+    assert registry.read(file).format == "diffusers"
+
+
+def test_what_is_given_without_its_name_is_required():
+    with pytest.raises(UserError, match="arguments are required: IN"):
+        command_line.parse_keys(
+            ["--to", "kohya"], convert.GROUPS, "convert", "IN", "source"
+        )
+
+
+def test_inspect_shows_both_encoders_of_sdxl(tmp_path):
+    second = np.ones((2, 1280), np.float32)
+    registry.write(tmp_path, "sdxl", learned()._replace(rows_2=second))
+    lines = describe.describe(file=tmp_path).splitlines()
+    assert "width: 768 and 1280" in lines and "fits: SDXL" in lines
+    assert lines[6].endswith("; 35.777, 35.777")
+
+
+@pytest.mark.parametrize(
+    ("width", "family"),
+    [
+        (768, "Stable Diffusion 1.x"),
+        (1024, "Stable Diffusion 2.x"),
+        (1280, "SDXL's second text encoder alone"),
+        (64, "a text encoder of width 64"),
+    ],
+)
+def test_inspect_names_the_models_that_fit(tmp_path, width, family):
+    registry.write(tmp_path, "diffusers", learned(width=width))
+    assert f"fits: {family}" in describe.describe(file=tmp_path).splitlines()
+
+
+def test_inspect_finds_the_nearest_words(tiny_model, tmp_path):
+    from ti_flax.models import base_model
+    from ti_flax.text.initial_rows import initializer_ids
+    from ti_flax.text.tokenizer import load_tokenizer
+
+    model = base_model.open_model(str(tiny_model))
+    table = model.load("text_encoder")["embeddings"]["token_embedding"]["embedding"]
+    tokenizer = load_tokenizer(tiny_model / "tokenizer")
+    [toy, red] = initializer_ids(tokenizer, "toy red")[:2]
+    # Cosine looks at directions: other lengths, the same words.
+    rows = np.asarray(table)[[toy, red]] * np.float32([[3], [0.5]])
+    registry.write(tmp_path, "diffusers", Embedding(TOKEN, rows))
+    shown = describe.describe(file=tmp_path, model=str(tiny_model))
+    found = [line.split(": ")[1] for line in shown.splitlines() if "nearest to" in line]
+    assert len(found) == 2
+    for line, row in zip(found, rows, strict=True):
+        cosines = row @ np.asarray(table).T
+        cosines /= np.linalg.norm(row) * np.linalg.norm(table, axis=1)
+        best = tokenizer.convert_ids_to_tokens([int(np.argmax(cosines))])[0]
+        assert line.startswith(f"{best.removesuffix('</w>')} 1.00, ")
+        assert line.count(",") == 4
+
+
+def test_inspect_refuses_a_model_of_another_family(tiny_model, tmp_path):
+    registry.write(tmp_path, "diffusers", learned())
+    with pytest.raises(UserError, match=r"width 768 \(Stable Diffusion 1\.x\)"):
+        describe.describe(file=tmp_path, model=str(tiny_model))
+    second = np.ones((2, 1280), np.float32)
+    registry.write(tmp_path, "diffusers", learned()._replace(rows_2=second))
+    with pytest.raises(UserError, match="is for SDXL"):
+        describe.describe(file=tmp_path, model=str(tiny_model))
+
+
+def test_a_strangers_metadata_cannot_spoil_the_terminal(tmp_path):
+    import safetensors.numpy
+
+    file = tmp_path / "odd.safetensors"
+    metadata = {"\x1b[31mred": "a\nfake: line", "long": "x" * 10_000}
+    safetensors.numpy.save_file({"a": learned().rows}, file, metadata)
+    shown = describe.describe(file=file)
+    assert "\x1b" not in shown and "\nfake" not in shown
+    assert max(map(len, shown.splitlines())) < 250
+
+
+def test_a_picture_with_an_embedding_still_is_a_picture(folder, tmp_path):
+    [file] = convert.convert(
+        source=folder, to="a1111-png", output=tmp_path / "duck.png"
+    )
+    with Image.open(file) as image:
+        assert image.format == "PNG" and image.size == (512, 512)
+        # The name stands on it.
+        assert len(image.convert("L").getcolors()) > 10

@@ -1,0 +1,484 @@
+"""Previews and looks show a run as it is and change nothing in it."""
+
+import json
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import slots
+from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
+
+from ti_flax import generate
+from ti_flax.config import run_config
+from ti_flax.diffusion import samplers
+from ti_flax.formats import find
+from ti_flax.models import base_model
+from ti_flax.publishing import concept_folder
+from ti_flax.reports import metrics_log, report, trackers
+from ti_flax.runtime import errors
+from ti_flax.step.bank import draw_batch
+from ti_flax.step.fixed_loss import compile_fixed_loss
+from ti_flax.step.state import Metrics
+from ti_flax.text import nearest_words
+from ti_flax.text.initial_rows import initial_rows, initializer_ids
+from ti_flax.text.tokenizer import load_tokenizer
+from ti_flax.training import run as training_run
+
+PROMPT = "a <toy> on a table"
+CONTROL = "a on a table"
+SEED = 7
+PICTURES = np.zeros((1, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for i in range(3):
+        pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def settings(tiny_model, pictures, tmp_path):
+    return {
+        "pretrained_model_name_or_path": str(tiny_model),
+        "train_data_dir": pictures,
+        "output_dir": tmp_path / "out",
+        "placeholder_token": "<toy>",
+        "initializer_token": "toy",
+        "num_vectors": 2,
+        "resolution": 32,
+        "train_batch_size": 8,
+        "max_train_steps": 4,
+        "learning_rate": 0.3,
+        "seed": SEED,
+    }
+
+
+def learn(settings, **keys):
+    return training_run.train_concepts(
+        run_config.Config(**settings | keys), progress=False
+    )[0]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, pictures, tmp_path_factory):
+    """The folder of a run with previews, and how often their sampling was traced."""
+    traces = []
+    sample = samplers.sample
+    output_dir = tmp_path_factory.mktemp("run") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            samplers, "sample", lambda *args: traces.append(1) or sample(*args)
+        )
+        learned = training_run.train_concepts(
+            run_config.Config(
+                pretrained_model_name_or_path=str(tiny_model),
+                train_data_dir=pictures,
+                output_dir=output_dir,
+                placeholder_token="<toy>",
+                initializer_token="toy",
+                num_vectors=2,
+                resolution=32,
+                train_batch_size=8,
+                max_train_steps=4,
+                learning_rate=0.3,
+                seed=SEED,
+                validation_prompt=PROMPT,
+                num_validation_images=2,
+                validation_steps=3,
+                validation_control=True,
+            ),
+            progress=False,
+        )[0]
+    return types.SimpleNamespace(folder=output_dir, learned=learned, traces=len(traces))
+
+
+def lines(path, *left_out):
+    return [
+        {key: value for key, value in line.items() if key not in left_out}
+        for line in metrics_log.read_lines(path)
+    ]
+
+
+def read_samples(folder):
+    images = [Image.open(path) for path in sorted(folder.iterdir())]
+    return np.stack([np.asarray(image) for image in images]).astype(int)
+
+
+# Previews
+
+
+def test_previews_do_not_change_what_is_learned(run, settings):
+    learned = learn(settings, validation_steps=1, report_to="none")
+    np.testing.assert_array_equal(learned.rows, run.learned.rows)
+    ours, theirs = (
+        lines(folder / metrics_log.METRICS_NAME, "examples_per_second")
+        for folder in (settings["output_dir"], run.folder)
+    )
+    assert ours == theirs and len(ours) == 4
+    ours, theirs = (
+        {
+            line["step"]: line
+            for line in lines(folder / metrics_log.LOOKS_NAME, "previews", "control")
+        }
+        for folder in (settings["output_dir"], run.folder)
+    )
+    assert sorted(ours) == [0, 1, 2, 3, 4] and sorted(theirs) == [0, 3, 4]
+    assert theirs == {number: ours[number] for number in theirs}
+    assert not (settings["output_dir"] / "logs").exists()
+    assert not (settings["output_dir"] / "samples").exists()
+
+
+def test_every_look_has_its_files(run):
+    found = lines(run.folder / metrics_log.LOOKS_NAME)
+    assert [line["step"] for line in found] == [0, 3, 4]
+    for line in found:
+        folder = f"samples/step_{line['step']:06d}"
+        files = [f"{folder}/0_0.png", f"{folder}/0_1.png"]
+        assert line["previews"] == [{"prompt": PROMPT, "files": files}]
+    files = ["samples/control/0_0.png", "samples/control/0_1.png"]
+    assert found[0]["control"] == [{"prompt": CONTROL, "files": files}]
+    assert found[1]["control"] == found[2]["control"] == []
+
+
+def test_a_second_preview_does_not_compile_again(run):
+    # Once for three previews and the control.
+    assert run.traces == 1
+
+
+@pytest.mark.parametrize("name", ["step_000000", "step_000004", "control"])
+def test_previews_are_what_generate_makes_of_the_word(
+    name, run, tiny_model, tmp_path, settings
+):
+    rows = run.learned.rows
+    if name == "step_000000":
+        [rows] = first_rows(tiny_model, settings)
+    concept_folder.export_concept(
+        tmp_path,
+        find.Embedding("<toy>", rows),
+        "object",
+        np.zeros((1, 8, 8, 3), np.uint8),
+    )
+    images = generate.generate_images(
+        progress=False,
+        model=tiny_model,
+        embedding=tmp_path / find.SAFETENSORS_NAME,
+        prompt=CONTROL if name == "control" else PROMPT,
+        num_images=2,
+        seed=SEED,
+        width=32,
+        height=32,
+    )
+    ours = read_samples(run.folder / "samples" / name)
+    theirs = np.stack([np.asarray(image) for image in images]).astype(int)
+    assert np.abs(ours - theirs).max() <= 1
+    with Image.open(run.folder / "samples" / name / "0_1.png") as saved:
+        assert json.loads(saved.info["ti_flax"]) == json.loads(
+            images[1].info["ti_flax"]
+        )
+
+
+def first_rows(tiny_model, settings):
+    keys = run_config.Config(**settings)
+    tokenizer = load_tokenizer(tiny_model / "tokenizer")
+    params = base_model.open_model(str(tiny_model)).load("text_encoder")
+    table = np.asarray(params["embeddings"]["token_embedding"]["embedding"])
+    ids = initializer_ids(tokenizer, "toy")
+    return [initial_rows(table, ids, 2, keys.initializer_jitter, SEED)]
+
+
+def test_pictures_change_with_the_rows_and_not_with_the_noise(run):
+    first, last, control = (
+        read_samples(run.folder / "samples" / name)
+        for name in ("step_000000", "step_000004", "control")
+    )
+    between_seeds = np.abs(first[0] - first[1]).mean()
+    assert 0 < np.abs(first - last).mean() < between_seeds
+    assert 0 < np.abs(first - control).mean() < between_seeds
+
+
+def test_samples_of_another_run_do_not_stay(settings):
+    folder = settings["output_dir"]
+    old = folder / "samples" / "step_009000"
+    old.mkdir(parents=True)
+    (folder / "samples" / "mine").mkdir()
+    keys = run_config.Config(**settings, report_to="none")
+    with report.Report(keys, range(9000, 9001), False, PICTURES, []):
+        assert old.exists()
+    with report.Report(keys, range(0, 1), False, PICTURES, []):
+        assert not old.exists()
+    assert (folder / "samples" / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"validation_prompt": "a cat"}, "'a cat' lacks the word <toy>"),
+        ({"validation_prompt": ["a <toy>", "<toys"]}, "'<toys' lacks the word"),
+        ({"validation_prompt": "so " * 80 + "<toy>"}, "'<toy>' would be cut off"),
+        ({"report_to": "wandb"}, "wandb is not installed"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_weights_are_read(
+    keys, words, settings, monkeypatch
+):
+    def load(*_):
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(base_model.BaseModel, "load", load)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(errors.UserError) as caught:
+        learn(settings, **keys)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not settings["output_dir"].exists()
+
+
+# Numbers of a look
+
+
+def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():
+    recipe = slots.make_recipe(devices=8, batch=8)
+    concepts = [
+        slots.Concept(seed=3, pictures=2, prompts=3, vectors=1),
+        slots.Concept(seed=4, pictures=3, prompts=2, vectors=2),
+    ]
+    state, bank = slots.make_run(recipe, *concepts)
+    frozen = slots.make_frozen(recipe)
+    fixed_loss = compile_fixed_loss(recipe)
+    found = fixed_loss(state.rows, frozen, bank)
+    np.testing.assert_array_equal(found, fixed_loss(state.rows, frozen, bank))
+
+    # The same by the formulas.
+    never = jnp.full(2, 2**31 - 1)
+    batch = draw_batch(bank, never, jnp.arange(16), 0.18215, 1000)
+    timesteps = [round(1000 * (2 * i + 1) / 32 - 0.5) for i in range(16)]
+    assert timesteps[0] == 31 and timesteps[-1] == 968
+    abar = recipe.schedule.alphas_cumprod[jnp.array(timesteps)][:, None, None, None]
+
+    @jax.jit
+    def predict(rows, latents, noise, ids):
+        context = slots.MODULES["text_encoder"].apply(
+            {"params": frozen["text_encoder"]}, ids, jnp.stack([rows] * 16)
+        )
+        x_t = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
+        return slots.MODULES["unet"].apply(
+            {"params": frozen["unet"]}, x_t, jnp.array(timesteps), context
+        )
+
+    for slot in range(2):
+        latents, noise, _, ids = (array[slot] for array in batch)
+        predicted = predict(state.rows["text_encoder"][slot], latents, noise, ids)
+        loss = np.mean((np.asarray(predicted) - np.asarray(noise)) ** 2)
+        np.testing.assert_allclose(found[slot], loss, rtol=1e-5)
+
+
+def test_nearest_words_are_those_of_the_largest_cosine():
+    random = np.random.default_rng(0)
+    table, rows = random.normal(size=(200, 16)), random.normal(size=(3, 16))
+    table[17] = 0  # near to nothing
+    rows[1] = 5 * table[42] + 0.01
+    cosines, ids = nearest_words.nearest(
+        jnp.asarray(table, jnp.float32), jnp.asarray(rows, jnp.float32)
+    )
+    for k in range(3):
+        expected = {
+            i: float(rows[k] @ word)
+            / (np.linalg.norm(rows[k]) * max(np.linalg.norm(word), 1e-30))
+            for i, word in enumerate(table)
+        }
+        best = sorted(expected, key=expected.get, reverse=True)[:5]
+        assert list(ids[k]) == best
+        np.testing.assert_allclose(cosines[k], [expected[i] for i in best], rtol=1e-5)
+    assert ids[1, 0] == 42
+
+
+def test_the_numbers_of_a_look_are_those_of_the_rows(run, tiny_model, settings):
+    [initial] = first_rows(tiny_model, settings)
+    first, *_, last = lines(run.folder / metrics_log.LOOKS_NAME)
+    assert first["distance"] == [0, 0]
+    moved = np.linalg.norm(run.learned.rows - initial, axis=1)
+    np.testing.assert_allclose(last["distance"], moved, rtol=1e-5)
+    metrics = lines(run.folder / metrics_log.METRICS_NAME)
+    norms = np.linalg.norm(run.learned.rows, axis=1)
+    np.testing.assert_allclose(metrics[-1]["row_norm"], norms, rtol=1e-5)
+    # The first step starts at the initial rows and goes 0.3 in each of 32 directions.
+    np.testing.assert_allclose(metrics[0]["row_step"], 0.3 * 32**0.5, rtol=1e-2)
+    # In the tiny vocabulary "toy" is spelt; the first vector starts as its "t".
+    assert first["nearest"][0][0] == ["t…", 1.0]
+
+
+# TensorBoard and Weights & Biases
+
+
+def read_events(folder):
+    events = event_accumulator.EventAccumulator(
+        str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0}
+    )
+    return events.Reload()
+
+
+def scalars(events, tag):
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_tensorboard_shows_the_numbers_by_step(run):
+    events = read_events(run.folder / "logs")
+    for line in lines(run.folder / metrics_log.METRICS_NAME):
+        for name in ("loss", "learning_rate", "grad_norm", "examples_per_second"):
+            shown = scalars(events, f"train/{name}")[line["step"]]
+            assert shown == pytest.approx(line[name])
+        for name in ("row_norm", "row_step"):
+            for k in range(2):
+                shown = scalars(events, f"train/{name}/{k}")[line["step"]]
+                assert shown == pytest.approx(line[name][k])
+    for line in lines(run.folder / metrics_log.LOOKS_NAME):
+        shown = scalars(events, "look/fixed_loss")[line["step"]]
+        assert shown == pytest.approx(line["fixed_loss"])
+        for k in range(2):
+            shown = scalars(events, f"look/distance/{k}")[line["step"]]
+            assert shown == pytest.approx(line["distance"][k])
+            shown = scalars(events, f"look/nearest_cosine/{k}")[line["step"]]
+            assert shown == pytest.approx(line["nearest"][k][0][1])
+    words = events.Tensors("nearest words/text_summary")
+    assert [event.step for event in words] == [0, 3, 4]
+    assert "`t…` 1.000" in words[0].tensor_proto.string_val[0].decode()
+
+
+def test_tensorboard_shows_the_pictures_by_step(run, tmp_path):
+    events = read_events(run.folder / "logs")
+    shown = events.Images("previews/0_a_toy_on_a_table")
+    assert [event.step for event in shown] == [0, 3, 4]
+    for event in shown:
+        (tmp_path / "shown.png").write_bytes(event.encoded_image_string)
+        with Image.open(tmp_path / "shown.png") as image:
+            sheet = np.asarray(image)
+        ours = read_samples(run.folder / "samples" / f"step_{event.step:06d}")
+        np.testing.assert_array_equal(sheet, np.concatenate(list(ours), axis=1))
+    assert len(events.Images("control/0_a_on_a_table")) == 1
+
+
+class FakeWandb(types.ModuleType):
+    """What a run of Weights & Biases is given; nothing is known of its server."""
+
+    Error = RuntimeError
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.logged, self.begun, self.finished = [], [], 0
+
+    def init(self, **settings):
+        self.begun.append(settings)
+        return types.SimpleNamespace(
+            id="run-1",
+            log=lambda values, step: self.logged.append((step, values)),
+            finish=self.finish,
+        )
+
+    def finish(self):
+        self.finished += 1
+
+    def Image(self, pixels):
+        return pixels.shape
+
+
+def add_steps(run_report, first, count):
+    """Adds steps whose loss is their number."""
+    losses = np.zeros((8, 1), np.float32)
+    losses[:count, 0] = np.arange(first, first + count)
+    vectors = np.ones((8, 1, 2), np.float32)
+    run_report.add(
+        Metrics(losses, losses, losses, vectors, vectors, losses < 0),
+        count,
+        2.0,
+    )
+
+
+def make_look(number):
+    shown = report.Shown(PROMPT, ["a.png"], np.full((1, 8, 8, 3), number, np.uint8))
+    return report.Look(
+        number, float(number), [0.0, 1.0], [[("toy", 0.5)]] * 2, [shown], []
+    )
+
+
+def test_wandb_gets_the_same_and_goes_on_with_its_run(settings, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    keys = run_config.Config(**settings, report_to="wandb")
+    keys.output_dir.mkdir()
+    with report.Report(keys, range(0, 4), False, PICTURES, []) as run_report:
+        add_steps(run_report, 1, 2)
+        run_report.look(make_look(2))
+    with report.Report(keys, range(2, 4), False, PICTURES, []) as run_report:
+        add_steps(run_report, 3, 1)
+    assert fake.finished == 2
+    assert [begun["id"] for begun in fake.begun] == [None, "run-1"]
+    assert fake.begun[0]["config"]["learning_rate"] == 0.3
+    losses = [(at, v["train/loss"]) for at, v in fake.logged if "train/loss" in v]
+    assert losses == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert (2, {"previews/0_a_toy_on_a_table": (8, 8, 3)}) in fake.logged
+
+
+def test_wandb_that_does_not_start_is_told_in_one_line(settings, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nAPI key"))
+    with pytest.raises(errors.UserError, match=r"no API key.*WANDB_MODE=offline"):
+        trackers.open_sink("wandb", settings["output_dir"], {}, 0)
+
+
+# Going on
+
+
+def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
+    keys = run_config.Config(**settings)
+    folder = keys.output_dir
+    folder.mkdir()
+    with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
+        run_report.look(make_look(0))
+        for number in range(1, 6):
+            add_steps(run_report, number, 1)
+            run_report.look(make_look(number))
+    with (folder / metrics_log.METRICS_NAME).open("a") as file:
+        file.write('{"step": 6, "lo')  # the machine was switched off
+    with report.Report(keys, range(3, 6), False, PICTURES, []) as run_report:
+        kept = lines(folder / metrics_log.METRICS_NAME)
+        assert [line["step"] for line in kept] == [1, 2, 3]
+        add_steps(run_report, 40, 2)
+        run_report.look(make_look(5))
+    metrics = lines(folder / metrics_log.METRICS_NAME)
+    assert [(line["step"], line["loss"]) for line in metrics] == [
+        (1, 1), (2, 2), (3, 3), (4, 40), (5, 41),
+    ]  # fmt: skip
+    found = lines(folder / metrics_log.LOOKS_NAME)
+    assert [line["step"] for line in found] == [0, 1, 2, 3, 5]
+    events = read_events(folder / "logs")
+    assert scalars(events, "train/loss") == {1: 1, 2: 2, 3: 3, 4: 40, 5: 41}
+    shown = [event.step for event in events.Images("previews/0_a_toy_on_a_table")]
+    assert shown == [0, 1, 2, 3, 5]
+
+    # A new run shows nothing of this one.
+    with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
+        add_steps(run_report, 1, 1)
+    assert len(lines(folder / metrics_log.METRICS_NAME)) == 1
+    assert lines(folder / metrics_log.LOOKS_NAME) == []
+    assert scalars(read_events(folder / "logs"), "train/loss") == {1: 1}
+
+
+def test_numbers_that_are_not_finite_are_null(settings):
+    keys = run_config.Config(**settings, report_to="none")
+    keys.output_dir.mkdir()
+    with report.Report(keys, range(0, 1), False, PICTURES, []) as run_report:
+        nan = np.full((8, 1), np.nan, np.float32)
+        infinite = np.full((8, 1, 2), np.inf, np.float32)
+        run_report.add(
+            Metrics(nan, nan, nan, infinite, infinite, np.isnan(nan)), 1, 1.0
+        )
+    [line] = lines(keys.output_dir / metrics_log.METRICS_NAME)
+    assert line["loss"] is None and line["row_norm"] == [None, None]

@@ -1,0 +1,228 @@
+"""Steps that are not finite, and rows that outgrow the vocabulary."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+import slots
+
+from ti_flax.formats import find
+from ti_flax.runtime import errors
+from ti_flax.step import bank as step_bank
+from ti_flax.step import dispatch, train_step
+from ti_flax.step.bank import draw_batch
+from ti_flax.step.optimizer import Hold
+from ti_flax.step.state import Metrics
+from ti_flax.text.initial_rows import vocabulary_norms
+from ti_flax.training import divergence
+from ti_flax.training import run as training_run
+
+CAT = slots.Concept(seed=1, pictures=1, prompts=1, vectors=2)
+DOG = slots.Concept(seed=2, pictures=1, prompts=1, vectors=2)
+SHAPE = (2, 2, slots.WIDTH)
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return slots.make_recipe()
+
+
+def apply(recipe, state, bank, loss=(1.0, 1.0), grads=None):
+    grads = np.ones(SHAPE, np.float32) if grads is None else grads
+    return jax.jit(lambda *given: train_step.apply_gradients(*given, recipe))(
+        state, jnp.asarray(loss), {"text_encoder": jnp.asarray(grads)}, bank
+    )
+
+
+def gradients_with(value):
+    grads = np.ones(SHAPE, np.float32)
+    grads[0, 1, 3] = value
+    return {"grads": grads}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"loss": (np.nan, 1.0)},
+        {"loss": (np.inf, 1.0)},
+        gradients_with(np.nan),
+        gradients_with(-np.inf),
+        # Finite, but Adam squares it, and the row would never move again.
+        gradients_with(1e30),
+    ],
+    ids=["loss nan", "loss inf", "gradient nan", "gradient inf", "gradient huge"],
+)
+def test_a_step_that_is_not_finite_changes_nothing(recipe, bad):
+    state, bank = slots.make_run(recipe, CAT, DOG)
+    state, _ = apply(recipe, state, bank)
+    after, metrics = apply(recipe, state, bank, **bad)
+    sound, _ = apply(recipe, state, bank)
+    trees = [(s.rows, s.opt_state) for s in (after, state, sound)]
+    for new, old, other in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_array_equal(new[0], old[0])
+        # The concept beside it learns what it learns without.
+        np.testing.assert_array_equal(new[1], other[1])
+        assert not np.array_equal(new[1], old[1])
+    np.testing.assert_array_equal(after.step, [2, 2])
+    np.testing.assert_array_equal(after.skipped, [1, 0])
+    np.testing.assert_array_equal(metrics.skipped, [True, False])
+
+
+def test_a_skipped_step_is_none_of_the_schedule(recipe):
+    recipe = recipe._replace(learning_rate=lambda count: 1.0 * count)
+    state, bank = slots.make_run(recipe, CAT, DOG)
+    rates = []
+    for loss in (1.0, np.nan, 1.0):
+        state, metrics = apply(recipe, state, bank, (loss, 1.0))
+        rates.append(np.asarray(metrics.learning_rate))
+    np.testing.assert_array_equal(rates, [[0, 0], [1, 1], [1, 2]])
+    counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 1]
+    for count in counts:
+        np.testing.assert_array_equal(count, [2, 3])
+
+
+def test_a_slot_that_has_ended_skips_nothing(recipe):
+    state, bank = slots.make_run(recipe, CAT._replace(steps=0), DOG)
+    after, metrics = apply(recipe, state, bank, (np.nan, 1.0))
+    np.testing.assert_array_equal(after.skipped, [0, 0])
+    assert not metrics.skipped.any()
+
+
+@pytest.mark.parametrize("kind", ["clip", "median", "decay"])
+def test_rows_are_held(recipe, kind):
+    """Against the formulas, in float64, from where the step without a hold ends."""
+    state, bank = slots.make_run(recipe, CAT, DOG)
+    initial = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
+    norm = np.array([4.0, 3.0], np.float32)
+    bank = bank._replace(initial={"text_encoder": jnp.asarray(initial)}, norm=norm)
+    free, _ = apply(recipe, state, bank)
+    held, metrics = apply(recipe._replace(hold=Hold(kind, 0.5)), state, bank)
+    rows = np.asarray(free.rows["text_encoder"], np.float64)
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    limits = norm.reshape(2, 1, 1)
+    assert (lengths > limits).any() and (lengths < limits).any()
+    expected = {
+        "clip": rows * np.minimum(1, limits / lengths),
+        "median": rows * limits / lengths,
+        "decay": rows - 1e-2 * 0.5 * (rows - initial),
+    }[kind]
+    ours = held.rows["text_encoder"]
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        metrics.row_norm, np.linalg.norm(expected, axis=-1), rtol=1e-5
+    )
+
+
+def test_a_row_of_zeros_is_not_lengthened(recipe):
+    zeros = jnp.zeros((1, 4))
+    held = Hold("median", 0.0)(zeros, zeros, jnp.float32(2), jnp.float32(1))
+    np.testing.assert_array_equal(held, zeros)
+
+
+def metrics_of(skipped, norms):
+    """Metrics of a dispatch as the watch reads them; padded, as its buffers are."""
+    count = len(skipped)
+    empty = np.zeros((dispatch.MAX_STEPS_A_DISPATCH, 1), np.float32)
+    was_skipped, row_norm = np.ones_like(empty, bool), np.full((*empty.shape, 2), 99.0)
+    was_skipped[:count, 0] = skipped
+    row_norm[:count, 0] = np.stack([norms, np.zeros(count)], axis=-1)
+    return Metrics(
+        **{name: empty for name in Metrics._fields}
+        | {"skipped": was_skipped, "row_norm": row_norm}
+    ), count
+
+
+def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
+    run_watch = divergence.Watch(10, limit=2.0)
+    run_watch.add(*metrics_of([0, 0, 0], [1.0, 2.0, 2.5]))
+    run_watch.add(*metrics_of([0], [3.0]))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "step 13: a vector of length 2.5" in record.getMessage()
+    assert "hold_row_norm" in record.getMessage()
+
+
+def test_only_steps_in_a_row_end_a_run(caplog):
+    run_watch = divergence.Watch(0, limit=9.0)
+    some = [1] * (divergence.MAX_SKIPPED - 1)
+    for _ in range(3):
+        run_watch.add(*metrics_of([*some, 0], [1.0] * (len(some) + 1)))
+    assert not run_watch.diverged
+    assert "step 1: loss or gradient is not finite" in caplog.text
+    run_watch.add(*metrics_of(some[:4], [1.0] * 4))
+    run_watch.add(*metrics_of([1] * (divergence.MAX_SKIPPED - 4), [1.0] * 6))
+    assert run_watch.diverged
+
+
+def test_the_lengths_of_a_vocabulary():
+    table = np.zeros((101, 3), np.float32)
+    table[:, 1] = -np.arange(101)
+    assert vocabulary_norms(table) == (50.0, 99.0)
+
+
+@pytest.fixture
+def train(tiny_model, tmp_path, monkeypatch):
+    """Runs the trainer without the networks; gradients may be poisoned at steps."""
+    pictures = runs.draw_pictures(tmp_path / "pictures")
+    runs.skip_networks(monkeypatch)
+    sound = draw_batch, train_step.gradients
+
+    def run(folder, bad_steps=(), **keys):
+        def draw_batch(bank, number, *rest):
+            return sound[0](bank, number, *rest), number
+
+        def gradients(rows, frozen, batch, recipe):
+            keys, number = batch
+            losses, grads = sound[1](rows, frozen, keys, recipe)
+            bad = jnp.isin(number, jnp.array(list(bad_steps), jnp.int32))
+            poison = jnp.where(bad, jnp.nan, 0.0)[:, None, None]
+            return losses, jax.tree.map(lambda g: g + poison, grads)
+
+        monkeypatch.setattr(step_bank, "draw_batch", draw_batch)
+        monkeypatch.setattr(train_step, "gradients", gradients)
+        config = runs.make_config(tiny_model, pictures, tmp_path / folder, **keys)
+        (learned,) = training_run.train_concepts(config, progress=False)
+        return learned.rows
+
+    run.folder = tmp_path
+    return run
+
+
+def test_a_run_goes_past_a_step_that_is_not_finite(train):
+    train("poisoned", bad_steps=[2])
+    lines = runs.content(train.folder / "poisoned")["metrics.jsonl"]
+    assert [line["skipped"] for line in lines] == [False, False, True] + 3 * [False]
+    assert lines[2]["grad_norm"] is None
+    assert lines[2]["row_norm"] == lines[1]["row_norm"] != lines[3]["row_norm"]
+
+
+def test_a_run_that_diverges_ends_with_its_last_good_rows(train):
+    two = train("two", max_train_steps=2)
+    with pytest.raises(errors.UserError, match=r"in \d+ steps in a row") as e:
+        # Checkpoints at other steps would hide what is exported at the end.
+        train("run", range(2, 99), max_train_steps=99, checkpointing_steps=99)
+    assert "lower learning_rate" in str(e.value) and "\n" not in str(e.value)
+    kept = find.load_embedding(train.folder / "run").rows
+    np.testing.assert_array_equal(kept, two)
+
+
+def test_the_trainer_holds_rows_as_long_as_words(train, monkeypatch, caplog):
+    table = np.asarray(
+        training_run.weights.BaseModel.load(None, "")["embeddings"]["token_embedding"][
+            "embedding"
+        ]
+    )
+    lengths = np.linalg.norm(table, axis=-1)
+    grown = np.linalg.norm(train("free", learning_rate=1.0))
+    assert grown > 2 * np.percentile(lengths, 99)
+    assert "longer than 99 % of the vocabulary" in caplog.text
+    for kind, limit in (("clip", 99), ("median", 50)):
+        held = np.linalg.norm(train(kind, learning_rate=1.0, hold_row_norm=kind))
+        assert held == pytest.approx(np.percentile(lengths, limit), rel=1e-5)
+    # All of the way back at each step, after it: the rows end where they began.
+    keys = {"learning_rate": 1.0, "hold_row_norm": "decay", "row_decay": 1.0}
+    back = train("decay", **keys)
+    assert np.linalg.norm(back) < np.percentile(lengths, 99.9)

@@ -1,0 +1,107 @@
+"""Types of configuration keys, and the base of their groups."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+)
+
+
+def _no_switch(value: Any) -> Any:
+    # To Python, and so to pydantic, true is the number 1.
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {str(value).lower()}")
+    return value
+
+
+def _path(value: Any) -> Any:
+    # An empty text, such as an unset shell variable, would mean the current folder.
+    if value == "":
+        raise ValueError("expected a path, found an empty text")
+    named = isinstance(value, str | os.PathLike)
+    return os.path.expanduser(value) if named else value
+
+
+def _precision(value: Any) -> Any:
+    if value is False:  # what YAML makes of a bare `no`
+        return "no"
+    if value == "fp16":
+        raise ValueError(
+            "expected auto, no or bf16, found fp16; use bf16: float16 needs loss "
+            "scaling, which bfloat16 with its wider range does without"
+        )
+    return value
+
+
+def _secret(value: Any) -> Any:
+    # Never refused: an error message would show the value.
+    return None if value in (None, "") else SecretStr(str(value))
+
+
+Integer = Annotated[int, BeforeValidator(_no_switch)]
+Count = Annotated[Integer, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_no_switch)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+OptionalName = Annotated[str | None, Field(min_length=1)]
+NameOrPath = Annotated[str, BeforeValidator(_path)]
+OptionalNameOrPath = Annotated[str | None, BeforeValidator(_path)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
+OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
+OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
+# Left out of everything that is written or printed.
+Secret = Annotated[SecretStr | None, BeforeValidator(_secret), Field(exclude=True)]
+Revision = Annotated[
+    OptionalName, Field(description="branch, tag or commit of the Hub repository")
+]
+Variant = Annotated[
+    OptionalName, Field(description="variant of the weight files, such as fp16")
+]
+Precision = Annotated[
+    Literal["auto", "no", "bf16"],
+    BeforeValidator(_precision),
+    Field(
+        description="arithmetic of the UNet: bf16, no (float32), or auto: bf16 on TPU "
+        "and GPU, float32 on CPU"
+    ),
+]
+AttentionName = Annotated[
+    Literal["auto", "plain", "chunked", "splash", "cudnn"],
+    Field(
+        description="attention of the UNet: plain, chunked (a part of the scores at a "
+        "time), splash (TPU) or cudnn (NVIDIA GPU, bf16) where the shape allows, or "
+        "auto: the best of them for the machine"
+    ),
+]
+LrScheduler = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+]
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, str | os.PathLike):
+        value = (value,)
+    return tuple(map(_text, value)) if isinstance(value, list | tuple) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,0 +1,49 @@
+"""Reads a configuration file, refusing doubled keys."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ti_flax.config import command_line
+from ti_flax.runtime.errors import UserError, one_line
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys; here that is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        for index, (key, _) in enumerate(node.value):
+            if key.value in names[:index]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
+    """The keys and values of a file; `known` are the keys that it may have.
+
+    Raises `UserError` for a file that is no such mapping, or an unknown key.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, _StrictLoader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes, impossible dates
+        reason = one_line(error)
+        raise UserError(f"{path} is not valid YAML: {reason}") from error
+    if content is None:  # an empty file
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: expected lines of `key: value`, found a {type(content).__name__}"
+        )
+    for key in content:
+        if key not in known:
+            hint = command_line.nearest(str(key), known)
+            raise UserError(f"{path}: unknown key {key!r}; {hint}")
+    return content

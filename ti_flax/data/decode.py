@@ -1,0 +1,138 @@
+"""Decodes one picture file: orientation, transparency, bit depth."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+# The decoders that untrusted files may reach, and the endings of their files. Left out
+# on purpose: EPS, which runs Ghostscript. A camera's raw file opens as TIFF but yields
+# only its thumbnail, so the ending counts and not the content alone.
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
+}
+
+
+class SkippedError(Exception):
+    """Why a file is not read."""
+
+
+def read_picture(path: Path) -> tuple[Image.Image, list[str]]:
+    """The picture upright in 8-bit RGB, and in words what was done to it.
+
+    Raises:
+        _SkippedError: it is not a picture, or cannot be read.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        # Pillow warns at half the size that it refuses; photographs do get there.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            _check_entry(path)
+            picture, changes = _decode(path)
+        except SkippedError:
+            raise
+        # Pillow's decoders raise whatever a damaged file makes them trip over.
+        except Exception as error:
+            raise SkippedError(_reason(error)) from error
+    # A dict, because Pillow repeats itself.
+    said = dict.fromkeys(_one_line(str(warning.message)) for warning in caught)
+    return picture, changes + [f"Pillow warns: {words}" for words in said]
+
+
+def _check_entry(path: Path) -> None:
+    """Refuses what is not the file of a picture by its kind or its name."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        raise SkippedError("it is a folder, and sub-folders are not read")
+    if suffix in (".heic", ".heif"):
+        raise SkippedError("HEIC is not supported, convert it to JPEG")
+    if not any(suffix in suffixes for suffixes in SUFFIXES.values()):
+        raise SkippedError("its ending is not that of a picture")
+    # Opening a named pipe would wait for ever.
+    if not path.is_file():
+        raise SkippedError("it is not a regular file")
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow or the system says is wrong with a file, without the file's path."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "empty, damaged or not a picture"
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return _one_line(strerror or str(error) or type(error).__name__)
+
+
+def _decode(path: Path) -> tuple[Image.Image, list[str]]:
+    changes = []
+    # Pillow leaves a file that it opened itself open when decoding fails.
+    with path.open("rb") as file, Image.open(file, formats=list(SUFFIXES)) as opened:
+        # The further frames of an MPO are a camera's previews.
+        if getattr(opened, "is_animated", False) and opened.format != "MPO":
+            changes.append("only its first frame is used")
+        opened.load()
+        picture, turned = _turn_upright(opened)
+        changes += turned
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        picture, scale = _to_8_bits(picture)
+        changes.append(f"values {scale} scaled to 8 bits")
+    if picture.mode == "CMYK":
+        changes.append("CMYK turned into RGB")
+    if picture.has_transparency_data:
+        picture, transparent = _put_on_white(picture)
+        if transparent:
+            changes.append("transparency put on white")
+    return picture.convert("RGB"), changes
+
+
+def _turn_upright(opened: Image.Image) -> tuple[Image.Image, list[str]]:
+    """A copy of a loaded picture, the way up that its camera noted in EXIF."""
+    try:
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        upright = ImageOps.exif_transpose(opened)
+    # Whatever its damaged metadata raises, the pixels are sound.
+    except Exception:
+        return opened.copy(), ["its EXIF data is damaged, so it is not turned"]
+    if orientation in range(2, 9):
+        return upright, ["turned as its EXIF orientation says"]
+    return upright, []
+
+
+def _to_8_bits(picture: Image.Image) -> tuple[Image.Image, str]:
+    """Scales deep grey values, which Pillow's `convert` would clip at 255.
+
+    Integers are on the 16-bit scale. Files do not say the scale of floats: it is the
+    first of 1, 255 and 65535 that holds them all. Values outside are stretched to fit.
+    """
+    values = np.asarray(picture, np.float32)
+    black, white = float(values.min()), float(values.max())
+    if not np.isfinite([black, white]).all():
+        raise SkippedError("its values are not finite")
+    scales = (1.0, 255.0, 65535.0) if picture.mode == "F" else (65535.0,)
+    fitting = [scale for scale in scales if black >= 0.0 and white <= scale]
+    if fitting:
+        black, white = 0.0, fitting[0]
+    greys = np.rint((values - black) / ((white - black) or 1.0) * 255.0)
+    return Image.fromarray(greys.astype(np.uint8)), f"{black:g} to {white:g}"
+
+
+def _put_on_white(picture: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture on a white ground, and whether any of the ground shows.
+
+    Dropping the alpha channel, as peers do, shows what lies under it: mostly black.
+    """
+    picture = picture.convert("RGBA")
+    lowest_alpha, _ = picture.getchannel("A").getextrema()
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture), lowest_alpha < 255
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,74 @@
+"""Converts an embedding for another program."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ti_flax.config import validation
+from ti_flax.config.fields import FilePath, NameOrPath, OptionalName
+from ti_flax.formats import find, registry
+from ti_flax.formats.checks import checked_token
+from ti_flax.runtime import errors
+
+_log = logging.getLogger("ti_flax.convert")
+
+_FORMATS = registry.FORMATS
+USAGE = "IN --to FORMAT --output OUT"
+
+
+class ConvertKeys(BaseModel):
+    """What to convert into what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: NameOrPath = Field(
+        description="embedding file, folder that a run wrote, or Hub id"
+    )
+    to: Literal[tuple(_FORMATS)] = Field(
+        description="; ".join(
+            f"{name} for {layout.program} ({', '.join(layout.suffixes)})"
+            for name, layout in sorted(_FORMATS.items())
+        )
+    )
+    output: FilePath = Field(
+        description="file to write, or a folder that gets one of the usual name"
+    )
+    token: OptionalName = Field(
+        None,
+        description="the word: which one of several in the file, or a new name for the "
+        "only one",
+    )
+
+
+GROUPS: dict[str, type[BaseModel]] = {"Conversion": ConvertKeys}
+
+
+def convert(**keys: Any) -> list[Path]:
+    """Writes an embedding in another program's format; returns the files written.
+
+    As in `convert(source="output/cat", to="kohya", output="cat.safetensors")`; the
+    rows come out bit for bit in float32, with their provenance where the format has a
+    place for it.
+
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    checked = validation.validate(ConvertKeys, keys, "with --key value")
+    file = find.find_file(checked.source)
+    found = registry.read(file, checked.token)
+    embedding = found.embedding
+    if checked.token is not None:
+        token = checked_token("token:", checked.token)
+        embedding = embedding._replace(token=token)
+    output = registry.target(checked.output, checked.to)
+    if output.exists() and os.path.samefile(output, file):
+        raise errors.UserError(
+            f"output: {output} is the file that is converted; choose another"
+        )
+    written = registry.write(checked.output, checked.to, embedding)
+    for path in written:
+        _log.info("wrote %s (%s, from %s)", path, checked.to, found.format)
+    return written

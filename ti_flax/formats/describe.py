@@ -1,0 +1,113 @@
+"""Says what an embedding file holds."""
+
+import json
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import BaseModel, ConfigDict, Field
+
+from ti_flax.config import validation
+from ti_flax.config.fields import NameOrPath, OptionalName, OptionalNameOrPath, Revision
+from ti_flax.formats import find, pickle_machine, registry
+from ti_flax.formats.checks import shown
+from ti_flax.formats.refused import Refused
+
+USAGE = "FILE [--model NAME]"
+_NEAREST = 5
+_MAX_FACTS = 200
+
+
+class InspectKeys(BaseModel):
+    """What to look at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: NameOrPath = Field(
+        description="embedding file, folder that a run wrote, or Hub id"
+    )
+    model: OptionalNameOrPath = Field(
+        None,
+        description="base model, a folder or Hub id: shows the words of its vocabulary "
+        "that are nearest to each vector",
+    )
+    revision: Revision = None
+    token: OptionalName = Field(None, description="which word, of a file with several")
+
+
+GROUPS: dict[str, type[BaseModel]] = {"File": InspectKeys}
+
+
+def describe(**keys: Any) -> str:
+    """What a file holds, in lines of `fact: value`.
+
+    As in `describe(file="cat.pt", model="sd-1-5")`: format, token, vectors, width, base
+    models that fit, norms, with a model the nearest words by cosine, and provenance.
+
+    Raises:
+        UserError: what to mend, in one line.
+    """
+    checked = validation.validate(InspectKeys, keys, "with --key value")
+    found = registry.read(find.find_file(checked.file), checked.token)
+    learned = found.embedding
+    parts = [learned.rows] + ([] if learned.rows_2 is None else [learned.rows_2])
+    norms = [", ".join(f"{norm:.3f}" for norm in _norms(rows)) for rows in parts]
+    lines = [
+        f"file: {found.file}",
+        f"format: {found.format} ({registry.FORMATS[found.format].program})",
+        f"token: {learned.token}",
+        f"vectors: {len(learned.rows)}",
+        f"width: {' and '.join(str(rows.shape[1]) for rows in parts)}",
+        f"fits: {learned.family}",
+        f"norms: {'; '.join(norms)}",
+    ]
+    if checked.model is not None:
+        lines += _nearest_words(learned, checked)
+    facts = {**found.metadata, **_settings(learned)}
+    for key, text in list(facts.items())[:_MAX_FACTS]:
+        lines.append(f"{shown(key)[1:-1]}: {shown(text)[1:-1]}")
+    if len(facts) > _MAX_FACTS:
+        lines.append(f"and {len(facts) - _MAX_FACTS} more")
+    return "\n".join(lines)
+
+
+def _settings(learned: find.Embedding) -> dict[str, object]:
+    """The settings of the run, which are JSON, each by itself."""
+    try:
+        settings = json.loads(learned.provenance["settings"])
+        pickle_machine.check_bounds(settings)
+    except (LookupError, RecursionError, ValueError, Refused):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _norms(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, "K"]:
+    return np.linalg.norm(rows, axis=1)
+
+
+def _nearest_words(learned: find.Embedding, keys: InspectKeys) -> list[str]:
+    """For each vector the words of the vocabulary nearest to it, by cosine."""
+    # Imported late: a file alone is shown without JAX.
+    from ti_flax.models import base_model
+    from ti_flax.text.tokenizer import load_tokenizer
+
+    model = base_model.open_model(keys.model, keys.revision)
+    width = model.text_encoder.config.hidden_size
+    find.check_fits(learned, width, "model", keys.file)
+    tokenizer = load_tokenizer(model.folder / "tokenizer")
+    embeddings = model.load("text_encoder")["embeddings"]
+    table = np.asarray(embeddings["token_embedding"]["embedding"])
+    norms = _norms(table)
+    lines = [f"norm of the model's words: median {np.median(norms):.3f}"]
+    # A model may have rows without a word, and a row may be zero.
+    cosines = learned.rows @ table.T / np.maximum(norms, 1e-12)
+    cosines /= np.maximum(_norms(learned.rows), 1e-12)[:, None]
+    for number, cosine in enumerate(cosines[:, : len(tokenizer)], 1):
+        best = np.argsort(-cosine)[:_NEAREST]
+        words = tokenizer.convert_ids_to_tokens(best.tolist())
+        texts = [
+            f"{word.removesuffix('</w>')} {cosine[i]:.2f}"
+            for word, i in zip(words, best, strict=True)
+        ]
+        lines.append(f"nearest to vector {number}: {', '.join(texts)}")
+    return lines

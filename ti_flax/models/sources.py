@@ -1,0 +1,123 @@
+"""Where a model's files are: a folder in diffusers' layout, or the Hub."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ti_flax.hub.ids import is_repository
+from ti_flax.runtime.errors import UserError, one_line
+
+STEMS = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+_TEXTS = ("json", "txt")
+
+
+def find_folder(
+    name_or_path: str,
+    revision: str | None,
+    variant: str | None,
+    download_weights: bool = True,
+) -> Path:
+    """The local folder of a model, downloaded from the Hub when it is a repository id.
+
+    Only the files that training and generating read are downloaded; what the cache
+    holds is not fetched again, and without a network the cache alone serves.
+    """
+    suffix = f".{variant}" if variant else ""
+    patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*"]
+    for component, stem in STEMS.items():
+        patterns.append(f"{component}/config.json")
+        if not download_weights:
+            continue
+        patterns += [
+            f"{component}/{stem}{suffix}.safetensors",
+            f"{component}/{stem}.safetensors.index{suffix}.json",
+            f"{component}/{stem}{suffix}-*-of-*.safetensors",
+        ]
+    return _local_folder(
+        "pretrained_model_name_or_path", name_or_path, revision, patterns
+    )
+
+
+def find_tokenizer(name_or_path: str, revision: str | None) -> Path:
+    """The tokenizer's folder in a model's folder or repository, or one by itself."""
+    patterns = [f"{folder}*.{end}" for folder in ("", "tokenizer/") for end in _TEXTS]
+    folder = _local_folder("tokenizer_name", name_or_path, revision, patterns)
+    nested = folder / "tokenizer"
+    return nested if nested.is_dir() else folder
+
+
+def _local_folder(
+    key: str, name_or_path: str, revision: str | None, patterns: list[str]
+) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not is_repository(name_or_path):
+        raise UserError(
+            f"{key}: no folder {name_or_path!r}, and it is no Hub repository id "
+            "(owner/name); give one of the two"
+        )
+    # Slow to import, and not needed for a local folder.
+    import huggingface_hub
+    from huggingface_hub import errors as hub_errors
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name_or_path, revision=revision, allow_patterns=patterns
+            )
+        )
+    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError) as error:
+        reason = one_line(error)
+        raise UserError(
+            f"{key}: cannot fetch {name_or_path!r} from the Hub ({reason}); check the "
+            "name, the network and your access, or give a folder"
+        ) from error
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one network: a single one, or those of an index."""
+    stem, suffix = STEMS[folder.name], f".{variant}" if variant else ""
+    single = folder / f"{stem}{suffix}.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / f"{stem}.safetensors.index{suffix}.json"
+    if index.is_file():
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            raise UserError(
+                f"{folder}: {index.name} names {', '.join(missing)}, which are not "
+                "there; download the model again"
+            )
+        return [folder / shard for shard in shards]
+    found = sorted(path.name for path in folder.glob(f"{stem}*"))
+    raise UserError(
+        f"{folder}: expected {single.name}, found {', '.join(found) or 'no weights'}; "
+        "give a folder or a revision with safetensors, and `variant` as its files say"
+    )
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such file; expected a Stable Diffusion model in diffusers' "
+            "layout (text_encoder, unet, vae, scheduler, tokenizer)"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not readable JSON ({one_line(error)}); download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: expected a JSON object, found a {type(content).__name__}; "
+            "download it again"
+        )
+    return content

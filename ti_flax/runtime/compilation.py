@@ -1,0 +1,42 @@
+"""Compiled programs: kept for the next run, compiled by all hosts together."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ti_flax.runtime import hosts
+
+
+def compiled_together(jitted: jax.stages.Wrapped) -> Callable[..., Any]:
+    """`jitted`, for arguments of one shape; the first call waits until all have it.
+
+    Processes compile at their own speed, and the networks between them do not wait
+    long (those of CPUs 30 s).
+    """
+    met = False
+
+    def call(*arguments):
+        nonlocal met
+        if not met and jax.process_count() > 1:
+            jitted.lower(*arguments).compile()  # kept for the call
+            hosts.barrier()
+        met = True
+        return jitted(*arguments)
+
+    return call
+
+
+def keep_compiled(folder: str | None) -> None:
+    """Keeps compiled programs in a folder or at a gs:// address for later processes.
+
+    A folder that JAX was given before, as by JAX_COMPILATION_CACHE_DIR, stays.
+    """
+    import jax
+
+    if folder is None or jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    # By default only what took a second; a start is made of many small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,0 +1,88 @@
+"""Many train steps in one dispatch, compiled once for every length."""
+
+import functools
+from collections.abc import Callable
+from concurrent import futures
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ti_flax.models.torch_params import Params
+from ti_flax.runtime import hosts, process, sharding
+from ti_flax.step import train_step
+from ti_flax.step.bank import Bank
+from ti_flax.step.state import Metrics, State
+
+# The most steps of one dispatch. Metrics of every step come back in buffers this long.
+MAX_STEPS_A_DISPATCH = 128
+
+
+def train_steps(
+    state: State,
+    frozen: dict[str, Params],
+    bank: Bank,
+    num_steps: Int[Array, ""],
+    recipe: train_step.Recipe,
+) -> tuple[State, Metrics]:
+    """`num_steps` train steps, and the metrics of each in buffers of fixed length.
+
+    The trip count is traced: one executable serves every length, so that no number
+    depends on how steps are grouped into dispatches.
+    """
+    one_step = functools.partial(train_step.train_step, recipe=recipe)
+    shapes = jax.eval_shape(one_step, state, frozen, bank)[1]
+    buffers = jax.tree.map(
+        lambda leaf: jnp.zeros((MAX_STEPS_A_DISPATCH, *leaf.shape), leaf.dtype), shapes
+    )
+
+    def body(i: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        state, buffers = carry
+        state, metrics = one_step(state, frozen, bank)
+        return state, jax.tree.map(lambda b, m: b.at[i].set(m), buffers, metrics)
+
+    return jax.lax.fori_loop(0, num_steps, body, (state, buffers))
+
+
+def jit_train_steps(recipe: train_step.Recipe) -> jax.stages.Wrapped:
+    """The jitted `train_steps`; the state passed in is given up (donated)."""
+    return jax.jit(
+        functools.partial(train_steps, recipe=recipe),
+        donate_argnums=0,
+        out_shardings=sharding.replicated(recipe.mesh),
+    )
+
+
+def compile_train_steps(
+    recipe: train_step.Recipe,
+    shapes: tuple[State, dict[str, Params], Bank] | None = None,
+) -> Callable[[State, dict[str, Params], Bank, int], tuple[State, Metrics]]:
+    """`jit_train_steps`, called with a checked number of steps.
+
+    Given the arguments' shapes, dtypes and shardings, it is compiled from now on, in a
+    thread of its own, so that weights can be read meanwhile.
+    """
+    jitted, compiling, steps = jit_train_steps(recipe), None, None
+    if shapes is not None:
+        everywhere = sharding.replicated(recipe.mesh)
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
+        pool = futures.ThreadPoolExecutor(1)
+        compiling = pool.submit(lambda: jitted.lower(*shapes, count).compile())
+        pool.shutdown(wait=False)
+
+    def run(state, frozen, bank, num_steps):
+        nonlocal steps
+        if not 0 < num_steps <= MAX_STEPS_A_DISPATCH:
+            raise ValueError(f"num_steps {num_steps} not in 1..{MAX_STEPS_A_DISPATCH}")
+        arguments = state, frozen, bank, np.int32(num_steps)
+        if steps is None:
+            # Processes compile at their own speed, and their networks do not wait long.
+            if compiling is None:
+                jitted.lower(*arguments).compile()  # kept for the call
+            steps = jitted if compiling is None else compiling.result()
+            process.give_back_freed()
+            hosts.barrier()
+        return steps(*arguments)
+
+    return run

@@ -1,0 +1,120 @@
+"""Learning-rate schedules, AdamW over active rows, and what holds rows short."""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Hold(NamedTuple):
+    """What keeps rows from outgrowing the vocabulary, after each step.
+
+    `clip`: no row is longer than the bank's `norm`; `median`: each is as long as that;
+    `decay`: each goes the share `rate`, times the learning rate, of its way back to
+    where it started.
+    """
+
+    kind: Literal["clip", "median", "decay"]
+    rate: float
+
+    def __call__(
+        self,
+        rows: Float[Array, "K D"],
+        initial: Float[Array, "K D"],
+        norm: Float[Array, ""],
+        learning_rate: Float[Array, ""],
+    ) -> Float[Array, "K D"]:
+        if self.kind == "decay":
+            return rows - learning_rate * self.rate * (rows - initial)
+        # A row of zeros has no direction to be lengthened in.
+        norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        scale = norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
+        return rows * (jnp.minimum(scale, 1) if self.kind == "clip" else scale)
+
+
+def learning_rate_schedule(
+    name: str,
+    peak: float,
+    warmup_steps: int,
+    max_steps: int,
+    num_cycles: int = 1,
+    power: float = 1.0,
+) -> optax.Schedule:
+    """Learning rate as a function of the steps taken, as diffusers' `get_scheduler`.
+
+    All but `constant` rise linearly from 0 over `warmup_steps`.
+    """
+    rest = max(max_steps - warmup_steps, 1)
+
+    def restarts(count: Int[Array, ""]) -> Float[Array, ""]:
+        progress = count / rest
+        cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * ((num_cycles * progress) % 1.0)))
+        return jnp.where(progress < 1.0, peak * cosine, 0.0)
+
+    match name:
+        case "constant":
+            return optax.constant_schedule(peak)
+        case "constant_with_warmup":
+            after = optax.constant_schedule(peak)
+        case "linear":
+            after = optax.linear_schedule(peak, 0.0, rest)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, rest)
+        case "cosine_with_restarts":
+            after = restarts
+        case "polynomial":
+            after = optax.polynomial_schedule(peak, 1e-7, power, rest)
+    if warmup_steps == 0:
+        return after
+    rise = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([rise, after], [warmup_steps])
+
+
+def schedule_has_end(name: str) -> bool:
+    """Whether a schedule of `learning_rate_schedule` depends on the number of steps."""
+    return name not in ("constant", "constant_with_warmup")
+
+
+def adamw(
+    learning_rate: optax.Schedule,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW over one slot's rows (Loshchilov & Hutter 2019), of active rows only."""
+    steps = [
+        optax.adamw(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
+    ]
+    if max_grad_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(max_grad_norm))
+    return only_active_rows(optax.chain(*steps))
+
+
+def only_active_rows(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Rows that are not active keep their value and their moments bit for bit.
+
+    `update` takes `active`, bool [K]. (`optax.masked` is of no use here: it masks whole
+    leaves, and passes the raw gradient through where its mask is false.)
+    """
+
+    def where_active(active: Bool[Array, "K"], new: Array, old: Array) -> Array:
+        # Moments are [K, D], one row each; counters are scalars of the whole slot.
+        mask = active[:, None] if new.ndim == 2 else active.any()
+        return jnp.where(mask, new, old)
+
+    def update(grads, state, rows=None, *, active):
+        keep = functools.partial(where_active, active)
+        # An inactive row's gradient must not count towards the norm that is clipped.
+        grads = jax.tree.map(lambda g: keep(g, jnp.zeros_like(g)), grads)
+        updates, new_state = inner.update(grads, state, rows)
+        updates = jax.tree.map(lambda u: keep(u, jnp.zeros_like(u)), updates)
+        return updates, jax.tree.map(keep, new_state, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,0 +1,53 @@
+"""The words of the vocabulary nearest to learned rows."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+if TYPE_CHECKING:
+    import transformers
+
+_NUM_NEAREST = 5
+
+
+@jax.jit
+def nearest(
+    table: Float[Array, "V D"], rows: Float[Array, "K D"]
+) -> tuple[Float[Array, "K N"], Int[Array, "K N"]]:
+    """Cosines and ids of the vocabulary's rows nearest to each learned row."""
+
+    def unit(vectors: Array) -> Array:
+        return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    highest = jax.lax.Precision.HIGHEST
+    cosines = jnp.matmul(unit(rows), unit(table).T, precision=highest)
+    # A row of zeros is near to nothing.
+    return tuple(jax.lax.top_k(jnp.nan_to_num(cosines, nan=-1.0), _NUM_NEAREST))
+
+
+def words(
+    tokenizer: "transformers.CLIPTokenizer",
+    ids: Int[np.ndarray, "K N"],
+    cosines: Float[np.ndarray, "K N"],
+) -> list[list[tuple[str, float]]]:
+    return [
+        [
+            (_word(tokenizer, int(id_)), round(float(cosine), 4))
+            for id_, cosine in zip(*near, strict=True)
+        ]
+        for near in zip(ids, cosines, strict=True)
+    ]
+
+
+def _word(tokenizer: "transformers.CLIPTokenizer", id_: int) -> str:
+    """A word as people write it; with an ellipsis, what only begins longer words."""
+    token = tokenizer.convert_ids_to_tokens(id_)
+    if id_ in tokenizer.all_special_ids:
+        return token
+    word = tokenizer.decode([id_]).strip()
+    if not word or "\N{REPLACEMENT CHARACTER}" in word:  # not a character by itself
+        word = token.removesuffix("</w>")
+    return word if token.endswith("</w>") else f"{word}…"
