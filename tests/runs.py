@@ -111,5 +111,5 @@ def skip_networks(monkeypatch) -> None:
         lambda recipe, shapes: compile_train_steps(recipe),
     )
     monkeypatch.setattr(
-        validation, "compile_look", lambda *run: lambda done, state: None
+        validation, "compile_validation", lambda *run: lambda done, state: None
     )

@@ -111,15 +111,15 @@ def test_a_signal_between_checkpoints_saves_that_step(settings, whole, monkeypat
 
 
 @without_networks
-def test_a_run_that_ends_in_a_look_takes_it_again(settings, whole, monkeypatch):
+def test_a_run_that_ends_in_a_validation_repeats_it(settings, whole, monkeypatch):
     seen = []
 
-    def look(done, state):
+    def validate(done, state):
         seen.append(done)
         if seen == [0, 3, 6]:
             raise MemoryError
 
-    monkeypatch.setattr(validation, "compile_look", lambda *run: look)
+    monkeypatch.setattr(validation, "compile_validation", lambda *run: validate)
     with pytest.raises(MemoryError):
         training_run.train_concepts(settings(validation_steps=3), progress=False)
     folder = settings().output_dir

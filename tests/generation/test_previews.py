@@ -1,4 +1,4 @@
-"""Previews and looks show a run as it is and change nothing in it."""
+"""Previews and validations show a run as it is and change nothing in it."""
 
 import json
 import sys
@@ -126,7 +126,9 @@ def test_previews_do_not_change_what_is_learned(run, settings):
     ours, theirs = (
         {
             line["step"]: line
-            for line in lines(folder / metrics_log.LOOKS_NAME, "previews", "control")
+            for line in lines(
+                folder / metrics_log.VALIDATION_NAME, "previews", "control"
+            )
         }
         for folder in (settings["output_dir"], run.folder)
     )
@@ -136,8 +138,8 @@ def test_previews_do_not_change_what_is_learned(run, settings):
     assert not (settings["output_dir"] / "samples").exists()
 
 
-def test_every_look_has_its_files(run):
-    found = lines(run.folder / metrics_log.LOOKS_NAME)
+def test_every_validation_has_its_files(run):
+    found = lines(run.folder / metrics_log.VALIDATION_NAME)
     assert [line["step"] for line in found] == [0, 3, 4]
     for line in found:
         folder = f"samples/step_{line['step']:06d}"
@@ -240,7 +242,7 @@ def test_a_mistake_is_told_in_one_line_before_weights_are_read(
     assert not settings["output_dir"].exists()
 
 
-# Numbers of a look
+# Numbers of a validation
 
 
 def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():
@@ -299,9 +301,9 @@ def test_nearest_words_are_those_of_the_largest_cosine():
     assert ids[1, 0] == 42
 
 
-def test_the_numbers_of_a_look_are_those_of_the_rows(run, tiny_model, settings):
+def test_the_numbers_of_a_validation_are_those_of_the_rows(run, tiny_model, settings):
     [initial] = first_rows(tiny_model, settings)
-    first, *_, last = lines(run.folder / metrics_log.LOOKS_NAME)
+    first, *_, last = lines(run.folder / metrics_log.VALIDATION_NAME)
     assert first["distance"] == [0, 0]
     moved = np.linalg.norm(run.learned.rows - initial, axis=1)
     np.testing.assert_allclose(last["distance"], moved, rtol=1e-5)
@@ -338,13 +340,13 @@ def test_tensorboard_shows_the_numbers_by_step(run):
             for k in range(2):
                 shown = scalars(events, f"train/{name}/{k}")[line["step"]]
                 assert shown == pytest.approx(line[name][k])
-    for line in lines(run.folder / metrics_log.LOOKS_NAME):
-        shown = scalars(events, "look/fixed_loss")[line["step"]]
+    for line in lines(run.folder / metrics_log.VALIDATION_NAME):
+        shown = scalars(events, "validation/fixed_loss")[line["step"]]
         assert shown == pytest.approx(line["fixed_loss"])
         for k in range(2):
-            shown = scalars(events, f"look/distance/{k}")[line["step"]]
+            shown = scalars(events, f"validation/distance/{k}")[line["step"]]
             assert shown == pytest.approx(line["distance"][k])
-            shown = scalars(events, f"look/nearest_cosine/{k}")[line["step"]]
+            shown = scalars(events, f"validation/nearest_cosine/{k}")[line["step"]]
             assert shown == pytest.approx(line["nearest"][k][0][1])
     words = events.Tensors("nearest words/text_summary")
     assert [event.step for event in words] == [0, 3, 4]
@@ -400,9 +402,9 @@ def add_steps(run_report, first, count):
     )
 
 
-def make_look(number):
+def make_validation(number):
     shown = report.Shown(PROMPT, ["a.png"], np.full((1, 8, 8, 3), number, np.uint8))
-    return report.Look(
+    return report.Validation(
         number, float(number), [0.0, 1.0], [[("toy", 0.5)]] * 2, [shown], []
     )
 
@@ -414,7 +416,7 @@ def test_wandb_gets_the_same_and_goes_on_with_its_run(settings, monkeypatch):
     keys.output_dir.mkdir()
     with report.Report(keys, range(0, 4), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 2)
-        run_report.look(make_look(2))
+        run_report.add_validation(make_validation(2))
     with report.Report(keys, range(2, 4), False, PICTURES, []) as run_report:
         add_steps(run_report, 3, 1)
     assert fake.finished == 2
@@ -441,22 +443,22 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
     folder = keys.output_dir
     folder.mkdir()
     with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
-        run_report.look(make_look(0))
+        run_report.add_validation(make_validation(0))
         for number in range(1, 6):
             add_steps(run_report, number, 1)
-            run_report.look(make_look(number))
+            run_report.add_validation(make_validation(number))
     with (folder / metrics_log.METRICS_NAME).open("a") as file:
         file.write('{"step": 6, "lo')  # the machine was switched off
     with report.Report(keys, range(3, 6), False, PICTURES, []) as run_report:
         kept = lines(folder / metrics_log.METRICS_NAME)
         assert [line["step"] for line in kept] == [1, 2, 3]
         add_steps(run_report, 40, 2)
-        run_report.look(make_look(5))
+        run_report.add_validation(make_validation(5))
     metrics = lines(folder / metrics_log.METRICS_NAME)
     assert [(line["step"], line["loss"]) for line in metrics] == [
         (1, 1), (2, 2), (3, 3), (4, 40), (5, 41),
     ]  # fmt: skip
-    found = lines(folder / metrics_log.LOOKS_NAME)
+    found = lines(folder / metrics_log.VALIDATION_NAME)
     assert [line["step"] for line in found] == [0, 1, 2, 3, 5]
     events = read_events(folder / "logs")
     assert scalars(events, "train/loss") == {1: 1, 2: 2, 3: 3, 4: 40, 5: 41}
@@ -467,7 +469,7 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
     with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 1)
     assert len(lines(folder / metrics_log.METRICS_NAME)) == 1
-    assert lines(folder / metrics_log.LOOKS_NAME) == []
+    assert lines(folder / metrics_log.VALIDATION_NAME) == []
     assert scalars(read_events(folder / "logs"), "train/loss") == {1: 1}
 
 

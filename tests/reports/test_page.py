@@ -56,7 +56,7 @@ def make_metrics(first, count):
     return Metrics(loss, loss, rate, norms, norms, np.isnan(loss))
 
 
-def make_look(folder, done):
+def make_validation(folder, done):
     def shown(prompt, name):
         random = np.random.default_rng(done)
         pictures = random.integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -66,7 +66,7 @@ def make_look(folder, done):
             Image.fromarray(picture).save(folder / file)
         return report.Shown(prompt, files, pictures)
 
-    return report.Look(
+    return report.Validation(
         step=done,
         fixed_loss=1 / (1 + done),
         distance=[done * 0.5, done * 0.25],
@@ -77,21 +77,21 @@ def make_look(folder, done):
 
 
 class Run(NamedTuple):
-    run_config: run_config.Config
+    config: run_config.Config
     page: str
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of 700 steps that was looked at every 35."""
+    """A run of 700 steps that was validated every 35."""
     keys = make_config(tmp_path_factory.mktemp("report"))
     keys.output_dir.mkdir()
     pictures = np.zeros((3, 32, 32, 3), np.uint8)
     with report.Report(keys, range(STEPS), False, pictures, WARNINGS) as run_report:
-        run_report.look(make_look(keys.output_dir, 0))
+        run_report.add_validation(make_validation(keys.output_dir, 0))
         for done in range(0, STEPS, 35):
             run_report.add(make_metrics(done, 35), 35, 8.0)
-            run_report.look(make_look(keys.output_dir, done + 35))
+            run_report.add_validation(make_validation(keys.output_dir, done + 35))
     return Run(keys, (keys.output_dir / reports_page.REPORT_NAME).read_text())
 
 
@@ -158,15 +158,15 @@ def test_pictures_may_be_gone_and_prompts_may_change(tmp_path):
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
     with report.Report(keys, range(STEPS), False, pictures, []) as run_report:
-        run_report.look(make_look(keys.output_dir, 0))
+        run_report.add_validation(make_validation(keys.output_dir, 0))
         run_report.add(make_metrics(0, 9), 9, 8.0)
-        run_report.look(make_look(keys.output_dir, 9))
+        run_report.add_validation(make_validation(keys.output_dir, 9))
     shutil.rmtree(keys.output_dir / "samples")
     with report.Report(keys, range(9, STEPS), False, pictures, []) as run_report:
         run_report.add(make_metrics(9, 1), 1, 8.0)
-        look = make_look(keys.output_dir, 10)
+        look = make_validation(keys.output_dir, 10)
         other = look.previews[0]._replace(prompt="another <toy>")
-        run_report.look(look._replace(previews=[other]))
+        run_report.add_validation(look._replace(previews=[other]))
     page = (keys.output_dir / reports_page.REPORT_NAME).read_text()
     assert "“another <toy>” After 10 steps" in Elements(page).text
     assert PROMPTS[0] not in Elements(page).text.split("Previews")[1].split("Course")[0]
@@ -207,7 +207,7 @@ def test_the_smoothed_loss_weighs_the_past_exponentially(run):
     assert smoothed[0] == pytest.approx((1 + (0.98 + 2) / 1.98) / 2, rel=1e-4)
 
 
-def test_plots_of_looks_have_every_look_and_its_words(run):
+def test_plots_have_every_validation_and_its_words(run):
     found = plots(run.page)
     steps = list(range(0, STEPS + 1, 35))
     plot = found["Loss on a fixed set"]
@@ -252,12 +252,12 @@ def test_the_page_says_how_a_run_ended(tmp_path):
     assert (keys.output_dir / metrics_log.WARNINGS_NAME).read_text() == "an old one\n"
 
 
-def test_a_running_run_says_so_at_each_look(tmp_path):
+def test_a_running_run_says_so_at_each_validation(tmp_path):
     keys = make_config(tmp_path)
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
     with report.Report(keys, range(STEPS), False, pictures, []) as run_report:
-        run_report.look(make_look(keys.output_dir, 0))
+        run_report.add_validation(make_validation(keys.output_dir, 0))
         page = (keys.output_dir / reports_page.REPORT_NAME).read_text()
     assert "running: 0 of 700 steps" in Elements(page).text
 

@@ -364,14 +364,14 @@ from ti_flax import train
 from ti_flax.runtime import errors
 from ti_flax.training import divergence
 
-add = divergence.Watch.add
+add = divergence.DivergenceGuard.add
 def add_and_signal(self, metrics, num_steps):
     before = self._step
     add(self, metrics, num_steps)
     if before < int(os.environ["AT"]) <= self._step:
         os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
 if "--process_id=1" in sys.argv:
-    divergence.Watch.add = add_and_signal
+    divergence.DivergenceGuard.add = add_and_signal
 errors.run(train.main)
 """
 

@@ -123,7 +123,7 @@ def test_a_row_of_zeros_is_not_lengthened(recipe):
 
 
 def metrics_of(skipped, norms):
-    """Metrics of a dispatch as the watch reads them; padded, as its buffers are."""
+    """Metrics of a dispatch as the guard reads them; padded, as its buffers are."""
     count = len(skipped)
     empty = np.zeros((dispatch.MAX_STEPS_A_DISPATCH, 1), np.float32)
     was_skipped, row_norm = np.ones_like(empty, bool), np.full((*empty.shape, 2), 99.0)
@@ -136,9 +136,9 @@ def metrics_of(skipped, norms):
 
 
 def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
-    run_watch = divergence.Watch(10, limit=2.0)
-    run_watch.add(*metrics_of([0, 0, 0], [1.0, 2.0, 2.5]))
-    run_watch.add(*metrics_of([0], [3.0]))
+    guard = divergence.DivergenceGuard(10, limit=2.0)
+    guard.add(*metrics_of([0, 0, 0], [1.0, 2.0, 2.5]))
+    guard.add(*metrics_of([0], [3.0]))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "step 13: a vector of length 2.5" in record.getMessage()
@@ -146,15 +146,15 @@ def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
 
 
 def test_only_steps_in_a_row_end_a_run(caplog):
-    run_watch = divergence.Watch(0, limit=9.0)
+    guard = divergence.DivergenceGuard(0, limit=9.0)
     some = [1] * (divergence.MAX_SKIPPED - 1)
     for _ in range(3):
-        run_watch.add(*metrics_of([*some, 0], [1.0] * (len(some) + 1)))
-    assert not run_watch.diverged
+        guard.add(*metrics_of([*some, 0], [1.0] * (len(some) + 1)))
+    assert not guard.diverged
     assert "step 1: loss or gradient is not finite" in caplog.text
-    run_watch.add(*metrics_of(some[:4], [1.0] * 4))
-    run_watch.add(*metrics_of([1] * (divergence.MAX_SKIPPED - 4), [1.0] * 6))
-    assert run_watch.diverged
+    guard.add(*metrics_of(some[:4], [1.0] * 4))
+    guard.add(*metrics_of([1] * (divergence.MAX_SKIPPED - 4), [1.0] * 6))
+    assert guard.diverged
 
 
 def test_the_lengths_of_a_vocabulary():

@@ -101,7 +101,7 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
         "learned_embeds.bin",
         "learned_embeds.safetensors",
         "logs",
-        "looks.jsonl",
+        "validation.jsonl",
         "metrics.jsonl",
         "report.html",
         "token_identifier.txt",

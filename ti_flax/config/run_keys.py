@@ -276,7 +276,7 @@ class ReportKeys(Settings):
     )
     validation_steps: Count = Field(
         100,
-        description="steps of the optimizer between looks at the run: previews, the "
+        description="steps of the optimizer between validations: previews, the "
         "loss on a fixed set, nearest words, report.html",
     )
     report_to: Literal["tensorboard", "wandb", "none"] = Field(

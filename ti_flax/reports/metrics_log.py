@@ -10,13 +10,13 @@ from typing import Any, TextIO
 from ti_flax.runtime import atomic
 
 METRICS_NAME = "metrics.jsonl"
-LOOKS_NAME = "looks.jsonl"
+VALIDATION_NAME = "validation.jsonl"
 WARNINGS_NAME = "warnings.txt"
 SAMPLES_NAME = "samples"
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl or looks.jsonl, without one that was cut short."""
+    """The lines of such a file, without one that was cut short."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):

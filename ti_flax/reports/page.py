@@ -24,8 +24,8 @@ from ti_flax.runtime import atomic
 
 REPORT_NAME = "report.html"
 
-# Looks that the strip shows; more are thinned out evenly.
-_MAX_LOOKS = 16
+# Validations that the strip shows; more are thinned out evenly.
+_MAX_COLUMNS = 16
 # Longest sides of pictures on the page, in pixels: twice those of its layout.
 _THUMBNAIL, _LARGE = 224, 512
 _JPEG_QUALITY = 85
@@ -56,7 +56,7 @@ def write(
     """
     folder = config.output_dir
     metrics = list(metrics_log.read_lines(folder / metrics_log.METRICS_NAME))
-    looks = list(metrics_log.read_lines(folder / metrics_log.LOOKS_NAME))
+    validations = list(metrics_log.read_lines(folder / metrics_log.VALIDATION_NAME))
     html = _template().render(
         config=config,
         settings=_settings(config),
@@ -64,12 +64,12 @@ def write(
         warnings=warnings,
         pictures=[_data_uri(Image.fromarray(p), _THUMBNAIL) for p in pictures],
         pixelated=config.resolution < _THUMBNAIL,
-        prompts=_prompts(folder, looks),
-        looks=looks,
+        prompts=_prompts(folder, validations),
+        validations=validations,
         speed=np.median([m["examples_per_second"] for m in metrics[-50:]])
         if metrics
         else None,
-        plots=[p._asdict() for p in plots(metrics, looks)],
+        plots=[p._asdict() for p in plots(metrics, validations)],
         file_name=_file_name(config.placeholder_token),
         example=_example(config),
         shell=shlex.quote,
@@ -120,7 +120,7 @@ def _shown(value: Any) -> str:
 # Pictures
 
 
-def _prompts(folder: Path, looks: Sequence[Line]) -> list[Line]:
+def _prompts(folder: Path, validations: Sequence[Line]) -> list[Line]:
     """For each prompt: the last previews, the control, and those over the steps.
 
     A run that was resumed may have other prompts than before, and files may be gone.
@@ -128,12 +128,12 @@ def _prompts(folder: Path, looks: Sequence[Line]) -> list[Line]:
     # By prompt, of each step.
     seen: dict[str, dict[int, Line]] = {}
     controls: dict[str, Line] = {}
-    for look in looks:
-        for number, shown in enumerate(look["previews"]):
+    for validation in validations:
+        for number, shown in enumerate(validation["previews"]):
             if all((folder / file).exists() for file in shown["files"]):
-                seen.setdefault(shown["prompt"], {})[look["step"]] = shown
-            if look["control"]:
-                controls[shown["prompt"]] = look["control"][number]
+                seen.setdefault(shown["prompt"], {})[validation["step"]] = shown
+            if validation["control"]:
+                controls[shown["prompt"]] = validation["control"][number]
     return [
         {
             "prompt": prompt,
@@ -142,7 +142,7 @@ def _prompts(folder: Path, looks: Sequence[Line]) -> list[Line]:
             "control": _column(folder, controls.get(prompt)),
             "strip": [
                 {"step": number, **_column(folder, by_step[number])}
-                for number in _evenly(sorted(by_step), _MAX_LOOKS)
+                for number in _evenly(sorted(by_step), _MAX_COLUMNS)
             ],
         }
         for prompt, by_step in seen.items()

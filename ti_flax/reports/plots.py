@@ -27,15 +27,15 @@ class Plot(NamedTuple):
 # Plots
 
 
-def plots(metrics: Sequence[Line], looks: Sequence[Line]) -> list[Plot]:
-    closest = [[near[0] for near in look["nearest"]] for look in looks]
+def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
+    closest = [[near[0] for near in one["nearest"]] for one in validations]
     cosines = _by_vector([[cosine for _, cosine in near] for near in closest])
     words = _by_vector([[word for word, _ in near] for near in closest])
-    look_steps = [look["step"] for look in looks]
+    validated = [one["step"] for one in validations]
     losses = [line["loss"] for line in metrics]
 
-    def of_looks(title: str, about: str, lines: dict[str, Numbers]) -> Plot:
-        return Plot(title, about, look_steps, lines, {})
+    def of_validations(title: str, about: str, lines: dict[str, Numbers]) -> Plot:
+        return Plot(title, about, validated, lines, {})
 
     def of_steps(title: str, about: str, lines: dict[str, Numbers]) -> Plot:
         steps = [line["step"] for line in metrics]
@@ -51,11 +51,11 @@ def plots(metrics: Sequence[Line], looks: Sequence[Line]) -> list[Plot]:
         return {name.replace("_", " "): values}
 
     return [
-        of_looks(
+        of_validations(
             "Loss on a fixed set",
-            "The same pictures, prompts, timesteps and noise at every look, and so "
+            "The same pictures, prompts, timesteps and noise every time, and so "
             "comparable over the steps.",
-            {"loss": [look["fixed_loss"] for look in looks]},
+            {"loss": [one["fixed_loss"] for one in validations]},
         ),
         of_steps(
             "Loss of the steps",
@@ -63,15 +63,15 @@ def plots(metrics: Sequence[Line], looks: Sequence[Line]) -> list[Plot]:
             "learned.",
             {"loss": losses, "smoothed": _smoothed(losses)},
         ),
-        of_looks(
+        of_validations(
             "Distance from the start",
             "L2 norm of what each vector has moved.",
-            _by_vector([look["distance"] for look in looks]),
+            _by_vector([one["distance"] for one in validations]),
         ),
         Plot(
             "Nearest word",
             "Cosine to the nearest row of the vocabulary; 1 is that word itself.",
-            look_steps,
+            validated,
             cosines,
             words,
         ),

@@ -21,20 +21,20 @@ class Shown(NamedTuple):
     """The previews of a prompt; `files` are relative to output_dir."""
 
     prompt: str
-    atomic: list[str]
+    files: list[str]
     pictures: UInt8[np.ndarray, "N H W 3"]
 
 
-class Look(NamedTuple):
+class Validation(NamedTuple):
     """What is seen of the rows after `step` steps.
 
     `fixed_loss` is the loss on the fixed set; for each of the K vectors there is its
     L2 distance from where it started, and the nearest words of the vocabulary with
     their cosines, the nearest first. `control` are previews without the word; only the
-    first look has them.
+    first validation has them.
     """
 
-    train_step: int
+    step: int
     fixed_loss: float
     distance: list[float]
     nearest: list[list[tuple[str, float]]]
@@ -43,13 +43,13 @@ class Look(NamedTuple):
 
 
 class Report:
-    """Shows and writes the metrics of each dispatch and each look; a context manager.
+    """Shows and writes the metrics of each dispatch and validation; a context manager.
 
     Lines of steps after `steps.start`, of a run that was ended, are dropped.
     metrics.jsonl gets one line a step: `step` (from 1), `loss`, `learning_rate`,
     `grad_norm`, `row_norm` and `row_step` (one number a vector: the L2 norms of the
     row and of its last change), `examples_per_second` (of the dispatch that ran the
-    step). looks.jsonl gets one line a look: the fields of `Look`, with previews as
+    step). validation.jsonl gets the fields of each `Validation`, with previews as
     `prompt` and `files`. Numbers that are not finite are null,
     and a step that had them is `skipped`.
 
@@ -74,7 +74,7 @@ class Report:
         self._earlier_warnings: list[str] = []
         self._writes = jax.process_index() == 0
         self._metrics: TextIO | None = None
-        self._looks: TextIO | None = None
+        self._validations: TextIO | None = None
         self._sink: trackers.Sink | None = None
         self._bar = tqdm(
             total=steps.stop,
@@ -97,8 +97,8 @@ class Report:
             self._metrics = metrics_log.open_lines(
                 folder / metrics_log.METRICS_NAME, self._step
             )
-            self._looks = metrics_log.open_lines(
-                folder / metrics_log.LOOKS_NAME, self._step
+            self._validations = metrics_log.open_lines(
+                folder / metrics_log.VALIDATION_NAME, self._step
             )
             self._sink = trackers.open_sink(
                 self._config.report_to,
@@ -115,7 +115,7 @@ class Report:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
-        for opened in (self._metrics, self._looks, self._sink):
+        for opened in (self._metrics, self._validations, self._sink):
             if opened is not None:
                 opened.close()
         reason = "" if error is None else f"{kind.__name__}: {error}"
@@ -142,39 +142,41 @@ class Report:
             f"{examples_per_second:.3g} examples/s"
         )
 
-    def look(self, look: Look) -> None:
-        """Adds a look at the rows after the steps that were added last."""
-        line = look._asdict()
+    def add_validation(self, validation: Validation) -> None:
+        """Adds what was seen of the rows after the steps that were added last."""
+        line = validation._asdict()
         for key in ("previews", "control"):
             line[key] = [
                 {"prompt": shown.prompt, "files": shown.files} for shown in line[key]
             ]
-        self._write(self._looks, line)
-        if self._looks is not None:
-            self._looks.flush()
+        self._write(self._validations, line)
+        if self._validations is not None:
+            self._validations.flush()
         # The bar tells the time of steps.
         self._bar.unpause()
-        closest = [near[0][1] for near in look.nearest]
+        closest = [near[0][1] for near in validation.nearest]
         self._tell(
             {
-                "look/fixed_loss": look.fixed_loss,
-                "look/distance": look.distance,
-                "look/nearest_cosine": closest,
+                "validation/fixed_loss": validation.fixed_loss,
+                "validation/distance": validation.distance,
+                "validation/nearest_cosine": closest,
             }
         )
         if self._sink is not None:
-            self._show(look)
+            self._show(validation)
         self._write_page(running=True)
 
-    def _show(self, look: Look) -> None:
+    def _show(self, validation: Validation) -> None:
         """Hands the sink words and pictures."""
-        self._sink.text(look.step, "nearest words", _table(look.nearest))
+        self._sink.text(validation.step, "nearest words", _table(validation.nearest))
         for name in ("previews", "control"):
-            for number, shown in enumerate(getattr(look, name)):
+            for number, shown in enumerate(getattr(validation, name)):
                 side_by_side = np.concatenate(list(shown.pictures), axis=1)
                 # TensorBoard replaces other characters by itself, one by one.
                 words = re.sub(r"\W+", "_", shown.prompt).strip("_")
-                self._sink.picture(look.step, f"{name}/{number}_{words}", side_by_side)
+                self._sink.picture(
+                    validation.step, f"{name}/{number}_{words}", side_by_side
+                )
 
     def _write_page(self, running: bool, reason: str = "") -> None:
         if not self._writes:

@@ -14,7 +14,7 @@ from ti_flax.step import train_step
 from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import Rows
 
-# The fixed set has at least this many examples: a forward pass of each, every look.
+# At least so many examples: a validation takes a forward pass of each.
 _FIXED_EXAMPLES = 16
 
 

@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 MAX_SKIPPED = 10
 
 
-class Watch:
+class DivergenceGuard:
     """Looks through the metrics of each dispatch, of slot 0.
 
     Args:

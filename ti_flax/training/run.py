@@ -99,8 +99,8 @@ def train_concepts(
                 warnings,
             )
         )
-        look = validation.compile_look(
-            validation.Run(
+        validate = validation.compile_validation(
+            validation.ValidationRun(
                 params=resident.params,
                 bank=resident.bank,
                 recipe=recipe,
@@ -116,12 +116,12 @@ def train_concepts(
             save(done, state)
             write(done, state)
 
-        run_watch = divergence.Watch(start, resident.high_norm)
+        guard = divergence.DivergenceGuard(start, resident.high_norm)
         signals.defer()
         phases.end("initial rows, checkpoint, report")
         if start == 0:
-            look(0, state)
-            phases.end("look before training")
+            validate(0, state)
+            phases.end("validation before training")
         frozen = {name: resident.params[name] for name in ("text_encoder", "unet")}
 
         def take(state: State, count: int) -> tuple[State, Metrics]:
@@ -138,20 +138,20 @@ def train_concepts(
             steps,
             config.examples_per_step,
             [
-                loop.Event(config.validation_steps, look),
+                loop.Event(config.validation_steps, validate),
                 # Last: of a step that is saved, nothing is left to do.
                 loop.Event(config.checkpointing_steps, keep),
             ],
             run_report,
-            run_watch.add,
-            lambda: run_watch.diverged or signals.wanted(),
+            guard.add,
+            lambda: guard.diverged or signals.wanted(),
         )
-        if run_watch.diverged or start == steps.stop:  # nothing was left to train
+        if guard.diverged or start == steps.stop:  # nothing was left to train
             write(done, state)
         elif start < done < steps.stop:
             keep(done, state)
-    if run_watch.diverged:
-        raise UserError(run_watch.explanation())
+    if guard.diverged:
+        raise UserError(guard.explanation())
     if done < steps.stop:
         raise Stopped(
             f"{signals.name}: {done} of {steps.stop} steps are saved in "

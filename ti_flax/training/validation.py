@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import transformers
 
 
-class Run(NamedTuple):
+class ValidationRun(NamedTuple):
     """What looks need of a run: `params` as of `previews.Previews.make`."""
 
     params: Mapping[str, Params]
@@ -37,17 +37,19 @@ class Run(NamedTuple):
     output_dir: Path
 
 
-def compile_look(run: Run, run_report: report.Report) -> Callable[[int, State], None]:
+def compile_validation(
+    run: ValidationRun, run_report: report.Report
+) -> Callable[[int, State], None]:
     """The event that looks at a state of the run and reports what it sees."""
     fixed_loss = compilation.compiled_together(compile_fixed_loss(run.recipe))
 
-    def look(done: int, state: State) -> None:
-        hosts.barrier()  # the first process has more to write before a look
+    def validate(done: int, state: State) -> None:
+        hosts.barrier()  # the first process has more to write before one
         rows = state.rows["text_encoder"][0]
         cosines, ids = nearest_words.nearest(_table(run.params["text_encoder"]), rows)
         moved = sharding.whole(rows) - run.initial_rows
-        run_report.look(
-            report.Look(
+        run_report.add_validation(
+            report.Validation(
                 step=done,
                 fixed_loss=float(fixed_loss(state.rows, run.params, run.bank)[0]),
                 distance=np.linalg.norm(moved, axis=-1).tolist(),
@@ -60,10 +62,12 @@ def compile_look(run: Run, run_report: report.Report) -> Callable[[int, State], 
             )
         )
 
-    return look
+    return validate
 
 
-def _show(run: Run, rows: Float[Array, "K D"], name: str) -> list[report.Shown]:
+def _show(
+    run: ValidationRun, rows: Float[Array, "K D"], name: str
+) -> list[report.Shown]:
     """Makes previews, or with the name `control` those, and writes them."""
     if run.previews is None:
         return []
