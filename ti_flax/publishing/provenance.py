@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import ti_flax
 from ti_flax.config import run_config
 from ti_flax.hub.ids import model_name
 
