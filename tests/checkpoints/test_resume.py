@@ -225,7 +225,7 @@ def test_one_device_then_eight_then_two_agree_with_one(tmp_path):
         run = {"config": {}, "fingerprints": {}, "versions": {}}
         with store.Checkpoints(folder, None, run) as checkpoints:
             checkpoints.save(number, state)
-        found = identity.Found(folder, number, run)
+        found = identity.FoundCheckpoint(folder, number, run)
         return store.restore(found, jax.tree.map(np.zeros_like, state))[1]
 
     state = None

@@ -19,6 +19,7 @@ import optax
 import pytest
 import runs
 
+import ti_flax
 from ti_flax.checkpoints import identity, store
 from ti_flax.checkpoints.output_dir import CONFIG_NAME, LOCK_NAME, RunFolder
 from ti_flax.config.fields import LrScheduler
@@ -73,7 +74,7 @@ def test_what_was_saved_is_restored_to_the_bit(folder):
     state = make_state()
     with store.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(7, state)
-    found = identity.Found(folder, 7, RUN)
+    found = identity.FoundCheckpoint(folder, 7, RUN)
     number, restored = store.restore(found, zeros(state))
     assert number == 7
     jax.tree.map(np.testing.assert_array_equal, restored, state)
@@ -97,7 +98,7 @@ def test_a_state_given_up_while_it_is_written_does_no_harm(folder):
         checkpoints.save(1, state)
         for leaf in jax.tree.leaves(state):
             leaf.fill(0)
-    _, restored = store.restore(identity.Found(folder, 1, RUN), zeros(state))
+    _, restored = store.restore(identity.FoundCheckpoint(folder, 1, RUN), zeros(state))
     jax.tree.map(np.testing.assert_array_equal, restored, kept)
 
 
@@ -166,7 +167,7 @@ def test_a_damaged_checkpoint_is_named(folder, damage):
         (place / "run" / "metadata").write_bytes(b"{")
     with pytest.raises(errors.UserError, match=r"3 is damaged .* delete it") as told:
         store._read_run(folder, 3)
-        store.restore(identity.Found(folder, 3, RUN), zeros(state))
+        store.restore(identity.FoundCheckpoint(folder, 3, RUN), zeros(state))
     assert "\n" not in str(told.value)
 
 
@@ -174,7 +175,7 @@ def test_a_checkpoint_of_other_rows_is_refused(folder):
     with store.Checkpoints(folder, None, RUN) as checkpoints:
         checkpoints.save(3, make_state(vectors=2))
     with pytest.raises(errors.UserError, match="other shapes"):
-        store.restore(identity.Found(folder, 3, RUN), make_state(vectors=1))
+        store.restore(identity.FoundCheckpoint(folder, 3, RUN), make_state(vectors=1))
 
 
 @contextlib.contextmanager
@@ -207,7 +208,7 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, capfd):
     assert "\n" not in str(e.value)
     assert "Traceback" not in capfd.readouterr().err
     assert store.finished_steps(folder) == [1]
-    _, restored = store.restore(identity.Found(folder, 1, RUN), zeros(state))
+    _, restored = store.restore(identity.FoundCheckpoint(folder, 1, RUN), zeros(state))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
@@ -378,7 +379,7 @@ def test_going_on_with_something_else_is_refused(case, finished, tmp_path):
 
 def test_other_versions_are_told(finished, caplog, monkeypatch):
     folder = store.folder_of(runs.make_config(*finished))
-    found = identity.Found(folder, 2, store._read_run(folder, 2))
+    found = identity.FoundCheckpoint(folder, 2, store._read_run(folder, 2))
     identity.check_fingerprints(found, found.run["fingerprints"])
     assert not caplog.records
     monkeypatch.setattr(ti_flax, "__version__", "9.9")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+import ti_flax
 from ti_flax.config import run_config, run_keys
 from ti_flax.runtime.errors import UserError
 from ti_flax.step.optimizer import schedule_has_end
@@ -33,11 +34,11 @@ _FREE_KEYS = {
 }
 
 
-class Found(NamedTuple):
-    """A checkpoint to go on from: `folder / str(step)`, and what it says of its run."""
+class FoundCheckpoint(NamedTuple):
+    """A checkpoint to resume: `folder / str(step)`, and what it says of its run."""
 
     folder: epath.Path
-    train_step: int
+    step: int
     run: Mapping[str, Any]
 
     def __str__(self) -> str:
@@ -67,7 +68,7 @@ def config_fingerprint(config: run_config.Config) -> str:
     return fingerprint(kept.encode())
 
 
-def check_fingerprints(found: Found, fingerprints: Mapping[str, str]) -> None:
+def check_fingerprints(found: FoundCheckpoint, fingerprints: Mapping[str, str]) -> None:
     """Raises `UserError` when the frozen model or the data are not the checkpoint's.
 
     `fingerprints` are by the key of the configuration that says where the files are.
@@ -106,7 +107,7 @@ def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"train_batch_size * gradient_accumulation_steps": examples}
 
 
-def check_config(found: Found, config: run_config.Config) -> None:
+def check_config(found: FoundCheckpoint, config: run_config.Config) -> None:
     saved, ours = _kept(found.run["config"]), _kept(config.model_dump(mode="json"))
     changed = [
         f"{key} was {saved[key]}, is {value}"

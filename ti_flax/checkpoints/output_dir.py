@@ -30,7 +30,7 @@ class RunFolder:
         self._folder = config.output_dir
         self._lock: filelock.BaseFileLock | None = None
         # The checkpoint to go on from.
-        self.found: identity.Found | None = None
+        self.found: identity.FoundCheckpoint | None = None
 
     def __enter__(self) -> "RunFolder":
         """Checks everything that can be known at the start, and writes nothing.

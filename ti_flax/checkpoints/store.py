@@ -34,7 +34,7 @@ def folder_of(config: run_config.Config) -> epath.Path:
     return epath.Path(config.output_dir).absolute() / FOLDER_NAME
 
 
-def find(config: run_config.Config) -> identity.Found | None:
+def find(config: run_config.Config) -> identity.FoundCheckpoint | None:
     """The checkpoint that `resume_from_checkpoint` asks for; the configuration fits it.
 
     None when it asks for none, or for the latest and there is not any.
@@ -60,12 +60,14 @@ def find(config: run_config.Config) -> identity.Found | None:
                 f"resume_from_checkpoint: no checkpoint {wanted}; give latest or the "
                 f"folder of one, such as {folder_of(config) / '500'}"
             )
-    found = identity.Found(folder, number, _read_run(folder, number))
+    found = identity.FoundCheckpoint(folder, number, _read_run(folder, number))
     identity.check_config(found, config)
     return found
 
 
-def restore(found: identity.Found | None, initial: State) -> tuple[int, State]:
+def restore(
+    found: identity.FoundCheckpoint | None, initial: State
+) -> tuple[int, State]:
     """Steps taken, and the state after them, in host memory of every process.
 
     Args:
@@ -211,7 +213,7 @@ def _read_run(folder: epath.Path, number: int) -> Mapping[str, Any]:
     return _read(folder, number, "run", ocp.args.JsonRestore())
 
 
-def _read_state(found: identity.Found, like: State) -> State:
+def _read_state(found: identity.FoundCheckpoint, like: State) -> State:
     state = _read(found.folder, found.step, "state", ocp.args.StandardRestore(like))
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, state))
     if shapes[0] != shapes[1]:
