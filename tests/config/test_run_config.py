@@ -529,3 +529,12 @@ def test_the_hubs_token_is_in_no_text(tmp_path):
     for wrong in ("--seed=x", "--no_such_key", "--license="):
         assert "secret" not in line_of(load, "--hub_token=secret", wrong)
     assert load("--hub_token=").hub_token is None
+
+
+def test_a_file_written_when_training_was_one_group_is_read(tmp_path):
+    """The keys keep their names; the titles are comments."""
+    old = REQUIRED | {"seed": 7, "output_dir": "run", "mixed_precision": "bf16"}
+    text = "# Model\n" + yaml.safe_dump(old) + "\n# Training\nlr_power: 2.0\n"
+    config = load_yaml(tmp_path, text)
+    assert (config.seed, str(config.output_dir), config.lr_power) == (7, "run", 2.0)
+    assert config.mixed_precision == "bf16"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ti_flax.config.fields import (
     AttentionName,
@@ -12,14 +12,11 @@ from ti_flax.config.fields import (
     OptionalFilePath,
     OptionalInteger,
     Precision,
+    Settings,
 )
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class WorkKeys(_Keys):
+class WorkKeys(Settings):
     """What is computed."""
 
     model: Literal["sd15", "sd21", "quickstart"] = Field(
@@ -49,7 +46,7 @@ class StepWorkKeys(WorkKeys):
     )
 
 
-class MeasuringKeys(_Keys):
+class MeasuringKeys(Settings):
     """How it is measured, and against what."""
 
     repeats: Count = Field(5, description="timed turns, each after an untimed one")

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # The keys that a run must keep, apart from those that it may change as it goes on.
-_KEPT_GROUPS = ("Model", "Concept", "Data", "Training")
+_KEPT_GROUPS = ("Model", "Concept", "Data", "Training", "Computing", "Output")
 _FREE_KEYS = {
     # The preset's values stand in the other keys; that of files in fingerprints.
     *("preset", "pretrained_model_name_or_path", "revision", "variant"),

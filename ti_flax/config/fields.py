@@ -104,4 +104,6 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 
 
 class Settings(BaseModel):
+    """What every class of keys is: frozen, without unknown keys, nan and infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

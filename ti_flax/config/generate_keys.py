@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ti_flax.config.fields import (
     AttentionName,
@@ -14,16 +14,13 @@ from ti_flax.config.fields import (
     OptionalInteger,
     Precision,
     Revision,
+    Settings,
     Texts,
     Variant,
 )
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelKeys(_Keys):
+class ModelKeys(Settings):
     """The frozen model, and the words it has learned."""
 
     model: NameOrPath = Field(
@@ -41,7 +38,7 @@ class ModelKeys(_Keys):
     )
 
 
-class PictureKeys(_Keys):
+class PictureKeys(Settings):
     """What to make."""
 
     prompt: Texts = Field(
@@ -70,7 +67,7 @@ class PictureKeys(_Keys):
     )
 
 
-class OutputKeys(_Keys):
+class OutputKeys(Settings):
     """Where pictures go, and how many are made at once."""
 
     output: OptionalFilePath = Field(

@@ -1,7 +1,7 @@
 """The configuration of a run, read from YAML and the command line.
 
 A value comes from, the later winning: default, preset, YAML file, command line.
-`config_keys` has the keys.
+`run_keys` and `training_keys` have the keys.
 """
 
 import logging
@@ -23,15 +23,22 @@ from ti_flax.config.run_keys import (
     ModelKeys,
     ReportKeys,
     ResultKeys,
-    TrainingKeys,
 )
+from ti_flax.config.training_keys import OutputKeys, TrainingKeys
 
 _log = logging.getLogger(__name__)
 
 
 # pydantic lists the fields of the last base first.
 class Config(
-    HostKeys, ResultKeys, ReportKeys, TrainingKeys, DataKeys, ConceptKeys, ModelKeys
+    HostKeys,
+    ResultKeys,
+    ReportKeys,
+    OutputKeys,
+    TrainingKeys,
+    DataKeys,
+    ConceptKeys,
+    ModelKeys,
 ):
     """All keys of a run, checked and frozen."""
 

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
-from ti_flax.config.fields import FilePath, NameOrPath, OptionalName
+from ti_flax.config.fields import FilePath, NameOrPath, OptionalName, Settings
 from ti_flax.formats import find, registry
 from ti_flax.formats.checks import checked_token
 from ti_flax.runtime import errors
@@ -19,10 +19,8 @@ _FORMATS = registry.FORMATS
 USAGE = "IN --to FORMAT --output OUT"
 
 
-class ConvertKeys(BaseModel):
+class ConvertKeys(Settings):
     """What to convert into what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: NameOrPath = Field(
         description="embedding file, folder that a run wrote, or Hub id"

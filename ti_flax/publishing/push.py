@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
-from ti_flax.config.fields import FilePath, OptionalName, Secret
+from ti_flax.config.fields import FilePath, OptionalName, Secret, Settings
 from ti_flax.hub import upload
 from ti_flax.publishing import concept_folder
 from ti_flax.runtime import errors
@@ -14,10 +14,8 @@ from ti_flax.runtime import errors
 USAGE = "DIR [--hub_model_id NAME] [--hub_private_repo]"
 
 
-class PushKeys(BaseModel):
+class PushKeys(Settings):
     """What to upload, and where."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: FilePath = Field(description="folder that a run wrote (its output_dir)")
     hub_model_id: OptionalName = Field(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ti_flax.config.fields import (
     Count,
@@ -12,17 +12,14 @@ from ti_flax.config.fields import (
     Number,
     OptionalInteger,
     OptionalNumber,
+    Settings,
 )
 from ti_flax.quickstart import settings
 
 _AS_QUICKSTART = "none: as configs/quickstart.yaml"
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TrainingKeys(_Keys):
+class TrainingKeys(Settings):
     """How the concepts are learned, all at once."""
 
     model: NameOrPath = Field(
@@ -41,7 +38,7 @@ class TrainingKeys(_Keys):
     seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
 
 
-class PictureKeys(_Keys):
+class PictureKeys(Settings):
     """What is generated and judged."""
 
     species: Count = Field(

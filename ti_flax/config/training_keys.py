@@ -1,0 +1,164 @@
+"""Keys of a run that say how it trains, how that is computed, and where it writes."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ti_flax.config.fields import (
+    AttentionName,
+    Beta,
+    Count,
+    FilePath,
+    Integer,
+    LrScheduler,
+    Number,
+    OptionalInteger,
+    OptionalNameOrPath,
+    OptionalNumber,
+    Precision,
+    Settings,
+)
+
+
+class OptimizerKeys(Settings):
+    """How the vectors are learned."""
+
+    seed: Integer = Field(
+        42, ge=0, lt=2**32, description="start of every random number of the run"
+    )
+    train_batch_size: Count = Field(
+        4,
+        description="examples in a micro-batch over ALL devices together (diffusers "
+        "counts them per device)",
+    )
+    gradient_accumulation_steps: Count = Field(
+        1, description="micro-batches in a step of the optimizer"
+    )
+    max_train_steps: Count = Field(
+        3000, description="length of the run in steps of the optimizer"
+    )
+    learning_rate: Number = Field(
+        2e-3, gt=0, description="peak of the learning rate, before scale_lr"
+    )
+    scale_lr: bool = Field(
+        False,
+        description="multiply learning_rate by gradient_accumulation_steps and by "
+        "train_batch_size",
+    )
+    lr_scheduler: LrScheduler = Field(
+        "constant", description="course of the learning rate over the run"
+    )
+    lr_warmup_steps: Integer = Field(
+        0,
+        ge=0,
+        description="steps of the optimizer over which the learning rate rises from 0; "
+        "no effect with lr_scheduler constant",
+    )
+    lr_num_cycles: Count = Field(
+        1, description="cycles of lr_scheduler cosine_with_restarts"
+    )
+    lr_power: Number = Field(
+        1.0, gt=0, description="exponent of lr_scheduler polynomial"
+    )
+    adam_beta1: Beta = Field(0.9, description="decay of Adam's mean gradient, per step")
+    adam_beta2: Beta = Field(
+        0.999, description="decay of Adam's mean squared gradient, per step"
+    )
+    adam_epsilon: Number = Field(
+        1e-8, gt=0, description="added to the denominator of Adam's update"
+    )
+    adam_weight_decay: Number = Field(
+        0.0,
+        ge=0,
+        description="share of the vectors taken off per step, times the learning rate",
+    )
+    max_grad_norm: OptionalNumber = Field(
+        None, gt=0, description="L2 norm that gradients are clipped to; none: no limit"
+    )
+    hold_row_norm: Literal["clip", "median", "decay"] | None = Field(
+        None,
+        description="keep the vectors as long as a word's: clip them to the 99th "
+        "percentile of the vocabulary, hold them at its median, or let them decay to "
+        "where they started",
+    )
+    row_decay: Number = Field(
+        1e-2,
+        ge=0,
+        description="with hold_row_norm decay, the share of the way back per step, "
+        "times the learning rate",
+    )
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "OptimizerKeys":
+        if self.lr_warmup_steps > self.max_train_steps:
+            raise ValueError(
+                "expected lr_warmup_steps <= max_train_steps, found "
+                f"{self.lr_warmup_steps} > {self.max_train_steps}"
+            )
+        return self
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples in one step of the optimizer, over all devices and micro-batches."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Learning rate after warmup, `scale_lr` applied."""
+        return self.learning_rate * (self.examples_per_step if self.scale_lr else 1)
+
+
+class ComputeKeys(Settings):
+    """How it is computed."""
+
+    mixed_precision: Precision = "auto"
+    attention: AttentionName = "auto"
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="compute the UNet's blocks a second time in the backward pass "
+        "instead of keeping what is inside; none: only where the device's memory is "
+        "short",
+    )
+    compilation_cache_dir: OptionalNameOrPath = Field(
+        "~/.cache/ti_flax",
+        validate_default=True,
+        description="folder, or gs:// address, where compiled programs are kept for "
+        "the next run; none keeps none",
+    )
+    profile_startup: bool = Field(
+        False, description="print where the time goes until the first step has run"
+    )
+
+
+# pydantic lists the fields of the last base first.
+class TrainingKeys(ComputeKeys, OptimizerKeys):
+    """All that a step is made from."""
+
+
+class OutputKeys(Settings):
+    """Where the run writes, and from where it resumes."""
+
+    output_dir: FilePath = Field(
+        Path("text-inversion-model"), description="folder that the run writes"
+    )
+    overwrite_output_dir: bool = Field(
+        False, description="allow an output_dir that an earlier run has used"
+    )
+    checkpointing_steps: Count = Field(
+        500,
+        description="steps between checkpoints; each writes learned_embeds.* as well",
+    )
+    checkpoints_total_limit: OptionalInteger = Field(
+        None, ge=1, description="checkpoints that are kept, the newest; none: all"
+    )
+    checkpoint_dir: OptionalNameOrPath = Field(
+        None,
+        description="folder or bucket (gs://...) of the checkpoints; none: "
+        "checkpoints in output_dir",
+    )
+    resume_from_checkpoint: OptionalNameOrPath = Field(
+        None,
+        description="go on from `latest` of this run, or start it where there is none; "
+        "or from the folder of a checkpoint",
+    )
