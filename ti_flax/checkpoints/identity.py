@@ -11,27 +11,14 @@ import numpy as np
 from etils import epath
 
 import ti_flax
-from ti_flax.config import run_config, run_keys
+from ti_flax.config import run_config
+from ti_flax.config.natures import KEPT, TRAVELS, keys_of
 from ti_flax.runtime.errors import UserError
 from ti_flax.step.optimizer import schedule_has_end
 
 _log = logging.getLogger(__name__)
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# The keys that a run must keep, apart from those that it may change as it goes on.
-_KEPT_GROUPS = ("Model", "Concept", "Data", "Training", "Computing", "Output")
-_FREE_KEYS = {
-    # The preset's values stand in the other keys; that of files in fingerprints.
-    *("preset", "pretrained_model_name_or_path", "revision", "variant"),
-    *("tokenizer_name", "train_data_dir", "template_file", "initializer_embedding"),
-    # Only their product has an effect on the numbers.
-    *("train_batch_size", "gradient_accumulation_steps"),
-    *("output_dir", "overwrite_output_dir", "checkpoint_dir", "checkpointing_steps"),
-    *("checkpoints_total_limit", "resume_from_checkpoint", "max_train_steps"),
-    # How it is computed: the same numbers but for rounding.
-    *("attention", "gradient_checkpointing", "compilation_cache_dir"),
-    "profile_startup",
-}
 
 
 class FoundCheckpoint(NamedTuple):
@@ -72,10 +59,11 @@ def check_fingerprints(found: FoundCheckpoint, fingerprints: Mapping[str, str]) 
     """Raises `UserError` when the frozen model or the data are not the checkpoint's.
 
     `fingerprints` are by the key of the configuration that says where the files are.
+    One that the checkpoint lacks, as those of earlier versions may, is not compared.
     """
     saved = found.run["fingerprints"]
     for key, ours in fingerprints.items():
-        if saved[key] != ours:
+        if saved.get(key, ours) != ours:
             raise UserError(
                 f"{key}: the checkpoint {found} was made with the fingerprint "
                 f"{saved[key][:16]}, found {ours[:16]}; give what it was made with, or "
@@ -98,10 +86,8 @@ def check_fingerprints(found: FoundCheckpoint, fingerprints: Mapping[str, str]) 
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that a run must keep when it goes on."""
     kept = {
-        key: values.get(key, field.default)
-        for title in _KEPT_GROUPS
-        for key, field in run_keys.GROUPS[title].model_fields.items()
-        if key not in _FREE_KEYS
+        key: values.get(key, default)
+        for key, default in keys_of(run_config.Config, (TRAVELS, KEPT)).items()
     }
     examples = values["train_batch_size"] * values["gradient_accumulation_steps"]
     return kept | {"train_batch_size * gradient_accumulation_steps": examples}

@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -24,6 +24,7 @@ from ti_flax.config.fields import (
     Texts,
     Variant,
 )
+from ti_flax.config.natures import FREE, KEPT, NOTED, TRAVELS
 from ti_flax.config.training_keys import ComputeKeys, OptimizerKeys, OutputKeys
 
 # Values that a preset gives to the keys that the user does not set.
@@ -42,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ModelKeys(Settings):
     """The frozen model."""
 
-    preset: Literal["diffusers"] | None = Field(
+    preset: Annotated[Literal["diffusers"] | None, FREE] = Field(
         None,
         description="defaults of another trainer for the keys that are not set: "
         + "; ".join(
@@ -50,13 +51,13 @@ class ModelKeys(Settings):
             for name, keys in PRESETS.items()
         ),
     )
-    pretrained_model_name_or_path: NameOrPath = Field(
+    pretrained_model_name_or_path: Annotated[NameOrPath, FREE] = Field(
         description="Stable Diffusion 1.x or 2.x in diffusers' layout: a folder or a "
         "Hub repository"
     )
-    revision: Revision = None
-    variant: Variant = None
-    tokenizer_name: OptionalNameOrPath = Field(
+    revision: Annotated[Revision, NOTED] = None
+    variant: Annotated[Variant, NOTED] = None
+    tokenizer_name: Annotated[OptionalNameOrPath, FREE] = Field(
         None, description="folder or Hub repository of a tokenizer of its own"
     )
 
@@ -64,33 +65,35 @@ class ModelKeys(Settings):
 class ConceptKeys(Settings):
     """What is learned, and where it starts."""
 
-    train_data_dir: FilePath = Field(description="folder with the concept's pictures")
-    placeholder_token: Name = Field(
+    train_data_dir: Annotated[FilePath, FREE] = Field(
+        description="folder with the concept's pictures"
+    )
+    placeholder_token: Annotated[Name, KEPT] = Field(
         description="the new word, one that the vocabulary lacks, such as <cat-toy>"
     )
-    initializer_token: OptionalName = Field(
+    initializer_token: Annotated[OptionalName, TRAVELS] = Field(
         None,
         description="word or words that the vectors start from, spread over them; none "
         "starts them at random at the vocabulary's scale",
     )
-    initializer_embedding: OptionalNameOrPath = Field(
+    initializer_embedding: Annotated[OptionalNameOrPath, FREE] = Field(
         None,
         description="embedding that the vectors start from, in place of "
         "initializer_token: a file of any format, a folder or a Hub id",
     )
-    initializer_jitter: Number = Field(
+    initializer_jitter: Annotated[Number, TRAVELS] = Field(
         0.1,
         ge=0,
         description="noise on vectors that would start equal to an earlier one, in "
         "standard deviations of a vocabulary coordinate",
     )
-    num_vectors: Count = Field(
+    num_vectors: Annotated[Count, TRAVELS] = Field(
         1, description="vectors to learn; each takes one token of the prompt"
     )
-    learnable_property: Literal["object", "style"] = Field(
+    learnable_property: Annotated[Literal["object", "style"], TRAVELS] = Field(
         "object", description="what the pictures share; selects the prompt templates"
     )
-    template_file: OptionalFilePath = Field(
+    template_file: Annotated[OptionalFilePath, FREE] = Field(
         None,
         description="text file of prompt templates, one a line, each with one {}; in "
         "place of the built-in ones",
@@ -110,15 +113,15 @@ class ConceptKeys(Settings):
 class DataKeys(Settings):
     """How pictures are read."""
 
-    resolution: Count = Field(
+    resolution: Annotated[Count, TRAVELS] = Field(
         512, multiple_of=8, description="width and height of the pictures in pixels"
     )
-    center_crop: bool = Field(
+    center_crop: Annotated[bool, TRAVELS] = Field(
         True,
         description="cut the middle square out of a picture; false squashes the whole "
         "picture into a square, as diffusers does",
     )
-    random_flip: bool = Field(
+    random_flip: Annotated[bool, TRAVELS] = Field(
         True, description="mirror half of the pictures, drawn at random"
     )
 
@@ -126,28 +129,28 @@ class DataKeys(Settings):
 class ReportKeys(Settings):
     """What a run shows of itself."""
 
-    validation_prompt: Texts = Field(
+    validation_prompt: Annotated[Texts, FREE] = Field(
         (),
         description="prompts with the new word to make previews of, as samples/ and in "
         "report.html; empty: no previews",
     )
-    num_validation_images: Count = Field(
+    num_validation_images: Annotated[Count, FREE] = Field(
         4, description="previews of each prompt, with seeds seed, seed + 1, ..."
     )
-    validation_control: bool = Field(
+    validation_control: Annotated[bool, FREE] = Field(
         False,
         description="once make the same previews with the new word left out of the "
         "prompts",
     )
-    validation_steps: Count = Field(
+    validation_steps: Annotated[Count, FREE] = Field(
         100,
         description="steps of the optimizer between validations: previews, the "
         "loss on a fixed set, nearest words, report.html",
     )
-    report_to: Literal["tensorboard", "wandb", "none"] = Field(
+    report_to: Annotated[Literal["tensorboard", "wandb", "none"], FREE] = Field(
         "tensorboard", description="where numbers and pictures go beside report.html"
     )
-    logging_dir: FilePath = Field(
+    logging_dir: Annotated[FilePath, FREE] = Field(
         Path("logs"), description="folder for report_to, inside output_dir"
     )
 
@@ -155,26 +158,26 @@ class ReportKeys(Settings):
 class ResultKeys(Settings):
     """What a run leaves, and for whom."""
 
-    save_as_full_pipeline: bool = Field(
+    save_as_full_pipeline: Annotated[bool, FREE] = Field(
         False,
         description="also write the base model with the word in it, a folder that "
         "diffusers loads with no further step (gigabytes for a full-size model)",
     )
-    license: OptionalName = Field(
+    license: Annotated[OptionalName, FREE] = Field(
         None,
         description="licence of the concept for its README.md, as the Hub calls it, "
         "such as mit or other",
     )
-    push_to_hub: bool = Field(
+    push_to_hub: Annotated[bool, FREE] = Field(
         False, description="upload the concept's own files to the Hub after the run"
     )
-    hub_model_id: OptionalName = Field(
+    hub_model_id: Annotated[OptionalName, FREE] = Field(
         None, description="repository, owner/name or name; none: the name of output_dir"
     )
-    hub_private_repo: bool = Field(
+    hub_private_repo: Annotated[bool, FREE] = Field(
         False, description="make the repository private, if it is new"
     )
-    hub_token: Secret = Field(
+    hub_token: Annotated[Secret, FREE] = Field(
         None,
         description="better HF_TOKEN or `hf auth login`: other users of this machine "
         "can see a command line; never written or printed",
@@ -184,28 +187,28 @@ class ResultKeys(Settings):
 class HostKeys(Settings):
     """The devices, and the processes that train together, one a host."""
 
-    fsdp: Count = Field(
+    fsdp: Annotated[Count, FREE] = Field(
         1,
         description="devices that hold the frozen weights together, for a model that "
         "does not fit one; must divide the number of devices",
     )
     # Each host has its own, or none in the next run: not kept in config.yaml.
-    coordinator_address: OptionalName = Field(
+    coordinator_address: Annotated[OptionalName, FREE] = Field(
         None,
         exclude=True,
         description="HOST:PORT of process 0, for every process of a job on several "
         "hosts; TPU pods, GKE and SLURM are found without",
     )
-    num_processes: OptionalInteger = Field(
+    num_processes: Annotated[OptionalInteger, FREE] = Field(
         None,
         ge=1,
         exclude=True,
         description="processes of the job, with coordinator_address",
     )
-    process_id: OptionalInteger = Field(
+    process_id: Annotated[OptionalInteger, FREE] = Field(
         None, ge=0, exclude=True, description="number of this process, from 0"
     )
-    initialization_timeout: Count = Field(
+    initialization_timeout: Annotated[Count, FREE] = Field(
         300, description="seconds to wait for the other processes at the start"
     )
 

@@ -1,7 +1,7 @@
 """Keys of a run that say how it trains, how that is computed, and where it writes."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,70 +19,75 @@ from ti_flax.config.fields import (
     Precision,
     Settings,
 )
+from ti_flax.config.natures import FREE, NOTED, TRAVELS
 
 
 class OptimizerKeys(Settings):
     """How the vectors are learned."""
 
-    seed: Integer = Field(
+    seed: Annotated[Integer, TRAVELS] = Field(
         42, ge=0, lt=2**32, description="start of every random number of the run"
     )
-    train_batch_size: Count = Field(
+    train_batch_size: Annotated[Count, NOTED] = Field(
         4,
         description="examples in a micro-batch over ALL devices together (diffusers "
         "counts them per device)",
     )
-    gradient_accumulation_steps: Count = Field(
+    gradient_accumulation_steps: Annotated[Count, NOTED] = Field(
         1, description="micro-batches in a step of the optimizer"
     )
-    max_train_steps: Count = Field(
+    max_train_steps: Annotated[Count, NOTED] = Field(
         3000, description="length of the run in steps of the optimizer"
     )
-    learning_rate: Number = Field(
+    learning_rate: Annotated[Number, TRAVELS] = Field(
         2e-3, gt=0, description="peak of the learning rate, before scale_lr"
     )
-    scale_lr: bool = Field(
+    scale_lr: Annotated[bool, TRAVELS] = Field(
         False,
         description="multiply learning_rate by gradient_accumulation_steps and by "
         "train_batch_size",
     )
-    lr_scheduler: LrScheduler = Field(
+    lr_scheduler: Annotated[LrScheduler, TRAVELS] = Field(
         "constant", description="course of the learning rate over the run"
     )
-    lr_warmup_steps: Integer = Field(
+    lr_warmup_steps: Annotated[Integer, TRAVELS] = Field(
         0,
         ge=0,
         description="steps of the optimizer over which the learning rate rises from 0; "
         "no effect with lr_scheduler constant",
     )
-    lr_num_cycles: Count = Field(
+    lr_num_cycles: Annotated[Count, TRAVELS] = Field(
         1, description="cycles of lr_scheduler cosine_with_restarts"
     )
-    lr_power: Number = Field(
+    lr_power: Annotated[Number, TRAVELS] = Field(
         1.0, gt=0, description="exponent of lr_scheduler polynomial"
     )
-    adam_beta1: Beta = Field(0.9, description="decay of Adam's mean gradient, per step")
-    adam_beta2: Beta = Field(
+    adam_beta1: Annotated[Beta, TRAVELS] = Field(
+        0.9, description="decay of Adam's mean gradient, per step"
+    )
+    adam_beta2: Annotated[Beta, TRAVELS] = Field(
         0.999, description="decay of Adam's mean squared gradient, per step"
     )
-    adam_epsilon: Number = Field(
+    adam_epsilon: Annotated[Number, TRAVELS] = Field(
         1e-8, gt=0, description="added to the denominator of Adam's update"
     )
-    adam_weight_decay: Number = Field(
+    adam_weight_decay: Annotated[Number, TRAVELS] = Field(
         0.0,
         ge=0,
         description="share of the vectors taken off per step, times the learning rate",
     )
-    max_grad_norm: OptionalNumber = Field(
+    max_grad_norm: Annotated[OptionalNumber, TRAVELS] = Field(
         None, gt=0, description="L2 norm that gradients are clipped to; none: no limit"
     )
-    hold_row_norm: Literal["clip", "median", "decay"] | None = Field(
-        None,
-        description="keep the vectors as long as a word's: clip them to the 99th "
-        "percentile of the vocabulary, hold them at its median, or let them decay to "
-        "where they started",
+    hold_row_norm: Annotated[Literal["clip", "median", "decay"] | None, TRAVELS] = (
+        Field(
+            None,
+            description="keep the vectors as long as a word's: clip them to the 99th "
+            "percentile of the vocabulary, hold them at its median, or let them decay to "
+            "where they started",
+        )
     )
-    row_decay: Number = Field(
+    row_decay: Annotated[Number, TRAVELS] = Field(
         1e-2,
         ge=0,
         description="with hold_row_norm decay, the share of the way back per step, "
@@ -112,21 +117,21 @@ class OptimizerKeys(Settings):
 class ComputeKeys(Settings):
     """How it is computed."""
 
-    mixed_precision: Precision = "auto"
-    attention: AttentionName = "auto"
-    gradient_checkpointing: bool | None = Field(
+    mixed_precision: Annotated[Precision, TRAVELS] = "auto"
+    attention: Annotated[AttentionName, FREE] = "auto"
+    gradient_checkpointing: Annotated[bool | None, FREE] = Field(
         None,
         description="compute the UNet's blocks a second time in the backward pass "
         "instead of keeping what is inside; none: only where the device's memory is "
         "short",
     )
-    compilation_cache_dir: OptionalNameOrPath = Field(
+    compilation_cache_dir: Annotated[OptionalNameOrPath, FREE] = Field(
         "~/.cache/ti_flax",
         validate_default=True,
         description="folder, or gs:// address, where compiled programs are kept for "
         "the next run; none keeps none",
     )
-    profile_startup: bool = Field(
+    profile_startup: Annotated[bool, FREE] = Field(
         False, description="print where the time goes until the first step has run"
     )
 
@@ -139,25 +144,25 @@ class TrainingKeys(ComputeKeys, OptimizerKeys):
 class OutputKeys(Settings):
     """Where the run writes, and from where it resumes."""
 
-    output_dir: FilePath = Field(
+    output_dir: Annotated[FilePath, FREE] = Field(
         Path("text-inversion-model"), description="folder that the run writes"
     )
-    overwrite_output_dir: bool = Field(
+    overwrite_output_dir: Annotated[bool, FREE] = Field(
         False, description="allow an output_dir that an earlier run has used"
     )
-    checkpointing_steps: Count = Field(
+    checkpointing_steps: Annotated[Count, FREE] = Field(
         500,
         description="steps between checkpoints; each writes learned_embeds.* as well",
     )
-    checkpoints_total_limit: OptionalInteger = Field(
+    checkpoints_total_limit: Annotated[OptionalInteger, FREE] = Field(
         None, ge=1, description="checkpoints that are kept, the newest; none: all"
     )
-    checkpoint_dir: OptionalNameOrPath = Field(
+    checkpoint_dir: Annotated[OptionalNameOrPath, FREE] = Field(
         None,
         description="folder or bucket (gs://...) of the checkpoints; none: "
         "checkpoints in output_dir",
     )
-    resume_from_checkpoint: OptionalNameOrPath = Field(
+    resume_from_checkpoint: Annotated[OptionalNameOrPath, FREE] = Field(
         None,
         description="go on from `latest` of this run, or start it where there is none; "
         "or from the folder of a checkpoint",

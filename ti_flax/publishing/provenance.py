@@ -9,31 +9,8 @@ from typing import Any
 
 import ti_flax
 from ti_flax.config import run_config
+from ti_flax.config.natures import NOTED, TRAVELS, keys_of
 from ti_flax.hub.ids import model_name
-
-# Keys of the configuration that make the rows what they are, and are no paths.
-_SETTINGS = (
-    "revision",
-    "variant",
-    "mixed_precision",
-    "initializer_token",
-    "initializer_jitter",
-    "num_vectors",
-    "learnable_property",
-    "resolution",
-    "center_crop",
-    "random_flip",
-    "seed",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "max_train_steps",
-    "learning_rate",
-    "scale_lr",
-    "lr_scheduler",
-    "lr_warmup_steps",
-    "adam_weight_decay",
-    "max_grad_norm",
-)
 
 
 def of_run(
@@ -48,7 +25,9 @@ def of_run(
     the key that says where it is: of the model's weights, and of the pictures' pixels
     as they were trained on.
     """
-    settings = {key: getattr(config, key) for key in _SETTINGS}
+    settings = {
+        key: getattr(config, key) for key in keys_of(type(config), (TRAVELS, NOTED))
+    }
     return {
         "version": ti_flax.__version__,
         "base_model": model_name(config.pretrained_model_name_or_path),
