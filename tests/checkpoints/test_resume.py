@@ -10,7 +10,7 @@ import pytest
 import runs
 import slots
 
-from ti_flax.checkpoints import identity, store
+from ti_flax.checkpoints import identity, orbax_folder, store
 from ti_flax.formats import find
 from ti_flax.runtime import errors, sharding
 from ti_flax.step import dispatch as step_dispatch
@@ -208,7 +208,7 @@ def test_the_trainer_goes_on_with_other_devices(settings, whole, monkeypatch):
 def test_one_device_then_eight_then_two_agree_with_one(tmp_path):
     """With the networks, and through checkpoints."""
     concept = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
-    folder = store.epath.Path(tmp_path / "checkpoints")
+    folder = orbax_folder.epath.Path(tmp_path / "checkpoints")
 
     def train(devices, state, dispatch):
         recipe = slots.make_recipe(devices)

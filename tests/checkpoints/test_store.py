@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import pytest
 import runs
 
 import ti_flax
-from ti_flax.checkpoints import identity, store
+from ti_flax.checkpoints import identity, orbax_folder, store
 from ti_flax.checkpoints.output_dir import CONFIG_NAME, LOCK_NAME, RunFolder
 from ti_flax.config.fields import LrScheduler
 from ti_flax.config.run_config import Config
@@ -52,7 +53,7 @@ def zeros(state):
 
 @pytest.fixture
 def folder(tmp_path):
-    return store.epath.Path(tmp_path / "checkpoints")
+    return orbax_folder.epath.Path(tmp_path / "checkpoints")
 
 
 def bytes_on_disk(folder):
@@ -88,7 +89,7 @@ def test_the_newest_are_kept(folder):
     with store.Checkpoints(folder, 2, RUN) as checkpoints:
         for number in (2, 4, 6, 6):
             checkpoints.save(number, make_state(seed=number))
-    assert store.finished_steps(folder) == [4, 6]
+    assert orbax_folder.finished_steps(folder) == [4, 6]
 
 
 def test_a_state_given_up_while_it_is_written_does_no_harm(folder):
@@ -165,10 +166,113 @@ def test_a_damaged_checkpoint_is_named(folder, damage):
         (place / "state" / "_METADATA").unlink()
     else:
         (place / "run" / "metadata").write_bytes(b"{")
-    with pytest.raises(errors.UserError, match=r"3 is damaged .* delete it") as told:
-        store._read_run(folder, 3)
+    with pytest.raises(
+        errors.UserError, match=r"3 cannot be read .* start anew"
+    ) as told:
+        orbax_folder.read_run(folder, 3)
         store.restore(identity.FoundCheckpoint(folder, 3, RUN), zeros(state))
     assert "\n" not in str(told.value)
+    # What cannot be read today may be whole.
+    assert "delete" not in str(told.value)
+
+
+def test_the_checkpoint_before_an_unreadable_one_is_named(folder):
+    with store.Checkpoints(folder, None, RUN) as checkpoints:
+        for number in (2, 4, 6):
+            checkpoints.save(number, make_state())
+    (Path(folder) / "6" / "run" / "metadata").write_bytes(b"{")
+    with pytest.raises(errors.UserError, match=r"move it .*: latest is then 4"):
+        orbax_folder.read_run(folder, 6)
+
+
+# Names of folders, each with a neighbour that it matches as a pattern.
+NAMES = {
+    "space": ("my cat", "my"),
+    "brackets": ("[v1] my cat", "v my cat"),
+    "open bracket": ("cat[", "cat"),
+    "backslash": ("back\\slash", "back"),
+    "star": ("cat*", "cat and dog"),
+    "question mark": ("cat?", "cats"),
+    "braces": ("{cat,dog}", "cat"),
+    "percent": ("cat%20dog", "cat dog"),
+    "hash": ("cat#1", "cat"),
+    "colon": ("v1:cat", "v1"),
+    "leading dash": ("-cat", "cat"),
+    "tilde": ("~", "tilde"),
+    "unicode": ("größe 猫 \N{COMBINING ACUTE ACCENT}", "größe"),
+    "newline": ("a\nb", "a"),
+    "quotes": ("'\"$HOME`", "quotes"),
+    "long": ("n" * 200, "n"),
+    "many folders": ("/".join(["deep"] * 40), "shallow"),
+    "number": ("500", "5"),
+    "dots": ("..cat.", "cat"),
+}
+
+
+WAYS = [
+    *((name, "absolute") for name in NAMES),
+    *itertools.product(
+        ["space", "brackets", "backslash", "tilde"],
+        ["relative", "trailing slash", "link"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_a_folder_of_any_name_holds_checkpoints(name, way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, neighbour = NAMES[name]
+    given = {"relative": f"./{name}", "trailing slash": f"{tmp_path / name}/"}
+    given = given.get(way, str(tmp_path / name))
+    if way == "link":
+        (tmp_path / "target").mkdir()
+        (tmp_path / name).symlink_to(tmp_path / "target")
+    for seed, place in enumerate((str(tmp_path / neighbour), given)):
+        state = make_state(seed=seed)
+        folder = orbax_folder.absolute(place)
+        with store.Checkpoints(folder, 1, RUN) as checkpoints:
+            for number in (1, 2):
+                checkpoints.save(number, state)
+        assert os.listdir(place) == ["2"]
+        found = identity.FoundCheckpoint(folder, 2, orbax_folder.read_run(folder, 2))
+        _, restored = store.restore(found, zeros(state))
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert Path(os.fspath(folder)).is_absolute()
+
+
+def test_a_checkpoint_counts_when_it_was_read_back(folder, monkeypatch):
+    """One that does not costs none of those before it."""
+    with store.Checkpoints(folder, 1, RUN) as checkpoints:
+        checkpoints.save(1, make_state())
+    restored = orbax_folder.restored
+    monkeypatch.setattr(orbax_folder, "restored", lambda *a: zeros(restored(*a)))
+    with (
+        pytest.raises(errors.UserError, match="something else; that of step 1 is"),
+        store.Checkpoints(folder, 1, RUN) as checkpoints,
+    ):
+        checkpoints.save(2, make_state())
+        checkpoints.save(3, make_state())
+    assert orbax_folder.finished_steps(folder) == [1, 2]
+
+
+def test_two_writers_of_one_folder_do_not_replace_each_other(folder):
+    """Where no lock told them, as in a bucket."""
+    with (
+        store.Checkpoints(folder, 1, RUN) as first,
+        store.Checkpoints(folder, 1, RUN) as second,
+    ):
+        first.save(1, make_state(seed=1))
+        first.wait()
+        with pytest.raises(errors.UserError, match="step 1 is not of this run"):
+            second.save(2, make_state(seed=2))
+    assert orbax_folder.finished_steps(folder) == [1]
+
+
+def test_what_only_has_a_number_for_a_name_is_no_checkpoint(folder):
+    for name in ("2024", "0", "9" * 200):
+        (Path(folder) / name).mkdir(parents=True)
+        (Path(folder) / name / "cat.jpg").write_bytes(b"mine")
+    assert orbax_folder.finished_steps(folder) == []
 
 
 def test_a_checkpoint_of_other_rows_is_refused(folder):
@@ -207,7 +311,7 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, capfd):
         checkpoints.wait()
     assert "\n" not in str(e.value)
     assert "Traceback" not in capfd.readouterr().err
-    assert store.finished_steps(folder) == [1]
+    assert orbax_folder.finished_steps(folder) == [1]
     _, restored = store.restore(identity.FoundCheckpoint(folder, 1, RUN), zeros(state))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
@@ -379,7 +483,7 @@ def test_going_on_with_something_else_is_refused(case, finished, tmp_path):
 
 def test_other_versions_are_told(finished, caplog, monkeypatch):
     folder = store.folder_of(runs.make_config(*finished))
-    found = identity.FoundCheckpoint(folder, 2, store._read_run(folder, 2))
+    found = identity.FoundCheckpoint(folder, 2, orbax_folder.read_run(folder, 2))
     identity.check_fingerprints(found, found.run["fingerprints"])
     assert not caplog.records
     monkeypatch.setattr(ti_flax, "__version__", "9.9")

@@ -7,7 +7,7 @@ from types import TracebackType
 
 import filelock
 
-from ti_flax.checkpoints import identity, store
+from ti_flax.checkpoints import identity, orbax_folder, store
 from ti_flax.config import run_config
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError
@@ -139,7 +139,9 @@ class RunFolder:
     def _later_checkpoints(self) -> list[int]:
         start = self.found.step if self.found else -1
         folder = store.folder_of(self._config)
-        return [number for number in store.finished_steps(folder) if number > start]
+        return [
+            number for number in orbax_folder.finished_steps(folder) if number > start
+        ]
 
     def _is_used(self) -> bool:
         return self._folder.is_dir() and any(

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, and what it must be the same in.
+"""Saving and resuming runs.
 
 A checkpoint holds `step.State`, a few kilobytes, and a description of the run. The
 frozen model and the pictures are not in it, their fingerprints are. Only the first
@@ -6,10 +6,8 @@ process writes and reads, so that the hosts need no common disk.
 """
 
 import contextlib
-import logging
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,10 +16,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ti_flax.checkpoints import identity
+from ti_flax.checkpoints import identity, orbax_folder
 from ti_flax.config import run_config
 from ti_flax.runtime import hosts
-from ti_flax.runtime.errors import UserError, one_line
+from ti_flax.runtime.errors import UserError
 from ti_flax.step.state import State
 
 FOLDER_NAME = "checkpoints"
@@ -30,8 +28,8 @@ FOLDER_NAME = "checkpoints"
 def folder_of(config: run_config.Config) -> epath.Path:
     """The folder of a run's checkpoints, local or in a bucket."""
     if config.checkpoint_dir is not None:
-        return epath.Path(config.checkpoint_dir)
-    return epath.Path(config.output_dir).absolute() / FOLDER_NAME
+        return orbax_folder.absolute(config.checkpoint_dir)
+    return orbax_folder.absolute(config.output_dir) / FOLDER_NAME
 
 
 def find(config: run_config.Config) -> identity.FoundCheckpoint | None:
@@ -47,20 +45,22 @@ def find(config: run_config.Config) -> identity.FoundCheckpoint | None:
         return None
     if wanted == "latest":
         folder = folder_of(config)
-        steps = finished_steps(folder)
+        steps = orbax_folder.finished_steps(folder)
         if not steps:
             return None
         number = steps[-1]
     else:
-        path = epath.Path(wanted)
-        path = path if "://" in wanted else path.absolute()
-        folder, number = path.parent, int(path.name) if path.name.isdecimal() else -1
-        if number not in finished_steps(folder):
+        path = orbax_folder.absolute(wanted)
+        folder = path.parent
+        # A number longer than any step is a name like another.
+        number = int(path.name) if re.fullmatch("[0-9]{1,10}", path.name) else -1
+        if number not in orbax_folder.finished_steps(folder):
             raise UserError(
                 f"resume_from_checkpoint: no checkpoint {wanted}; give latest or the "
                 f"folder of one, such as {folder_of(config) / '500'}"
             )
-    found = identity.FoundCheckpoint(folder, number, _read_run(folder, number))
+    run = orbax_folder.read_run(folder, number)
+    found = identity.FoundCheckpoint(folder, number, run)
     identity.check_config(found, config)
     return found
 
@@ -75,11 +75,11 @@ def restore(
         initial: the state before the first step, returned where there is no checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        UserError: the checkpoint cannot be read.
     """
     number, state = 0, jax.tree.map(np.array, initial)
     if found is not None:
-        number, state = found.step, _read_state(found, state)
+        number, state = found.step, orbax_folder.read_state(found, state)
     if jax.process_count() == 1:
         return number, state
     hosts.barrier()  # reading took process 0 longer than networks wait
@@ -93,33 +93,31 @@ class Checkpoints:
     def __init__(
         self, folder: epath.Path, total_limit: int | None, run: Mapping[str, Any]
     ) -> None:
-        """Takes away what earlier runs left half written.
+        """Removes what earlier runs left half written.
 
         Args:
             folder: gets a folder for each checkpoint, by its step.
             total_limit: how many are kept, the newest; None keeps all.
             run: what they say of their run, from `describe`.
         """
-        self._folder, self._run = folder, run
-        self._quiet = _quietly()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=total_limit,
-            cleanup_tmp_directories=True,
-            create=False,  # Orbax does not for one process of several
-            multiprocessing_options=_only_first_process(),
-        )
-        with _one_line_errors(self._folder), _quietly():
+        self._folder, self._run, self._total_limit = folder, run, total_limit
+        # The checkpoint that is being written.
+        self._begun: tuple[int, State] | None = None
+        self._steps: set[int] = set()
+        with _one_line_errors(folder, self._steps), contextlib.ExitStack() as stack:
             folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(folder, options=options)
+            self._steps.update(orbax_folder.finished_steps(folder))
+            self._manager = stack.enter_context(
+                # Orbax does not create for one process of several.
+                orbax_folder.opened(folder, cleanup_tmp_directories=True, create=False)
+            )
+            self._open = stack.pop_all()
 
     def __enter__(self) -> "Checkpoints":
-        self._quiet.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.push(self._quiet)
-            stack.callback(self._manager.close)
+        with self._open:
             try:
                 self.wait()
             except UserError:
@@ -130,119 +128,67 @@ class Checkpoints:
         """Begins to write the state after `number` steps; the state may be given up.
 
         Raises:
-            UserError: the disk is full or refuses, now or at the checkpoint before.
+            UserError: the disk is full or refuses, now or at the checkpoint before;
+                that could not be read back; another run writes here.
         """
-        with _one_line_errors(self._folder):
-            if number in self._manager.all_steps():
-                return
+        self.wait()
+        if number in self._steps:
+            return
+        # A lock would have said so; buckets and some disks have none.
+        foreign = set(orbax_folder.finished_steps(self._folder)) - self._steps
+        if foreign:
+            raise UserError(
+                f"checkpoint_dir: another run writes to {self._folder}, too: step "
+                f"{max(foreign)} is not of this run; give each run a folder of its own"
+            )
+        kept = jax.tree.map(np.array, state)
+        with _one_line_errors(self._folder, self._steps):
             self._manager.save(
                 number,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(jax.tree.map(np.array, state)),
+                    state=ocp.args.StandardSave(kept),
                     run=ocp.args.JsonSave(self._run),
                 ),
                 force=True,
             )
+        self._begun = number, kept
 
     def wait(self) -> None:
-        """Returns when all checkpoints are on the disk; raises as `save` does."""
-        with _one_line_errors(self._folder):
+        """Returns when all checkpoints are on the disk and were read back.
+
+        Only then do they replace older ones. Raises as `save` does.
+        """
+        begun, self._begun = self._begun, None
+        with _one_line_errors(self._folder, self._steps):
             self._manager.wait_until_finished()
+            if begun is None:
+                return
+            number, state = begun
+            _check_same(orbax_folder.restored(self._manager, number, state), state)
+            self._steps.add(number)
+            if self._total_limit is not None:
+                for old in sorted(self._steps)[: -self._total_limit]:
+                    self._manager.delete(old)
+                    self._steps.remove(old)
+
+
+def _check_same(read: State, written: State) -> None:
+    pairs = zip(jax.tree.leaves(read), jax.tree.leaves(written), strict=True)
+    # To the bit: a row may be NaN.
+    if any(np.asarray(ours).tobytes() != theirs.tobytes() for ours, theirs in pairs):
+        raise ValueError("it reads back as something else")
 
 
 @contextlib.contextmanager
-def _one_line_errors(folder: epath.Path) -> Iterator[None]:
-    """Says in one line why a checkpoint could not be written, and what is left."""
+def _one_line_errors(folder: epath.Path, steps: Collection[int]) -> Iterator[None]:
+    """Says in one line why a checkpoint could not be written, and which are whole."""
     try:
         yield
     # TensorStore reports what the system says as a ValueError.
-    except (OSError, ValueError, ImportError) as error:
-        told = re.search(r"([^:\[\]]+) \[os_error_code", str(error))
-        reason = told[1].strip() if told else _reason(error)
-        steps = finished_steps(folder)
-        last = f"that of step {steps[-1]} is whole" if steps else "there is none yet"
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        last = f"that of step {max(steps)} is whole" if steps else "there is none yet"
         raise UserError(
-            f"cannot write a checkpoint to {folder}: {reason}; {last}; make room "
-            "or choose another checkpoint_dir, then run again with "
+            f"cannot write a checkpoint to {folder}: {orbax_folder.reason(error)}; "
+            f"{last}; make room or choose another checkpoint_dir, then run again with "
             "resume_from_checkpoint latest"
         ) from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Leaves it to the exception to say what failed.
-
-    Orbax logs, with their stacks, what its threads raise and it raises again. What
-    TensorStore still has to do then finds nobody waiting, and complains, maybe late.
-    """
-    absl, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = absl.level
-    absl.setLevel(logging.CRITICAL)
-
-    def show(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            hook(unraisable)
-
-    sys.unraisablehook = show
-    try:
-        yield
-        sys.unraisablehook = hook
-    finally:
-        absl.setLevel(level)
-
-
-def _only_first_process() -> ocp.options.MultiprocessingOptions:
-    if jax.process_count() == 1:
-        return ocp.options.MultiprocessingOptions()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix="ti_flax"
-    )
-
-
-def finished_steps(folder: epath.Path) -> list[int]:
-    """Checkpoints that are whole: Orbax writes them to another name and renames."""
-    try:
-        if not folder.is_dir():
-            return []
-        return sorted(ocp.utils.checkpoint_steps(folder))
-    except (OSError, ImportError) as error:
-        raise UserError(f"cannot read {folder}: {_reason(error)}") from error
-
-
-def _read_run(folder: epath.Path, number: int) -> Mapping[str, Any]:
-    return _read(folder, number, "run", ocp.args.JsonRestore())
-
-
-def _read_state(found: identity.FoundCheckpoint, like: State) -> State:
-    state = _read(found.folder, found.step, "state", ocp.args.StandardRestore(like))
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, state))
-    if shapes[0] != shapes[1]:
-        raise UserError(_damaged(found.folder, found.step, "other shapes than the run"))
-    return state
-
-
-def _read(folder: epath.Path, number: int, item: str, args: Any) -> Any:
-    wanted = ocp.args.Composite(**{item: args})
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_quietly())
-            options = ocp.CheckpointManagerOptions(
-                read_only=True, multiprocessing_options=_only_first_process()
-            )
-            manager = stack.enter_context(
-                ocp.CheckpointManager(folder, options=options)
-            )
-            return manager.restore(number, args=wanted)[item]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(_damaged(folder, number, _reason(error))) from error
-
-
-def _damaged(folder: epath.Path, number: int, reason: str) -> str:
-    return (
-        f"the checkpoint {folder / str(number)} is damaged ({reason}); delete it and "
-        "run again: the one before it serves"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    return one_line(getattr(error, "strerror", None) or error)
