@@ -19,10 +19,20 @@ _KARRAS_RHO = 7.0
 
 
 class Levels(NamedTuple):
-    """Noise levels in the order of sampling: N that are evaluated, and the last."""
+    """Noise levels in the order of sampling."""
 
-    signal: Float64[np.ndarray, "N+1"]
-    noise: Float64[np.ndarray, "N+1"]
+    signal: Float64[np.ndarray, "N"]
+    noise: Float64[np.ndarray, "N"]
+
+    @property
+    def before(self) -> "Levels":
+        """Where each step from one level to the next begins."""
+        return Levels(self.signal[:-1], self.noise[:-1])
+
+    @property
+    def after(self) -> "Levels":
+        """Where it ends."""
+        return Levels(self.signal[1:], self.noise[1:])
 
 
 def place_timesteps(
@@ -38,13 +48,14 @@ def place_timesteps(
     placed = num_steps + skip_last
     match spacing:
         case "linspace":
-            timesteps = np.linspace(total - 1, 0, placed)[:num_steps]
+            timesteps = np.linspace(0, total - 1, placed)[::-1][:num_steps]
         case "leading":
             timesteps = np.arange(placed)[::-1][:num_steps] * (total // placed)
             timesteps = timesteps + float(config.get("steps_offset", 1))
         case "trailing":
-            spread = np.arange(num_steps) * total / num_steps
-            timesteps = (total - spread).round() - 1
+            # Also in the rounding of halves diffusers'; its range may be one too long.
+            spread = np.arange(total, 0, -total / num_steps)[:num_steps]
+            timesteps = spread.round() - 1
         case other:
             raise UserError(
                 f"scheduler: unknown timestep_spacing {other!r}; expected linspace, "
@@ -61,15 +72,11 @@ def place_timesteps(
 def levels_at(
     config: Mapping[str, Any], timesteps: np.ndarray, set_alpha_to_one: bool
 ) -> Levels:
-    """The levels of whole timesteps, and one to end at.
-
-    Each step leads to the level of the next, whatever the spacing; diffusers' goes down
-    by T // N, which is another level where the timesteps are not spaced so.
-    """
-    alphas_cumprod = read_alphas_cumprod(config)
+    """The levels of whole timesteps; below 0 lies the level to end at."""
     to_one = config.get("set_alpha_to_one", set_alpha_to_one)
+    alphas_cumprod = read_alphas_cumprod(config)
     last = 1.0 if to_one else alphas_cumprod[0]
-    abar = np.append(alphas_cumprod[timesteps.astype(int)], last)
+    abar = np.append(alphas_cumprod, last)[np.maximum(timesteps.astype(int), -1)]
     return Levels(np.sqrt(abar), np.sqrt(1 - abar))
 
 
@@ -80,7 +87,9 @@ def levels_of(sigmas: np.ndarray) -> Levels:
 
 def sigma_table(config: Mapping[str, Any]) -> Float64[np.ndarray, "T"]:
     """sigma of each timestep, ascending and finite."""
-    abar = np.maximum(read_alphas_cumprod(config), _SMALLEST_ALPHA_CUMPROD)
+    abar = read_alphas_cumprod(config)
+    if abar[-1] == 0:
+        abar[-1] = _SMALLEST_ALPHA_CUMPROD
     return np.sqrt((1 - abar) / abar)
 
 

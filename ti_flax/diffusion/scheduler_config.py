@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ti_flax.diffusion import noise_levels, samplers
-from ti_flax.diffusion.process import read_prediction_type
+from ti_flax.diffusion.process import read_alphas_cumprod, read_prediction_type
 from ti_flax.runtime.errors import UserError
 
 # Our name -> diffusers' class, as `_class_name` in scheduler_config.json has it.
@@ -96,28 +96,26 @@ def _to_float32(numbers: Any) -> np.ndarray:
 
 def _make_ddim(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
     timesteps = noise_levels.place_timesteps(config, "leading", num_steps).round()
-    levels = noise_levels.levels_at(config, timesteps, set_alpha_to_one=True)
-    return samplers.Sampler(
-        samplers.ddim, samplers.Steps(1.0, timesteps, _transfer(config, levels))
-    )
+    transfer = _fixed_strides(config, timesteps, num_steps, set_alpha_to_one=True)
+    return samplers.Sampler(samplers.ddim, samplers.Steps(1.0, timesteps, transfer))
 
 
 def _make_plms(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
     timesteps = noise_levels.place_timesteps(config, "leading", num_steps).round()
-    levels = noise_levels.levels_at(config, timesteps, set_alpha_to_one=False)
     # The first step is made twice: the second time with the mean of the predictions at
-    # its two ends. A single step has no second timestep to do so.
+    # its two ends, and to the second timestep. A single step has none to do so.
     evaluated = np.concatenate([timesteps[:2], timesteps[1:]])
-    step = np.insert(np.arange(num_steps), 0, 0)[: len(evaluated)]
-    transfer = jax.tree.map(lambda x: x[step], _transfer(config, levels))
+    starts = evaluated.copy()
+    starts[1:2] += _stride(config, num_steps)
+    transfer = _fixed_strides(config, starts, num_steps, set_alpha_to_one=False)
     # Adams-Bashforth weights, of as high an order as there are predictions.
-    weights = np.zeros((len(step), 4))
+    weights = np.zeros((len(evaluated), 4))
     weights[4:] = np.array([55, -59, 37, -9]) / 24
     weights[3:4, :3] = np.array([23, -16, 5]) / 12
     weights[2:3, :2] = np.array([3, -1]) / 2
     weights[1:2, :2] = np.array([1, 1]) / 2
     weights[0, 0] = 1
-    restart = np.arange(len(step)) == 1
+    restart = np.arange(len(evaluated)) == 1
     return samplers.Sampler(
         samplers.plms,
         samplers.Steps(1.0, evaluated, samplers.Multistep(transfer, weights, restart)),
@@ -137,9 +135,10 @@ def _make_euler(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
     )
     # Only with this spacing do diffusers' latents start with the variance of x_t.
     leading = config.get("timestep_spacing", "linspace") == "leading"
-    start_scale = 1.0 if leading else levels.noise[0]
+    start_scale = np.hypot(leading, sigmas.max()) * levels.signal[0]
+    transfer = _transfer(config, levels.before, levels.after)
     return samplers.Sampler(
-        samplers.ddim, samplers.Steps(start_scale, timesteps, _transfer(config, levels))
+        samplers.ddim, samplers.Steps(start_scale, timesteps, transfer)
     )
 
 
@@ -156,8 +155,8 @@ def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.S
     levels = noise_levels.levels_of(
         np.append(sigmas, noise_levels.last_sigma(config, table))
     )
-    signal, noise = (x[:-1] for x in levels)
-    next_signal, next_noise = (x[1:] for x in levels)
+    signal, noise = levels.before
+    next_signal, next_noise = levels.after
     x0, _ = _x0_and_eps(config, signal, noise)
     step = samplers.TwoStep(
         denoise=x0,
@@ -185,14 +184,35 @@ def _extrapolation(
     return extrapolation
 
 
+def _fixed_strides(
+    config: Mapping[str, Any],
+    starts: np.ndarray,
+    num_steps: int,
+    set_alpha_to_one: bool,
+) -> samplers.Transfer:
+    """Steps from whole timesteps, each T // N down: diffusers', whatever the spacing.
+
+    Where the timesteps are spaced otherwise, a step ends beside the level that the next
+    one takes its latents to have.
+    """
+    ends = starts - _stride(config, num_steps)
+    return _transfer(
+        config,
+        noise_levels.levels_at(config, starts, set_alpha_to_one),
+        noise_levels.levels_at(config, ends, set_alpha_to_one),
+    )
+
+
+def _stride(config: Mapping[str, Any], num_steps: int) -> int:
+    return len(read_alphas_cumprod(config)) // num_steps
+
+
 def _transfer(
-    config: Mapping[str, Any], levels: noise_levels.Levels
+    config: Mapping[str, Any], start: noise_levels.Levels, end: noise_levels.Levels
 ) -> samplers.Transfer:
     """signal_s x_0 + noise_s eps as factors of x_t and of the prediction."""
-    x0, eps = _x0_and_eps(config, levels.signal[:-1], levels.noise[:-1])
-    return jax.tree.map(
-        lambda x0, eps: levels.signal[1:] * x0 + levels.noise[1:] * eps, x0, eps
-    )
+    x0, eps = _x0_and_eps(config, start.signal, start.noise)
+    return jax.tree.map(lambda x0, eps: end.signal * x0 + end.noise * eps, x0, eps)
 
 
 def _x0_and_eps(
