@@ -130,7 +130,7 @@ def initialize_from(arguments, file):
 def narrow_embedding(arguments, folder):
     concept_folder.export_concept(
         folder / "word",
-        find.Embedding("<toy>", np.ones((1, 7), np.float32)),
+        find.Embedding("<toy>", {"text_encoder": np.ones((1, 7), np.float32)}),
         "object",
         np.zeros((1, 8, 8, 3), np.uint8),
     )

@@ -337,7 +337,10 @@ def test_a_full_disk_during_an_export_keeps_the_last_one(tmp_path):
         rows = np.full((1, width), value, np.float32)
         with atomic.one_line_errors("output_dir", "make room"):
             concept_folder.export_concept(
-                tmp_path, find.Embedding("<toy>", rows), "object", pictures
+                tmp_path,
+                find.Embedding("<toy>", {"text_encoder": rows}),
+                "object",
+                pictures,
             )
 
     write(1.0, 8)

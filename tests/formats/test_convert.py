@@ -18,7 +18,13 @@ PROVENANCE = {"base_model": "owner/name", "steps": "300", "version": "0.1.0"}
 
 def learned(vectors: int = 2, width: int = 768) -> Embedding:
     rows = np.random.default_rng(0).standard_normal((vectors, width), np.float32)
-    return Embedding(TOKEN, rows, provenance=PROVENANCE)
+    return Embedding(TOKEN, {"text_encoder": rows}, provenance=PROVENANCE)
+
+
+def with_second(second: np.ndarray) -> Embedding:
+    """The word with rows for SDXL's second text encoder."""
+    rows = {**learned().rows, "text_encoder_2": second}
+    return learned()._replace(rows=rows)
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def test_the_commands_need_neither_torch_nor_jax(folder, tmp_path):
     assert converted.code == 0, converted.stderr
     assert converted.stderr == f"wrote {output} (a1111, from diffusers)\n"
     assert inspected.code == 0, inspected.stderr
-    norms = np.linalg.norm(learned().rows, axis=1)
+    norms = np.linalg.norm(learned().rows["text_encoder"], axis=1)
     assert inspected.stdout.splitlines() == [
         f"file: {output}",
         "format: a1111 (AUTOMATIC1111)",
@@ -73,7 +79,8 @@ def test_every_format_is_written_under_its_usual_name(folder, tmp_path, name):
     assert file.parent == tmp_path / "new" and file.stem == "learned_embeds"
     assert file.suffix == next(iter(registry.FORMATS[name].suffixes))
     np.testing.assert_array_equal(
-        load_embedding(file).rows, learned(1 if flat else 2).rows
+        load_embedding(file).rows["text_encoder"],
+        learned(1 if flat else 2).rows["text_encoder"],
     )
 
 
@@ -127,7 +134,7 @@ def test_what_is_given_without_its_name_is_required():
 
 def test_inspect_shows_both_encoders_of_sdxl(tmp_path):
     second = np.ones((2, 1280), np.float32)
-    registry.write(tmp_path, "sdxl", learned()._replace(rows_2=second))
+    registry.write(tmp_path, "sdxl", with_second(second))
     lines = describe.describe(file=tmp_path).splitlines()
     assert "width: 768 and 1280" in lines and "fits: SDXL" in lines
     assert lines[6].endswith("; 35.777, 35.777")
@@ -158,7 +165,7 @@ def test_inspect_finds_the_nearest_words(tiny_model, tmp_path):
     [toy, red] = initializer_ids(tokenizer, "toy red")[:2]
     # Cosine looks at directions: other lengths, the same words.
     rows = np.asarray(table)[[toy, red]] * np.float32([[3], [0.5]])
-    registry.write(tmp_path, "diffusers", Embedding(TOKEN, rows))
+    registry.write(tmp_path, "diffusers", Embedding(TOKEN, {"text_encoder": rows}))
     shown = describe.describe(file=tmp_path, model=str(tiny_model))
     found = [line.split(": ")[1] for line in shown.splitlines() if "nearest to" in line]
     assert len(found) == 2
@@ -175,7 +182,7 @@ def test_inspect_refuses_a_model_of_another_family(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"width 768 \(Stable Diffusion 1\.x\)"):
         describe.describe(file=tmp_path, model=str(tiny_model))
     second = np.ones((2, 1280), np.float32)
-    registry.write(tmp_path, "diffusers", learned()._replace(rows_2=second))
+    registry.write(tmp_path, "diffusers", with_second(second))
     with pytest.raises(UserError, match="is for SDXL"):
         describe.describe(file=tmp_path, model=str(tiny_model))
 
@@ -185,7 +192,7 @@ def test_a_strangers_metadata_cannot_spoil_the_terminal(tmp_path):
 
     file = tmp_path / "odd.safetensors"
     metadata = {"\x1b[31mred": "a\nfake: line", "long": "x" * 10_000}
-    safetensors.numpy.save_file({"a": learned().rows}, file, metadata)
+    safetensors.numpy.save_file({"a": learned().rows["text_encoder"]}, file, metadata)
     shown = describe.describe(file=file)
     assert "\x1b" not in shown and "\nfake" not in shown
     assert max(map(len, shown.splitlines())) < 250

@@ -33,7 +33,12 @@ def flat_pictures(count: int, size: int = 16) -> np.ndarray:
 
 def export(folder: Path, vectors: int = 2, pictures: int = 2) -> np.ndarray:
     rows = random_rows(vectors)
-    export_concept(folder, Embedding(TOKEN, rows), "object", flat_pictures(pictures))
+    export_concept(
+        folder,
+        Embedding(TOKEN, {"text_encoder": rows}),
+        "object",
+        flat_pictures(pictures),
+    )
     return rows
 
 
@@ -76,7 +81,7 @@ def test_a_concept_folder_holds_what_the_concepts_library_has(tmp_path):
 
 
 def test_a_style_and_a_foreign_word_are_written_as_they_are(tmp_path):
-    embedding = Embedding("<käse-ń>", random_rows(1))
+    embedding = Embedding("<käse-ń>", {"text_encoder": random_rows(1)})
     export_concept(tmp_path, embedding, "style", flat_pictures(1))
     assert (tmp_path / "token_identifier.txt").read_bytes() == "<käse-ń>".encode()
     assert (tmp_path / "type_of_concept.txt").read_bytes() == b"style"
@@ -102,10 +107,12 @@ def test_safetensors_has_one_key_with_rows_in_two_dimensions(tmp_path, vectors):
 
 def test_rows_are_written_by_value_whatever_their_memory_order(tmp_path):
     rows = random_rows(3)
-    embedding = Embedding(TOKEN, np.asfortranarray(rows))
+    embedding = Embedding(TOKEN, {"text_encoder": np.asfortranarray(rows)})
     export_concept(tmp_path, embedding, "object", flat_pictures(1))
     for name in FILES:
-        np.testing.assert_array_equal(load_embedding(tmp_path / name).rows, rows)
+        np.testing.assert_array_equal(
+            load_embedding(tmp_path / name).rows["text_encoder"], rows
+        )
 
 
 def test_pictures_are_jpegs_of_the_training_pictures(tmp_path):
@@ -133,7 +140,9 @@ def test_a_second_export_leaves_nothing_of_the_first(tmp_path):
     pictures = {file.name for file in (tmp_path / "concept_images").iterdir()}
     assert pictures == {"0.jpeg", "1.jpeg", "my own.jpeg"}
     for name in FILES:
-        np.testing.assert_array_equal(load_embedding(tmp_path / name).rows, rows)
+        np.testing.assert_array_equal(
+            load_embedding(tmp_path / name).rows["text_encoder"], rows
+        )
 
 
 def test_a_failed_export_leaves_the_earlier_file_whole(tmp_path, monkeypatch):
@@ -146,7 +155,9 @@ def test_a_failed_export_leaves_the_earlier_file_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_zip, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         export(tmp_path, vectors=5)
-    np.testing.assert_array_equal(load_embedding(tmp_path / FILES[0]).rows, rows)
+    np.testing.assert_array_equal(
+        load_embedding(tmp_path / FILES[0]).rows["text_encoder"], rows
+    )
     assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
 
 
@@ -214,7 +225,9 @@ def test_a_folder_gives_its_safetensors_and_else_its_bin(tmp_path):
 @pytest.mark.parametrize("write", [write_bin, write_safetensors])
 def test_other_precisions_are_read_as_float32(tmp_path, write, dtype, key):
     rows = random_rows(2).astype(np.dtype(dtype))
-    found = load_embedding(write(tmp_path / "precise", {key: rows})).rows
+    found = load_embedding(write(tmp_path / "precise", {key: rows})).rows[
+        "text_encoder"
+    ]
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, rows.astype(np.float32))
 
@@ -230,7 +243,7 @@ def test_what_torch_writes_is_read(tmp_path, dtype):
     for name in FILES:
         found = load_embedding(tmp_path / name)
         assert found.token == TOKEN
-        np.testing.assert_array_equal(found.rows, rows.float().numpy())
+        np.testing.assert_array_equal(found.rows["text_encoder"], rows.float().numpy())
 
 
 @pytest.mark.parametrize(
@@ -251,7 +264,7 @@ def test_a_safetensors_header_of_any_length_is_known(tmp_path, length):
     header = json.dumps({TOKEN: entry}).encode().ljust(length)
     path = tmp_path / "padded.safetensors"
     path.write_bytes(struct.pack("<Q", length) + header + rows.tobytes())
-    np.testing.assert_array_equal(load_embedding(path).rows, rows)
+    np.testing.assert_array_equal(load_embedding(path).rows["text_encoder"], rows)
 
 
 # What is refused

@@ -523,7 +523,7 @@ def test_rows_that_were_trained_on_another_device_are_read(tmp_path, how, held, 
     (tmp_path / "toy.pt").write_bytes(in_zip(body, ROWS.tobytes()))
     found = registry.read(tmp_path / "toy.pt")
     assert (found.format, found.embedding.token) == (layout, "<toy>")
-    assert found.embedding.rows.tobytes() == ROWS.tobytes()
+    assert found.embedding.rows["text_encoder"].tobytes() == ROWS.tobytes()
 
 
 # modules/safe.py of AUTOMATIC1111 1.6.
@@ -539,7 +539,9 @@ WRITTEN = [
 
 @pytest.mark.parametrize(("layout", "file"), WRITTEN)
 def test_automatic1111_allows_every_entry_of_the_zip(tmp_path, layout, file):
-    registry.write(tmp_path / file, layout, Embedding("<toy>", ROWS[:1]))
+    registry.write(
+        tmp_path / file, layout, Embedding("<toy>", {"text_encoder": ROWS[:1]})
+    )
     entries = zipfile.ZipFile(tmp_path / file).namelist()
     assert len(entries) == 3
     assert all(map(ALLOWED_ENTRY.fullmatch, entries)), entries
@@ -548,7 +550,9 @@ def test_automatic1111_allows_every_entry_of_the_zip(tmp_path, layout, file):
 @pytest.mark.parametrize(("layout", "file"), WRITTEN)
 def test_torch_loads_the_zip_as_little_endian(tmp_path, layout, file):
     torch = pytest.importorskip("torch")
-    registry.write(tmp_path / file, layout, Embedding("<toy>", ROWS[:1]))
+    registry.write(
+        tmp_path / file, layout, Embedding("<toy>", {"text_encoder": ROWS[:1]})
+    )
     data = torch.load(tmp_path / file, weights_only=layout != "rinongal")
     rows = next(iter(data.get("string_to_param", data).values()))
     assert rows.detach().numpy().tobytes() == ROWS[:1].tobytes()

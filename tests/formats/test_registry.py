@@ -22,6 +22,7 @@ from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
 
 TOKEN = "<duck-toy>"
+FIRST, SECOND = "text_encoder", "text_encoder_2"
 PROVENANCE = {"version": "0.1.0", "base_model": "owner/name", "steps": "300"}
 ONE_ENCODER = [name for name in registry.FORMATS if name != "sdxl"]
 FLAT = ["diffusers-flat", "flax"]
@@ -29,7 +30,9 @@ FLAT = ["diffusers-flat", "flax"]
 FILES = [
     (name, suffix) for name in ONE_ENCODER for suffix in registry.FORMATS[name].suffixes
 ]
-TWO_ENCODERS = [name for name, form in registry.FORMATS.items() if form.holds_two]
+TWO_ENCODERS = [
+    name for name, form in registry.FORMATS.items() if form.num_encoders == 2
+]
 
 
 def rows_of(vectors: int, width: int, seed: int = 0) -> np.ndarray:
@@ -38,12 +41,12 @@ def rows_of(vectors: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def one_encoder(vectors: int = 2, width: int = 768) -> Embedding:
-    return Embedding(TOKEN, rows_of(vectors, width), provenance=PROVENANCE)
+    return Embedding(TOKEN, {FIRST: rows_of(vectors, width)}, PROVENANCE)
 
 
 def two_encoders(vectors: int = 2) -> Embedding:
     first, second = rows_of(vectors, 768), rows_of(vectors, 1280, seed=1)
-    return Embedding(TOKEN, first, second, PROVENANCE)
+    return Embedding(TOKEN, {FIRST: first, SECOND: second}, PROVENANCE)
 
 
 def refusal(path: Path, token: str | None = None) -> str:
@@ -55,13 +58,11 @@ def refusal(path: Path, token: str | None = None) -> str:
 
 
 def assert_same_rows(found: Embedding, wanted: Embedding) -> None:
-    assert found.rows.tobytes() == wanted.rows.tobytes()
-    assert found.rows.dtype == np.float32 and found.rows.shape == wanted.rows.shape
-    assert found.rows.flags.c_contiguous and found.rows.flags.writeable
-    if wanted.rows_2 is None:
-        assert found.rows_2 is None
-    else:
-        assert found.rows_2.tobytes() == wanted.rows_2.tobytes()
+    assert list(found.rows) == list(wanted.rows)
+    for rows, same in zip(found.rows.values(), wanted.rows.values(), strict=True):
+        assert rows.tobytes() == same.tobytes()
+        assert rows.dtype == np.float32 and rows.shape == same.shape
+        assert rows.flags.c_contiguous and rows.flags.writeable
 
 
 # What programs load
@@ -117,7 +118,7 @@ def test_diffusers_loads_it(write, diffusers_loads, name, file, vectors):
     wanted = one_encoder(vectors)
     found = diffusers_loads(write(name, wanted, file))
     assert list(found) == [TOKEN, *(f"{TOKEN}_{i}" for i in range(1, vectors))]
-    np.testing.assert_array_equal(list(found.values()), wanted.rows)
+    np.testing.assert_array_equal(list(found.values()), wanted.rows[FIRST])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -125,7 +126,7 @@ def test_diffusers_loads_the_two_files_of_sdxl(tmp_path, diffusers_loads, suffix
     wanted = two_encoders()
     files = registry.write(tmp_path / f"learned_embeds.{suffix}", "diffusers", wanted)
     assert [file.stem for file in files] == ["learned_embeds", "learned_embeds_2"]
-    for file, rows in zip(files, (wanted.rows, wanted.rows_2), strict=True):
+    for file, rows in zip(files, wanted.rows.values(), strict=True):
         np.testing.assert_array_equal(list(diffusers_loads(file).values()), rows)
 
 
@@ -137,7 +138,7 @@ def test_diffusers_takes_either_half_of_an_sdxl_file_as_a_dictionary(write):
 
     wanted = two_encoders()
     halves = load_file(write("sdxl", wanted))
-    for key, rows in (("clip_l", wanted.rows), ("clip_g", wanted.rows_2)):
+    for key, rows in (("clip_l", wanted.rows[FIRST]), ("clip_g", wanted.rows[SECOND])):
         [found] = loaders.load_textual_inversion_state_dicts([halves[key]])
         np.testing.assert_array_equal(found.numpy(), rows)
 
@@ -161,7 +162,7 @@ def test_automatic1111_loads_it(write, name, file, width):
     # A1111 opens a .pt with an unpickler of its own that knows ParameterDict.
     with torch.serialization.safe_globals([torch.nn.ParameterDict]):
         found = peer_loaders.automatic1111(write(name, wanted, file), width)
-    np.testing.assert_array_equal(found["clip_l"], wanted.rows)
+    np.testing.assert_array_equal(found["clip_l"], wanted.rows[FIRST])
 
 
 @pytest.mark.parametrize("name", ["sdxl", "kohya", "invokeai", "onetrainer"])
@@ -175,9 +176,12 @@ def test_automatic1111_comfyui_invokeai_and_kohya_load_sdxl(write, name):
         peer_loaders.kohya_sdxl,
     ):
         found = load(file)
-        np.testing.assert_array_equal(found["clip_l"], wanted.rows)
-        np.testing.assert_array_equal(found["clip_g"], wanted.rows_2)
-    for encoder, rows in (("clip_l", wanted.rows), ("clip_g", wanted.rows_2)):
+        np.testing.assert_array_equal(found["clip_l"], wanted.rows[FIRST])
+        np.testing.assert_array_equal(found["clip_g"], wanted.rows[SECOND])
+    for encoder, rows in (
+        ("clip_l", wanted.rows[FIRST]),
+        ("clip_g", wanted.rows[SECOND]),
+    ):
         found = peer_loaders.comfyui(file, encoder, rows.shape[1])
         np.testing.assert_array_equal(found, rows)
 
@@ -200,7 +204,7 @@ def test_comfyui_loads_it(write, name, file):
     pytest.importorskip("torch")
     wanted = one_encoder(vectors=1 if name in FLAT else 2)
     found = peer_loaders.comfyui(write(name, wanted, file), "clip_l", 768)
-    np.testing.assert_array_equal(found, wanted.rows)
+    np.testing.assert_array_equal(found, wanted.rows[FIRST])
 
 
 @pytest.mark.parametrize("width", [768, 1024])
@@ -217,7 +221,7 @@ def test_invokeai_knows_the_base_model_and_loads_it(write, name, file, vectors, 
     pytest.importorskip("torch")
     wanted = one_encoder(vectors, width)
     found = peer_loaders.invokeai(write(name, wanted, file))
-    np.testing.assert_array_equal(found["clip_l"], wanted.rows)
+    np.testing.assert_array_equal(found["clip_l"], wanted.rows[FIRST])
 
 
 @pytest.mark.parametrize(
@@ -229,15 +233,15 @@ def test_invokeais_own_loader_loads_it(write, name, file):
     theirs = pytest.importorskip("invokeai.backend.textual_inversion")
     wanted = one_encoder()
     found = theirs.TextualInversionModelRaw.from_checkpoint(write(name, wanted, file))
-    np.testing.assert_array_equal(found.embedding.detach().numpy(), wanted.rows)
+    np.testing.assert_array_equal(found.embedding.detach().numpy(), wanted.rows[FIRST])
 
 
 def test_invokeais_own_loader_loads_sdxl(write):
     theirs = pytest.importorskip("invokeai.backend.textual_inversion")
     wanted = two_encoders()
     found = theirs.TextualInversionModelRaw.from_checkpoint(write("invokeai", wanted))
-    np.testing.assert_array_equal(found.embedding.numpy(), wanted.rows_2)
-    np.testing.assert_array_equal(found.embedding_2.numpy(), wanted.rows)
+    np.testing.assert_array_equal(found.embedding.numpy(), wanted.rows[SECOND])
+    np.testing.assert_array_equal(found.embedding_2.numpy(), wanted.rows[FIRST])
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_kohya_loads_it(write, name, file):
     pytest.importorskip("torch")
     wanted = one_encoder()
     found = peer_loaders.kohya(write(name, wanted, file))
-    np.testing.assert_array_equal(found, wanted.rows)
+    np.testing.assert_array_equal(found, wanted.rows[FIRST])
 
 
 @pytest.mark.parametrize(
@@ -263,14 +267,16 @@ def test_onetrainer_loads_it(write, name, file):
     pytest.importorskip("torch")
     wanted = one_encoder()
     found = peer_loaders.onetrainer(write(name, wanted, file))
-    np.testing.assert_array_equal(found, wanted.rows)
+    np.testing.assert_array_equal(found, wanted.rows[FIRST])
 
 
 def test_onetrainer_finds_it_bundled_by_its_placeholder(write):
     wanted = two_encoders()
     found = safetensors.numpy.load_file(write("onetrainer-bundle", wanted))
     assert set(found) == {f"bundle_emb.{TOKEN}.clip_l", f"bundle_emb.{TOKEN}.clip_g"}
-    np.testing.assert_array_equal(found[f"bundle_emb.{TOKEN}.clip_g"], wanted.rows_2)
+    np.testing.assert_array_equal(
+        found[f"bundle_emb.{TOKEN}.clip_g"], wanted.rows[SECOND]
+    )
 
 
 def test_the_original_code_loads_it(write):
@@ -278,7 +284,7 @@ def test_the_original_code_loads_it(write):
     wanted = one_encoder()
     found = peer_loaders.rinongal(write("rinongal", wanted))
     assert list(found) == [TOKEN]
-    np.testing.assert_array_equal(found[TOKEN], wanted.rows)
+    np.testing.assert_array_equal(found[TOKEN], wanted.rows[FIRST])
 
 
 @pytest.mark.parametrize("make", [one_encoder, two_encoders])
@@ -286,15 +292,15 @@ def test_replicate_loads_it(write, make):
     wanted = make()
     rows, shorthand = peer_loaders.replicate(write("replicate", wanted))
     assert shorthand == {TOKEN: "<s0><s1>"}
-    np.testing.assert_array_equal(rows["clip_l"], wanted.rows)
-    assert ("clip_g" in rows) == (wanted.rows_2 is not None)
+    np.testing.assert_array_equal(rows["clip_l"], wanted.rows[FIRST])
+    assert ("clip_g" in rows) == (SECOND in wanted.rows)
 
 
 def test_the_flax_scripts_file_is_a_flat_row_by_its_token(write):
     wanted = one_encoder(vectors=1)
     found = peer_loaders.flax_script(write("flax", wanted))
     assert list(found) == [TOKEN] and found[TOKEN].shape == (768,)
-    np.testing.assert_array_equal(found[TOKEN], wanted.rows[0])
+    np.testing.assert_array_equal(found[TOKEN], wanted.rows[FIRST][0])
 
 
 # What programs write
@@ -316,7 +322,7 @@ def test_what_automatic1111_writes_is_read(tmp_path):
     assert (found.format, found.embedding.token) == ("a1111", "my-duck")
     assert found.metadata["step"] == 499
     assert found.metadata["sd_checkpoint_name"] == "v1-5-pruned"
-    np.testing.assert_array_equal(found.embedding.rows, rows)
+    np.testing.assert_array_equal(found.embedding.rows[FIRST], rows)
 
 
 def test_what_automatic1111_writes_into_a_picture_is_read(tmp_path):
@@ -334,7 +340,7 @@ def test_what_automatic1111_writes_into_a_picture_is_read(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "duck.png", pnginfo=info)
     found = registry.read(tmp_path / "duck.png")
     assert (found.format, found.embedding.token) == ("a1111-png", "my-duck")
-    np.testing.assert_array_equal(found.embedding.rows, rows)
+    np.testing.assert_array_equal(found.embedding.rows[FIRST], rows)
 
 
 def test_what_the_original_code_writes_is_read(tmp_path):
@@ -347,7 +353,7 @@ def test_what_the_original_code_writes_is_read(tmp_path):
     torch.save(data, tmp_path / "embeddings_gs-6099.pt")
     found = registry.read(tmp_path / "embeddings_gs-6099.pt")
     assert (found.format, found.embedding.token) == ("rinongal", "duck")
-    np.testing.assert_array_equal(found.embedding.rows, rows)
+    np.testing.assert_array_equal(found.embedding.rows[FIRST], rows)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
@@ -366,7 +372,7 @@ def test_what_the_flax_script_writes_is_read(tmp_path, protocol, module):
     (tmp_path / "learned_embeds.npy").write_bytes(header + program)
     found = registry.read(tmp_path / "learned_embeds.npy")
     assert (found.format, found.embedding.token) == ("flax", TOKEN)
-    np.testing.assert_array_equal(found.embedding.rows, [row])
+    np.testing.assert_array_equal(found.embedding.rows[FIRST], [row])
 
 
 @pytest.mark.parametrize(
@@ -397,8 +403,8 @@ def test_rows_without_a_token_are_named_after_the_file(
     found = registry.read(file)
     assert (found.format, found.embedding.token) == (name, "my duck")
     first, *second = arrays.values()
-    np.testing.assert_array_equal(found.embedding.rows, first)
-    assert (found.embedding.rows_2 is not None) == bool(second)
+    np.testing.assert_array_equal(found.embedding.rows[FIRST], first)
+    assert (SECOND in found.embedding.rows) == bool(second)
 
 
 def test_replicates_token_is_in_the_file_beside_it(tmp_path):
@@ -429,8 +435,8 @@ def test_a_bundle_of_any_length_is_read_by_its_header(tmp_path):
     assert file.stat().st_size > safetensors_file.MAX_FILE_BYTES
     assert "'<a.b>, <c>'" in refusal(file)
     found = load_embedding(file, "<c>")
-    np.testing.assert_array_equal(found.rows, tensors["bundle_emb.<c>.clip_l"])
-    assert load_embedding(file, "<a.b>").rows.shape == (1, 768)
+    np.testing.assert_array_equal(found.rows[FIRST], tensors["bundle_emb.<c>.clip_l"])
+    assert load_embedding(file, "<a.b>").rows[FIRST].shape == (1, 768)
     assert "where one is needed" in refusal(file, "<d>")
 
 
@@ -441,7 +447,7 @@ def test_several_words_in_one_file_need_a_choice(tmp_path):
     message = refusal(tmp_path / "two.pt")
     assert "holds 2 words ('<a>, <b>') where one is needed" in message
     assert "--token" in message
-    assert len(load_embedding(tmp_path / "two.pt", "<b>").rows) == 2
+    assert load_embedding(tmp_path / "two.pt", "<b>").num_vectors == 2
 
 
 # Round trips
@@ -543,10 +549,10 @@ def test_kohyas_metadata_follow_modelspec(
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, form in registry.FORMATS.items() if not form.holds_two]
+    "name", [n for n, form in registry.FORMATS.items() if form.num_encoders == 1]
 )
 def test_sdxl_is_not_squeezed_into_one_encoder(tmp_path, name):
-    with pytest.raises(UserError, match=r"two text encoders \(SDXL\).*convert to"):
+    with pytest.raises(UserError, match=r"2 text encoders \(SDXL\).*convert to"):
         registry.write(tmp_path, name, two_encoders(1))
 
 
@@ -570,7 +576,7 @@ def test_half_an_sdxl_pair_or_a_wrong_half_is_refused(tmp_path):
     assert "not the other half" in refusal(tmp_path / "learned_embeds.safetensors")
     safetensors.numpy.save_file({TOKEN: rows_of(3, 1280)}, second)
     message = refusal(tmp_path / "learned_embeds.safetensors")
-    assert "2 vectors for one text encoder and 3" in message
+    assert "2 and 3 vectors for its text encoders" in message
 
 
 @pytest.mark.parametrize(
@@ -581,7 +587,7 @@ def test_half_an_sdxl_pair_or_a_wrong_half_is_refused(tmp_path):
         ({"clip_g": (2, 1280)}, "known format"),
         ({"t5xxl": (2, 4096)}, "known format"),
         ({"bundle_emb.<a>.t5": (2, 4096)}, "'t5' beside CLIP's rows"),
-        ({"bundle_emb.<a>.clip_g": (2, 1280)}, "a NoneType in place of rows"),
+        ({"bundle_emb.<a>.clip_g": (2, 1280)}, "rows for text_encoder_2 alone"),
         ({"emb_params": (226, 8)}, "226 vectors of width 8"),
         ({"emb_params": (2, 8193)}, "2 vectors of width 8193"),
     ],
@@ -739,5 +745,7 @@ def test_any_bytes_give_finite_rows_or_one_line(every_file, file, edits):
     except UserError as error:
         assert "\n" not in str(error)
     else:
-        assert found.token.strip() and found.rows.ndim == 2
-        assert found.rows.dtype == np.float32 and np.isfinite(found.rows).all()
+        assert found.token.strip()
+        for rows in found.rows.values():
+            assert rows.ndim == 2 and rows.dtype == np.float32
+            assert np.isfinite(rows).all()

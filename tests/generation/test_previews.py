@@ -117,7 +117,9 @@ def read_samples(folder):
 
 def test_previews_do_not_change_what_is_learned(run, settings):
     learned = learn(settings, validation_steps=1, report_to="none")
-    np.testing.assert_array_equal(learned.rows, run.learned.rows)
+    np.testing.assert_array_equal(
+        learned.rows["text_encoder"], run.learned.rows["text_encoder"]
+    )
     ours, theirs = (
         lines(folder / metrics_log.METRICS_NAME, "examples_per_second")
         for folder in (settings["output_dir"], run.folder)
@@ -159,12 +161,12 @@ def test_a_second_preview_does_not_compile_again(run):
 def test_previews_are_what_generate_makes_of_the_word(
     name, run, tiny_model, tmp_path, settings
 ):
-    rows = run.learned.rows
+    rows = run.learned.rows["text_encoder"]
     if name == "step_000000":
         [rows] = first_rows(tiny_model, settings)
     concept_folder.export_concept(
         tmp_path,
-        find.Embedding("<toy>", rows),
+        find.Embedding("<toy>", {"text_encoder": rows}),
         "object",
         np.zeros((1, 8, 8, 3), np.uint8),
     )
@@ -305,10 +307,10 @@ def test_the_numbers_of_a_validation_are_those_of_the_rows(run, tiny_model, sett
     [initial] = first_rows(tiny_model, settings)
     first, *_, last = lines(run.folder / metrics_log.VALIDATION_NAME)
     assert first["distance"] == [0, 0]
-    moved = np.linalg.norm(run.learned.rows - initial, axis=1)
+    moved = np.linalg.norm(run.learned.rows["text_encoder"] - initial, axis=1)
     np.testing.assert_allclose(last["distance"], moved, rtol=1e-5)
     metrics = lines(run.folder / metrics_log.METRICS_NAME)
-    norms = np.linalg.norm(run.learned.rows, axis=1)
+    norms = np.linalg.norm(run.learned.rows["text_encoder"], axis=1)
     np.testing.assert_allclose(metrics[-1]["row_norm"], norms, rtol=1e-5)
     # The first step starts at the initial rows and goes 0.3 in each of 32 directions.
     np.testing.assert_allclose(metrics[0]["row_step"], 0.3 * 32**0.5, rtol=1e-2)

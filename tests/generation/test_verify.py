@@ -40,7 +40,7 @@ def torch():
 def test_a_sound_export_agrees_in_everything(
     torch, rows, tmp_path, capsys, monkeypatch
 ):
-    registry.write(tmp_path, "diffusers", Embedding(TOKEN, rows))
+    registry.write(tmp_path, "diffusers", Embedding(TOKEN, {"text_encoder": rows}))
     arguments = [
         *("verify", str(tmp_path), "--model", str(settings.MODEL)),
         *("--prompt", f"a photo of a {TOKEN}", "--steps", str(STEPS), "--seed", "5"),
@@ -62,7 +62,9 @@ def test_a_text_encoder_that_differs_is_told_and_ends_in_code_1(
 ):
     import transformers
 
-    registry.write(tmp_path / "cat.pt", "a1111", Embedding(TOKEN, rows))
+    registry.write(
+        tmp_path / "cat.pt", "a1111", Embedding(TOKEN, {"text_encoder": rows})
+    )
     arguments = ["verify", str(tmp_path / "cat.pt"), "--model", str(settings.MODEL)]
     monkeypatch.setattr(sys, "argv", arguments)
     forward = transformers.CLIPTextModel.forward
@@ -89,7 +91,7 @@ def test_a_text_encoder_that_differs_is_told_and_ends_in_code_1(
     ],
 )
 def test_what_diffusers_does_not_read_is_told(torch, rows, tmp_path, name, words):
-    registry.write(tmp_path, name, Embedding(TOKEN, rows))
+    registry.write(tmp_path, name, Embedding(TOKEN, {"text_encoder": rows}))
     [check] = verify.verify(source=tmp_path, model=settings.MODEL)
     assert not check.agrees
     assert words in check.text and "convert it to diffusers" in check.text

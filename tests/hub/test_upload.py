@@ -71,7 +71,9 @@ def server(monkeypatch, tmp_path, waits):
 def folder(tmp_path):
     """What a run leaves, and much that is nobody else's business."""
     folder = tmp_path / "my-duck"
-    learned = Embedding(TOKEN, ROWS, provenance={"base_model": "owner/base"})
+    learned = Embedding(
+        TOKEN, {"text_encoder": ROWS}, provenance={"base_model": "owner/base"}
+    )
     pictures = np.full((2, 16, 16, 3), 90, np.uint8)
     concept_folder.export_concept(folder, learned, "object", pictures)
     model_card.write(folder, learned, "object", "owner/base", "mit")
@@ -193,7 +195,7 @@ def test_a_wrong_token_is_told_and_not_shown(server, folder, caplog, monkeypatch
 
 
 def test_a_card_that_the_hub_does_not_take_is_told(server, folder, waits):
-    learned = Embedding(TOKEN, ROWS)
+    learned = Embedding(TOKEN, {"text_encoder": ROWS})
     model_card.write(folder, learned, "object", None, "my own licence")
     with pytest.raises(UserError, match='"license" must be one of') as caught:
         upload.push(folder, concept_folder.concept_files(folder), "my-duck")
@@ -286,7 +288,9 @@ def test_a_run_checks_before_it_starts_and_uploads_when_it_ends(
     results.check(run_config)
     assert server.requests[-1] == "GET /api/whoami-v2"
     assert not server.repositories
-    learned = Embedding(TOKEN, ROWS, provenance={"base_model": "owner/base"})
+    learned = Embedding(
+        TOKEN, {"text_encoder": ROWS}, provenance={"base_model": "owner/base"}
+    )
     results.write(run_config, learned, np.full((2, 16, 16, 3), 90, np.uint8))
     results.finish(run_config, base_model.open_model(str(MODEL)), None, learned)
     assert set(server.repositories["friends/duck"]) == OWN_FILES
@@ -324,7 +328,9 @@ def test_the_card_is_valid(server, tmp_path, base, license, word):
     """By huggingface_hub's ModelCard, which asks the Hub's rules of the server."""
     from huggingface_hub import ModelCard
 
-    learned = Embedding(word, ROWS, provenance={"base_model": "b", "steps": "3"})
+    learned = Embedding(
+        word, {"text_encoder": ROWS}, provenance={"base_model": "b", "steps": "3"}
+    )
     (tmp_path / "concept_images").mkdir()
     for number in (0, 2, 10):
         (tmp_path / "concept_images" / f"{number}.jpeg").touch()
@@ -345,7 +351,7 @@ def test_the_card_is_valid(server, tmp_path, base, license, word):
 
 
 def test_embeddings_are_read_by_their_hub_id(server, tmp_path):
-    concept = Embedding("<cat-toy>", ROWS[:1])
+    concept = Embedding("<cat-toy>", {"text_encoder": ROWS[:1]})
     concept_folder.export_concept(
         tmp_path / "c", concept, "object", np.zeros((1, 8, 8, 3), np.uint8)
     )
@@ -359,7 +365,7 @@ def test_embeddings_are_read_by_their_hub_id(server, tmp_path):
     server.repositories["me/other"] = {"deep/x.pt": files["learned_embeds.bin"]}
     found = find.load_embedding(name)
     assert found.token == "<cat-toy>"
-    np.testing.assert_array_equal(found.rows, ROWS[:1])
+    np.testing.assert_array_equal(found.rows["text_encoder"], ROWS[:1])
     assert not any("unet" in request for request in server.requests)
     assert find.load_embedding("me/other/deep/x.pt").token == "<cat-toy>"
     # What has been fetched serves without the Hub; what has not is told in one line.
@@ -390,9 +396,12 @@ def test_vectors_start_from_an_embedding_with_a_hub_id(server, folder, width):
         placeholder_token=TOKEN,
         initializer_embedding="me/duck",
     )
-    given = (settings.initializer_embedding, width, "initializer_embedding")
+    widths = {"text_encoder": width}
+    given = (settings.initializer_embedding, widths, "initializer_embedding")
     if width == 768:
-        np.testing.assert_array_equal(find.load_for_model(*given).rows, ROWS)
+        np.testing.assert_array_equal(
+            find.load_for_model(*given).rows["text_encoder"], ROWS
+        )
     else:
         with pytest.raises(UserError, match="initializer_embedding: me/duck has rows"):
             find.load_for_model(*given)

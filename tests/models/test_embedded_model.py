@@ -41,7 +41,7 @@ def test_pytorch_makes_the_same_pictures(num_vectors, name, tmp_path):
         jitter=1.0,
         seed=0,
     )
-    learned = find.Embedding("<bumbee>", rows)
+    learned = find.Embedding("<bumbee>", {"text_encoder": rows})
     concept_folder.export_concept(
         tmp_path, learned, "object", np.zeros((1, 8, 8, 3), np.uint8)
     )

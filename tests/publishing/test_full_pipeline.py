@@ -19,7 +19,8 @@ TOKEN = "<bumbee>"
 def learned(vectors: int) -> Embedding:
     width = base_model.open_model(str(MODEL)).text_encoder.config.hidden_size
     rng = np.random.default_rng(vectors)
-    return Embedding(TOKEN, rng.standard_normal((vectors, width), np.float32))
+    rows = rng.standard_normal((vectors, width), np.float32)
+    return Embedding(TOKEN, {"text_encoder": rows})
 
 
 def write(folder, vectors, model_folder=MODEL, variant=None):
@@ -59,7 +60,7 @@ def test_pytorch_loads_it_with_no_further_step(tmp_path, vectors):
 
 
 def test_our_own_code_loads_it_too(tmp_path):
-    rows = learned(2).rows
+    rows = learned(2).rows["text_encoder"]
     base = base_model.open_model(str(MODEL))
     model = base_model.open_model(str(write(tmp_path, 2)))
     size = base.text_encoder.config.vocab_size

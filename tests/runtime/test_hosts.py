@@ -167,7 +167,9 @@ def alone(small_model, tmp_path_factory):
     draw(folder / "pictures")
     (end,) = wait([start(TRAIN, folder, 0, 1, 0, *arguments(small_model), devices=1)])
     assert end.code == 0, end.stderr
-    return find.load_embedding(folder / "out" / find.SAFETENSORS_NAME).rows
+    return find.load_embedding(folder / "out" / find.SAFETENSORS_NAME).rows[
+        "text_encoder"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
     )
     for fsdp in ways.split():
         output = folders[0] / "out" / fsdp
-        rows = find.load_embedding(output / find.SAFETENSORS_NAME).rows
+        rows = find.load_embedding(output / find.SAFETENSORS_NAME).rows["text_encoder"]
         # Sums in another order: rounding of float32, once through Adam's quotient.
         np.testing.assert_allclose(rows, alone, rtol=0, atol=2e-6)
         lines = (output / "metrics.jsonl").read_text().splitlines()

@@ -125,7 +125,9 @@ def test_a_runs_own_config_repeats_it_bit_for_bit(learned, tmp_path):
         ["--config", str(folder / "config.yaml"), "--output_dir", str(tmp_path / "b")]
     )
     repeated = run.train_concepts(again, progress=False)[0]
-    np.testing.assert_array_equal(repeated.rows, embedding.rows)
+    np.testing.assert_array_equal(
+        repeated.rows["text_encoder"], embedding.rows["text_encoder"]
+    )
     for name in (find.BIN_NAME, find.SAFETENSORS_NAME, "metrics.jsonl"):
         ours, first = ((f / name).read_bytes() for f in (tmp_path / "b", folder))
         if name == "metrics.jsonl":
@@ -150,7 +152,7 @@ def test_exports_say_how_they_came_about(learned, tiny_model, pictures, tmp_path
     digest = hashlib.sha256(trained_on.tobytes()).hexdigest()
     assert found["pictures_sha256"] == digest
     settings = json.loads(found["settings"])
-    assert settings["num_vectors"] == len(embedding.rows)
+    assert settings["num_vectors"] == embedding.num_vectors
     assert settings["initializer_token"] == "toy"
     # Nothing of this machine travels with the rows or stands in the card.
     for text in (json.dumps(found), (folder / "README.md").read_text()):
@@ -164,7 +166,9 @@ def test_the_exported_rows_are_those_trained(learned):
     for name in (find.BIN_NAME, find.SAFETENSORS_NAME):
         read = find.load_embedding(folder / name)
         assert read.token == "<toy>"
-        np.testing.assert_array_equal(read.rows, embedding.rows)
+        np.testing.assert_array_equal(
+            read.rows["text_encoder"], embedding.rows["text_encoder"]
+        )
 
 
 @pytest.mark.parametrize("name", [find.BIN_NAME, find.SAFETENSORS_NAME])
@@ -174,7 +178,9 @@ def test_pytorch_conditions_on_the_word_as_we_do(learned, tiny_model, name):
     folder, embedding = learned
     if name == find.BIN_NAME:
         loaded = torch.load(folder / name, weights_only=True)
-        np.testing.assert_array_equal(loaded["<toy>"].numpy(), embedding.rows)
+        np.testing.assert_array_equal(
+            loaded["<toy>"].numpy(), embedding.rows["text_encoder"]
+        )
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         tiny_model, safety_checker=None
@@ -191,12 +197,15 @@ def test_pytorch_conditions_on_the_word_as_we_do(learned, tiny_model, name):
     tokenize = PromptTokenizer(
         load_tokenizer(tiny_model / "tokenizer"),
         model.text_encoder.config.vocab_size,
-        {"<toy>": len(embedding.rows)},
+        {"<toy>": embedding.num_vectors},
     )
     context = model.text_encoder.apply(
         {"params": model.load("text_encoder")},
         jnp.asarray(tokenize(PROMPTS)),
-        jnp.broadcast_to(embedding.rows, (len(PROMPTS), *embedding.rows.shape)),
+        jnp.broadcast_to(
+            embedding.rows["text_encoder"],
+            (len(PROMPTS), *embedding.rows["text_encoder"].shape),
+        ),
     )
     np.testing.assert_allclose(context, expected, atol=1e-5, rtol=1e-4)
 
@@ -211,7 +220,7 @@ def test_training_goes_on_from_an_embedding_file(
         output_dir=tmp_path,
         placeholder_token="<toy>",
         initializer_embedding=folder / find.BIN_NAME,
-        num_vectors=len(embedding.rows),
+        num_vectors=embedding.num_vectors,
         resolution=32,
         train_batch_size=8,
         max_train_steps=1,
@@ -219,16 +228,20 @@ def test_training_goes_on_from_an_embedding_file(
     )
     went_on = run.train_concepts(settings, progress=False)[0]
     # One step of Adam moves each number by the learning rate at most.
-    np.testing.assert_allclose(went_on.rows, embedding.rows, rtol=0, atol=2e-8)
+    np.testing.assert_allclose(
+        went_on.rows["text_encoder"], embedding.rows["text_encoder"], rtol=0, atol=2e-8
+    )
 
 
 def test_overwriting_replaces_the_files_of_a_run(tiny_model, pictures, tmp_path):
     tmp_path.joinpath("notes.txt").write_text("mine")
     first = learn(tiny_model, pictures, tmp_path, overwrite_output_dir=True)
     second = learn(tiny_model, pictures, tmp_path, overwrite_output_dir=True, seed=1)
-    assert not np.array_equal(first.rows, second.rows)
+    assert not np.array_equal(first.rows["text_encoder"], second.rows["text_encoder"])
     read = find.load_embedding(tmp_path / find.BIN_NAME)
-    np.testing.assert_array_equal(read.rows, second.rows)
+    np.testing.assert_array_equal(
+        read.rows["text_encoder"], second.rows["text_encoder"]
+    )
     assert tmp_path.joinpath("notes.txt").read_text() == "mine"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ti_flax.runtime.errors import UserError
-from ti_flax.text.embedding import NOTHING, Embedding
+from ti_flax.text.embedding import FIRST_ENCODER, NOTHING, Embedding
 
 # As safetensors names them.
 DTYPES = {
@@ -30,38 +30,42 @@ _MAX_TOKEN = 255
 _TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 
 
-class Word(NamedTuple):
+class RawWord(NamedTuple):
     """A learned word as it lies in a file: nothing about it has been checked.
 
-    The token is None where the format has no place for it.
+    The token is None where the format has no place for it; rows are by text encoder.
     """
 
     token: object
-    rows: object
-    rows_2: object = None
+    rows: dict[str, object]
 
 
 class Reading(NamedTuple):
     """What a format makes of a file: its words, and what it says about them."""
 
-    words: list[Word]
+    words: list[RawWord]
     metadata: Mapping[str, object] = NOTHING
 
 
-def checked(file: Path, word: Word, provenance: Mapping[str, str]) -> Embedding:
+def checked(file: Path, word: RawWord, provenance: Mapping[str, str]) -> Embedding:
     """The word as an embedding; without a token of its own, the file's name is it.
 
     Raises `UserError` when it is none.
     """
     token = word.token if isinstance(word.token, str) else file.stem
-    rows = _checked_rows(file, word.rows)
-    rows_2 = None if word.rows_2 is None else _checked_rows(file, word.rows_2)
-    if rows_2 is not None and len(rows) != len(rows_2):
+    if FIRST_ENCODER not in word.rows:
         raise UserError(
-            f"{file} has {len(rows)} vectors for one text encoder and {len(rows_2)} "
-            "for the other: expected as many; get it again"
+            f"{file} has rows for {' and '.join(word.rows)} alone: expected those of "
+            f"{FIRST_ENCODER} with them; get the whole file"
         )
-    return Embedding(checked_token(file, token), rows, rows_2, provenance)
+    rows = {name: _checked_rows(file, tensor) for name, tensor in word.rows.items()}
+    counts = [len(of_one) for of_one in rows.values()]
+    if len(set(counts)) != 1:
+        raise UserError(
+            f"{file} has {' and '.join(map(str, counts))} vectors for its text "
+            "encoders: expected as many for each; get it again"
+        )
+    return Embedding(checked_token(file, token), rows, provenance)
 
 
 def checked_token(file: Path | str, token: str) -> str:

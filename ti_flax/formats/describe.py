@@ -12,6 +12,7 @@ from ti_flax.config.fields import NameOrPath, OptionalName, OptionalNameOrPath, 
 from ti_flax.formats import find, pickle_machine, registry
 from ti_flax.formats.checks import shown
 from ti_flax.formats.refused import Refused
+from ti_flax.text.embedding import FIRST_ENCODER, Embedding
 
 USAGE = "FILE [--model NAME]"
 _NEAREST = 5
@@ -50,14 +51,16 @@ def describe(**keys: Any) -> str:
     checked = validation.validate(InspectKeys, keys, "with --key value")
     found = registry.read(find.find_file(checked.file), checked.token)
     learned = found.embedding
-    parts = [learned.rows] + ([] if learned.rows_2 is None else [learned.rows_2])
-    norms = [", ".join(f"{norm:.3f}" for norm in _norms(rows)) for rows in parts]
+    norms = [
+        ", ".join(f"{norm:.3f}" for norm in _norms(rows))
+        for rows in learned.rows.values()
+    ]
     lines = [
         f"file: {found.file}",
         f"format: {found.format} ({registry.FORMATS[found.format].program})",
         f"token: {learned.token}",
-        f"vectors: {len(learned.rows)}",
-        f"width: {' and '.join(str(rows.shape[1]) for rows in parts)}",
+        f"vectors: {learned.num_vectors}",
+        f"width: {' and '.join(map(str, learned.widths.values()))}",
         f"fits: {learned.family}",
         f"norms: {'; '.join(norms)}",
     ]
@@ -71,7 +74,7 @@ def describe(**keys: Any) -> str:
     return "\n".join(lines)
 
 
-def _settings(learned: find.Embedding) -> dict[str, object]:
+def _settings(learned: Embedding) -> dict[str, object]:
     """The settings of the run, which are JSON, each by itself."""
     try:
         settings = json.loads(learned.provenance["settings"])
@@ -85,23 +88,24 @@ def _norms(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, "K"]:
     return np.linalg.norm(rows, axis=1)
 
 
-def _nearest_words(learned: find.Embedding, keys: InspectKeys) -> list[str]:
+def _nearest_words(learned: Embedding, keys: InspectKeys) -> list[str]:
     """For each vector the words of the vocabulary nearest to it, by cosine."""
     # Imported late: a file alone is shown without JAX.
     from ti_flax.models import base_model
     from ti_flax.text.tokenizer import load_tokenizer
 
     model = base_model.open_model(keys.model, keys.revision)
-    width = model.text_encoder.config.hidden_size
-    find.check_fits(learned, width, "model", keys.file)
+    widths = {FIRST_ENCODER: model.text_encoder.config.hidden_size}
+    find.check_fits(learned, widths, "model", keys.file)
     tokenizer = load_tokenizer(model.folder / "tokenizer")
-    embeddings = model.load("text_encoder")["embeddings"]
+    embeddings = model.load(FIRST_ENCODER)["embeddings"]
     table = np.asarray(embeddings["token_embedding"]["embedding"])
     norms = _norms(table)
     lines = [f"norm of the model's words: median {np.median(norms):.3f}"]
     # A model may have rows without a word, and a row may be zero.
-    cosines = learned.rows @ table.T / np.maximum(norms, 1e-12)
-    cosines /= np.maximum(_norms(learned.rows), 1e-12)[:, None]
+    rows = learned.rows[FIRST_ENCODER]
+    cosines = rows @ table.T / np.maximum(norms, 1e-12)
+    cosines /= np.maximum(_norms(rows), 1e-12)[:, None]
     for number, cosine in enumerate(cosines[:, : len(tokenizer)], 1):
         best = np.argsort(-cosine)[:_NEAREST]
         words = tokenizer.convert_ids_to_tokens(best.tolist())

@@ -3,6 +3,7 @@
 `formats` knows how every program writes embeddings; this module knows folders.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ti_flax.formats import registry
@@ -30,33 +31,41 @@ def load_embedding(name_or_path: Path | str, token: str | None = None) -> Embedd
 
 
 def load_for_model(
-    name_or_path: Path | str, width: int, key: str, token: str | None = None
+    name_or_path: Path | str,
+    widths: Mapping[str, int],
+    key: str,
+    token: str | None = None,
 ) -> Embedding:
-    """`load_embedding` for a model with one text encoder of this width.
+    """`load_embedding` for a model whose text encoders, by name, have these widths.
 
     Raises `UserError`, beginning with `key`, when the rows are for another family.
     """
     learned = load_embedding(name_or_path, token)
-    check_fits(learned, width, key, name_or_path)
+    check_fits(learned, widths, key, name_or_path)
     return learned
 
 
 def check_fits(
-    learned: Embedding, width: int, key: str, name_or_path: Path | str
+    learned: Embedding, widths: Mapping[str, int], key: str, name_or_path: Path | str
 ) -> None:
-    """Raises `UserError` when rows are not for a single text encoder of this width."""
-    if learned.rows_2 is not None:
+    """Raises `UserError` when rows are not for text encoders of these widths."""
+    if learned.rows.keys() != widths.keys():
         raise UserError(
-            f"{key}: {name_or_path} is for SDXL, it has rows for two text encoders, "
-            "this model has one; use a model of the kind it was trained with"
+            f"{key}: {name_or_path} is for {learned.family}: it has rows for "
+            f"{len(learned.rows)} text encoder(s), this model has {len(widths)}; use a "
+            "model of the kind it was trained with"
         )
-    if learned.rows.shape[1] != width:
+    if learned.widths != widths:
         raise UserError(
-            f"{key}: {name_or_path} has rows of width {learned.rows.shape[1]} "
-            f"({learned.family}), the model's text encoder has width {width} (768 is "
-            "Stable Diffusion 1.x, 1024 2.x); use a model of the kind it was trained "
-            "with"
+            f"{key}: {name_or_path} has rows of width {_listed(learned.widths)} "
+            f"({learned.family}), the model's text encoder has width {_listed(widths)} "
+            "(768 is Stable Diffusion 1.x, 1024 2.x); use a model of the kind it was "
+            "trained with"
         )
+
+
+def _listed(widths: Mapping[str, int]) -> str:
+    return " and ".join(str(widths[encoder]) for encoder in sorted(widths))
 
 
 def find_file(name_or_path: Path | str) -> Path:

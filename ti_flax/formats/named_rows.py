@@ -10,15 +10,21 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ti_flax.formats.checks import Reading, Word, shown
+from ti_flax.formats.checks import RawWord, Reading, shown
 from ti_flax.formats.content import Content
 from ti_flax.formats.metadata import to_texts, token_in
 from ti_flax.formats.refused import Refused
 from ti_flax.formats.safetensors_file import BUNDLE_PREFIX
 from ti_flax.runtime.errors import UserError
-from ti_flax.text.embedding import SD2_WIDTH, Embedding
+from ti_flax.text.embedding import FIRST_ENCODER, SD2_WIDTH, Embedding
 
 _log = logging.getLogger(__name__)
+
+# The field with the rows of each text encoder.
+_EMB_PARAMS = {FIRST_ENCODER: "emb_params"}
+_EMP_PARAMS = {FIRST_ENCODER: "emp_params"}
+_CLIP = {FIRST_ENCODER: "clip_l", "text_encoder_2": "clip_g"}
+_REPLICATE = {FIRST_ENCODER: "text_encoders_0", "text_encoder_2": "text_encoders_1"}
 
 _ARCHITECTURES = {
     "SDXL": "stable-diffusion-xl-v1-base",
@@ -32,33 +38,40 @@ def find_kohya(content: Content) -> Reading | None:
     spec = f"{_SPEC}sai_model_spec" in content.metadata
     if content.kind != "torch" and not spec:
         return None
-    return _find(content, "emb_params") or _find(content, "clip_l", "clip_g")
+    return _find(content, _EMB_PARAMS) or _find(content, _CLIP)
 
 
 def find_plain(content: Content) -> Reading | None:
-    return _find(content, "emb_params")
+    return _find(content, _EMB_PARAMS)
 
 
 def find_sdxl(content: Content) -> Reading | None:
     """Rows of both encoders, or `clip_l` alone, which is Stable Diffusion 1.x."""
-    return _find(content, "clip_l", "clip_g")
+    return _find(content, _CLIP)
 
 
 def find_onetrainer(content: Content) -> Reading | None:
-    return _find(content, "emp_params")
+    return _find(content, _EMP_PARAMS)
 
 
 def find_replicate(content: Content) -> Reading | None:
-    return _find(content, "text_encoders_0", "text_encoders_1")
+    return _find(content, _REPLICATE)
 
 
-def _find(content: Content, name: str, name_2: str = "") -> Reading | None:
+def _find(content: Content, fields: Mapping[str, str]) -> Reading | None:
     value = content.value
-    if not isinstance(value, dict) or name not in value:
+    if not isinstance(value, dict) or fields[FIRST_ENCODER] not in value:
         return None
-    _refuse_or_skip(set(value) - {name, name_2})
-    word = Word(token_in(content.metadata), value[name], value.get(name_2))
+    word = RawWord(token_in(content.metadata), _by_encoder(value, fields))
     return Reading([word], content.metadata)
+
+
+def _by_encoder(
+    found: Mapping[str, object], fields: Mapping[str, str]
+) -> dict[str, object]:
+    """The rows in a file's fields; `Refused` when it has those of other encoders."""
+    _refuse_or_skip(set(found) - set(fields.values()))
+    return {key: found[field] for key, field in fields.items() if field in found}
 
 
 def _refuse_or_skip(names: Iterable[object]) -> None:
@@ -87,48 +100,40 @@ def find_bundle(content: Content) -> Reading | None:
             words.setdefault(token, {})[encoder] = tensor
     if not words:
         return None
-    for rows in words.values():
-        _refuse_or_skip(set(rows) - {"clip_l", "clip_g"})
-    found = [
-        Word(token, rows.get("clip_l"), rows.get("clip_g"))
-        for token, rows in words.items()
-    ]
+    found = [RawWord(token, _by_encoder(rows, _CLIP)) for token, rows in words.items()]
     return Reading(found, content.metadata)
 
 
 def make_sdxl(embedding: Embedding) -> dict[str, np.ndarray]:
-    if embedding.rows_2 is None:
+    if len(embedding.rows) == 1:
         raise UserError(
             f"{embedding.token} has rows for one text encoder ({embedding.family}): "
             "SDXL has two"
         )
-    return {"clip_l": embedding.rows, "clip_g": embedding.rows_2}
+    return _named(embedding, _CLIP)
 
 
 def make_plain(embedding: Embedding) -> dict[str, np.ndarray]:
-    if embedding.rows_2 is not None:
-        return make_sdxl(embedding)
-    return {"emb_params": embedding.rows}
+    return _named(embedding, _EMB_PARAMS if len(embedding.rows) == 1 else _CLIP)
 
 
 def make_onetrainer(embedding: Embedding) -> dict[str, np.ndarray]:
-    if embedding.rows_2 is not None:
-        return make_sdxl(embedding)
-    return {"emp_params": embedding.rows}
+    return _named(embedding, _EMP_PARAMS if len(embedding.rows) == 1 else _CLIP)
 
 
 def make_bundle(embedding: Embedding) -> dict[str, np.ndarray]:
-    rows = {"clip_l": embedding.rows}
-    if embedding.rows_2 is not None:
-        rows["clip_g"] = embedding.rows_2
-    return {f"{BUNDLE_PREFIX}{embedding.token}.{key}": rows[key] for key in rows}
+    return {
+        f"{BUNDLE_PREFIX}{embedding.token}.{field}": rows
+        for field, rows in _named(embedding, _CLIP).items()
+    }
 
 
 def make_replicate(embedding: Embedding) -> dict[str, np.ndarray]:
-    rows = {"text_encoders_0": embedding.rows}
-    if embedding.rows_2 is not None:
-        rows["text_encoders_1"] = embedding.rows_2
-    return rows
+    return _named(embedding, _REPLICATE)
+
+
+def _named(embedding: Embedding, fields: Mapping[str, str]) -> dict[str, np.ndarray]:
+    return {fields[encoder]: rows for encoder, rows in embedding.rows.items()}
 
 
 def model_spec(embedding: Embedding) -> Mapping[str, str]:
@@ -136,7 +141,7 @@ def model_spec(embedding: Embedding) -> Mapping[str, str]:
     provenance = embedding.provenance
     prediction = provenance.get("prediction_type", "epsilon")
     architecture = _ARCHITECTURES.get(embedding.family)
-    if embedding.rows.shape[1] == SD2_WIDTH:
+    if embedding.widths[FIRST_ENCODER] == SD2_WIDTH:
         v_prediction = prediction == "v_prediction"
         architecture = f"stable-diffusion-v2-{'768-v' if v_prediction else '512'}"
     spec = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ti_flax.formats import containers, named_rows, string_to_param, token_keyed
-from ti_flax.formats.checks import Reading, Word, checked, shown
+from ti_flax.formats.checks import RawWord, Reading, checked, shown
 from ti_flax.formats.content import Content, Kind
 from ti_flax.formats.metadata import provenance_in, to_texts
 from ti_flax.formats.refused import Refused
@@ -18,7 +18,7 @@ from ti_flax.text.embedding import Embedding
 _REPLICATE_TOKENS = "special_params.json"
 
 
-class Found(NamedTuple):
+class ReadFile(NamedTuple):
     """A file that has been read: its format, its word, and all that it says of it."""
 
     file: Path
@@ -36,8 +36,8 @@ class Format(NamedTuple):
     make: Callable[[Embedding], Any]
     # Programs go by a file's suffix; the first is the usual one.
     suffixes: Mapping[str, Kind]
-    # Whether the rows of SDXL's second text encoder have a place.
-    holds_two: bool = True
+    # How many text encoders' rows have a place; SDXL has two.
+    num_encoders: int = 2
     metadata: Callable[[Embedding], Mapping[str, str]] = to_texts
 
 
@@ -54,14 +54,14 @@ FORMATS = {
         token_keyed.find_flax,
         token_keyed.make_flat,
         {".npy": "npy"},
-        holds_two=False,
+        num_encoders=1,
     ),
     "diffusers-flat": Format(
         "diffusers up to 0.15",
         token_keyed.find_flat,
         token_keyed.make_flat,
         {".bin": "torch", ".safetensors": "safetensors"},
-        holds_two=False,
+        num_encoders=1,
     ),
     "diffusers": Format(
         "diffusers",
@@ -105,26 +105,26 @@ FORMATS = {
         string_to_param.find_png,
         string_to_param.make_a1111,
         {".png": "png"},
-        holds_two=False,
+        num_encoders=1,
     ),
     "a1111": Format(
         "AUTOMATIC1111",
         string_to_param.find_a1111,
         string_to_param.make_a1111,
         {".pt": "torch"},
-        holds_two=False,
+        num_encoders=1,
     ),
     "rinongal": Format(
         "the original code, rinongal/textual_inversion",
         string_to_param.find_rinongal,
         string_to_param.make_rinongal,
         {".pt": "torch"},
-        holds_two=False,
+        num_encoders=1,
     ),
 }
 
 
-def read(file: Path, token: str | None = None) -> Found:
+def read(file: Path, token: str | None = None) -> ReadFile:
     """Reads an embedding file of any format; nothing in it is executed.
 
     Of a file with several words, `token` says which.
@@ -143,7 +143,7 @@ def read(file: Path, token: str | None = None) -> Found:
     if name == "replicate" and word.token is None:
         word = word._replace(token=_replicate_token(file))
     embedding = checked(file, word, provenance_in(reading.metadata))
-    return Found(file, name, embedding, reading.metadata)
+    return ReadFile(file, name, embedding, reading.metadata)
 
 
 def _recognise(content: Content) -> tuple[str, Reading]:
@@ -163,7 +163,7 @@ def _described(value: object) -> str:
     return f"{len(value)} key(s) {shown(', '.join(map(str, value)))}"
 
 
-def _choose(words: list[Word], token: str | None) -> Word:
+def _choose(words: list[RawWord], token: str | None) -> RawWord:
     if len(words) == 1:
         return words[0]
     chosen = [word for word in words if word.token == token]
@@ -176,12 +176,12 @@ def _choose(words: list[Word], token: str | None) -> Word:
     return chosen[0]
 
 
-def _joined(file: Path, word: Word) -> Word:
+def _joined(file: Path, word: RawWord) -> RawWord:
     """With the rows of the second file, where diffusers' SDXL script wrote one."""
-    second = token_keyed.second_file(file)
-    if second is None or not second.is_file():
-        return word
-    return token_keyed.join(word, containers.read(second), second)
+    for encoder, other in token_keyed.other_files(file).items():
+        if other.is_file():
+            word = token_keyed.join(word, encoder, containers.read(other), other)
+    return word
 
 
 def _replicate_token(file: Path) -> str | None:
@@ -203,11 +203,15 @@ def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
     program would not know the file's suffix.
     """
     layout = FORMATS[name]
-    if embedding.rows_2 is not None and not layout.holds_two:
-        fitting = [other for other in FORMATS if FORMATS[other].holds_two]
+    wanted = len(embedding.rows)
+    if wanted > layout.num_encoders:
+        fitting = [
+            key for key, other in FORMATS.items() if other.num_encoders >= wanted
+        ]
         raise UserError(
-            f"{embedding.token} has rows for two text encoders (SDXL), a file of "
-            f"format {name} holds those of one: convert to {', '.join(fitting)}"
+            f"{embedding.token} has rows for {wanted} text encoders "
+            f"({embedding.family}), a file of format {name} holds those of "
+            f"{layout.num_encoders}: convert to {', '.join(fitting)}"
         )
     path = target(path, name)
     if path.suffix not in layout.suffixes:
@@ -216,7 +220,7 @@ def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
             f"{' or '.join(layout.suffixes)}, found {path.suffix!r}; name it so"
         )
     parts = {path: embedding}
-    if name == "diffusers" and embedding.rows_2 is not None:
+    if name == "diffusers" and wanted > 1:
         parts = token_keyed.split(path, embedding)
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = layout.suffixes[path.suffix]
@@ -237,7 +241,7 @@ def target(path: Path, name: str) -> Path:
 
 def _write_replicate_tokens(path: Path, embedding: Embedding) -> Path:
     tokens = path.with_name(_REPLICATE_TOKENS)
-    vectors = "".join(f"<s{i}>" for i in range(len(embedding.rows)))
+    vectors = "".join(f"<s{i}>" for i in range(embedding.num_vectors))
     with atomic.atomic_path(tokens) as temporary:
         temporary.write_text(json.dumps({embedding.token: vectors}))
     return tokens

@@ -8,11 +8,11 @@ original code has the token itself, rows in a ParameterDict, and no name.
 from collections.abc import Mapping
 from typing import Any
 
-from ti_flax.formats.checks import Reading, Word
+from ti_flax.formats.checks import RawWord, Reading
 from ti_flax.formats.content import Content
 from ti_flax.formats.metadata import to_texts
 from ti_flax.formats.torch_pickle import ParameterDict
-from ti_flax.text.embedding import Embedding
+from ti_flax.text.embedding import FIRST_ENCODER, Embedding
 
 _ANY_TOKEN = "*"
 # The id of "*" in CLIP's vocabulary, as AUTOMATIC1111 writes it.
@@ -51,13 +51,13 @@ def find_rinongal(content: Content) -> Reading | None:
     return Reading(named, _ours(content))
 
 
-def _words(content: Content) -> list[Word] | None:
+def _words(content: Content) -> list[RawWord] | None:
     if not isinstance(content.value, dict):
         return None
     rows = content.value.get("string_to_param")
     if not isinstance(rows, dict) or not rows:
         return None
-    return [Word(token, tensor) for token, tensor in rows.items()]
+    return [RawWord(token, {FIRST_ENCODER: tensor}) for token, tensor in rows.items()]
 
 
 def _ours(content: Content) -> Mapping[str, object]:
@@ -70,7 +70,7 @@ def make_a1111(embedding: Embedding) -> dict[str, Any]:
     steps = provenance.get("steps", "")
     return {
         "string_to_token": {_ANY_TOKEN: _ANY_TOKEN_ID},
-        "string_to_param": {_ANY_TOKEN: embedding.rows},
+        "string_to_param": {_ANY_TOKEN: embedding.rows[FIRST_ENCODER]},
         "name": embedding.token,
         "step": int(steps) if steps.isdecimal() else None,
         # AUTOMATIC1111's own hash of a single-file checkpoint, which a folder lacks.
@@ -83,6 +83,8 @@ def make_a1111(embedding: Embedding) -> dict[str, Any]:
 def make_rinongal(embedding: Embedding) -> dict[str, Any]:
     return {
         "string_to_token": {embedding.token: _FIRST_FREE_ID},
-        "string_to_param": ParameterDict({embedding.token: embedding.rows}),
+        "string_to_param": ParameterDict(
+            {embedding.token: embedding.rows[FIRST_ENCODER]}
+        ),
         _OURS: to_texts(embedding),
     }

@@ -24,6 +24,7 @@ from ti_flax.models import attention, base_model
 from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
+from ti_flax.text.embedding import FIRST_ENCODER
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
 
 _log = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def _load_words(embeddings: Sequence[str], width: int) -> Words:
     for given in embeddings:
         name, file = _split_name(given)
         learned = find.load_for_model(
-            Path(file).expanduser(), width, "embedding", name or None
+            Path(file).expanduser(), {FIRST_ENCODER: width}, "embedding", name or None
         )
         word = name or learned.token
         if word in words:
@@ -174,7 +175,7 @@ def _load_words(embeddings: Sequence[str], width: int) -> Words:
                 f"embedding: {files[word]} and {file} both have the word {word!r}; "
                 f"give one of them another name: --embedding 'NEW_NAME={file}'"
             )
-        words[word], files[word] = learned.rows, file
+        words[word], files[word] = learned.rows[FIRST_ENCODER], file
     return words
 
 

@@ -16,11 +16,12 @@ from ti_flax.config.fields import (
     Variant,
 )
 from ti_flax.runtime import errors
+from ti_flax.text.embedding import FIRST_ENCODER
 
 if TYPE_CHECKING:
     import diffusers
 
-    from ti_flax.formats.registry import Found
+    from ti_flax.formats.registry import ReadFile
     from ti_flax.models import base_model
 
 USAGE = "DIR_OR_FILE --model NAME [--prompt TEXT]"
@@ -86,8 +87,8 @@ def verify(**keys: Any) -> list[Check]:
 
     found = registry.read(find.find_file(checked.source))
     model = base_model.open_model(checked.model, checked.revision, checked.variant)
-    width = model.text_encoder.config.hidden_size
-    find.check_fits(found.embedding, width, "source", checked.source)
+    widths = {FIRST_ENCODER: model.text_encoder.config.hidden_size}
+    find.check_fits(found.embedding, widths, "source", checked.source)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         model.folder,
         variant=checked.variant,
@@ -104,11 +105,11 @@ def verify(**keys: Any) -> list[Check]:
     return checks
 
 
-def _load(pipeline: "diffusers.StableDiffusionPipeline", found: "Found") -> Check:
+def _load(pipeline: "diffusers.StableDiffusionPipeline", found: "ReadFile") -> Check:
     from ti_flax.text.tokenizer import vector_names
 
     learned = found.embedding
-    names = vector_names(learned.token, len(learned.rows))
+    names = vector_names(learned.token, learned.num_vectors)
     before = set(pipeline.tokenizer.get_vocab())
     try:
         pipeline.load_textual_inversion(
@@ -134,7 +135,7 @@ def _load(pipeline: "diffusers.StableDiffusionPipeline", found: "Found") -> Chec
 def _compare_text(
     pipeline: "diffusers.StableDiffusionPipeline",
     model: "base_model.BaseModel",
-    found: "Found",
+    found: "ReadFile",
     keys: VerifyKeys,
 ) -> list[Check]:
     """Rows, token ids and text encoder output of the prompt."""
@@ -144,12 +145,13 @@ def _compare_text(
     from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
 
     learned = found.embedding
+    rows = learned.rows[FIRST_ENCODER]
     prompt = keys.prompt or f"a photo of {learned.token}"
-    names = vector_names(learned.token, len(learned.rows))
+    names = vector_names(learned.token, learned.num_vectors)
     tokenizer = pipeline.tokenizer
     added = tokenizer.convert_tokens_to_ids(names)
     table = pipeline.text_encoder.get_input_embeddings().weight.detach().numpy()
-    same_rows = np.array_equal(table[added], learned.rows)
+    same_rows = np.array_equal(table[added], rows)
     their_ids = tokenizer(
         pipeline.maybe_convert_prompt(prompt, tokenizer),
         padding="max_length",
@@ -170,15 +172,15 @@ def _compare_text(
         theirs = pipeline.text_encoder(torch.tensor(their_ids))[0].numpy()
     ours = np.asarray(
         sampling.encode_prompts(
-            model.load("text_encoder"),
+            model.load(FIRST_ENCODER),
             our_ids,
-            learned.rows,
+            rows,
             text_encoder=model.text_encoder,
         )
     )
     difference = float(np.abs(ours - theirs).max())
     return [
-        Check(same_rows, f"rows: {len(names)} of width {learned.rows.shape[1]}"),
+        Check(same_rows, f"rows: {len(names)} of width {rows.shape[1]}"),
         Check(
             bool(np.array_equal(meant, our_ids)),
             f"token ids of {prompt!r}: {_words(their_ids)} and {_words(our_ids)}",
@@ -214,7 +216,7 @@ def _words(ids: np.ndarray) -> str:
 def _compare_pictures(
     pipeline: "diffusers.StableDiffusionPipeline",
     model: "base_model.BaseModel",
-    found: "Found",
+    found: "ReadFile",
     keys: VerifyKeys,
 ) -> Check:
     """The picture of the prompt, from the same noise."""

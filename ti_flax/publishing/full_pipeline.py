@@ -16,7 +16,7 @@ from ti_flax.models import base_model
 from ti_flax.models.sources import weight_files
 from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
-from ti_flax.text.embedding import Embedding
+from ti_flax.text.embedding import FIRST_ENCODER, Embedding
 from ti_flax.text.tokenizer import vector_names
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _write_tokenizer(
 ) -> list[int]:
     """Saves the tokenizer with the vectors' names; returns their ids."""
     tokenizer = copy.deepcopy(tokenizer)
-    names = vector_names(learned.token, len(learned.rows))
+    names = vector_names(learned.token, learned.num_vectors)
     tokenizer.add_tokens(names)
     tokenizer.save_pretrained(folder)
     return tokenizer.convert_tokens_to_ids(names)
@@ -69,7 +69,7 @@ def _write_text_encoder(
     vocab_size = max(len(table), *(id_ + 1 for id_ in ids))
     longer = np.zeros((vocab_size, table.shape[1]), np.float32)
     longer[: len(table)] = table
-    longer[ids] = learned.rows
+    longer[ids] = learned.rows[FIRST_ENCODER]
     embedding["embedding"] = longer
     config = json.loads((model.folder / "text_encoder" / "config.json").read_text())
     config["vocab_size"] = vocab_size

@@ -36,7 +36,7 @@ def write(
     # Slow to import: only when a card is written.
     from huggingface_hub import ModelCardData
 
-    family = "SDXL" if embedding.rows_2 is not None else "Stable Diffusion"
+    family = "SDXL" if len(embedding.rows) > 1 else "Stable Diffusion"
     data = ModelCardData(
         base_model=base_model_id,
         license=license,
@@ -58,7 +58,7 @@ def _body(
     names = [path.name for path in (folder / "concept_images").glob("*.jpeg")]
     names.sort(key=lambda name: (len(name), name))  # 10.jpeg after 9.jpeg
     shown = " ".join(f"![](concept_images/{name})" for name in names)
-    facts = {"vectors": str(len(embedding.rows))}
+    facts = {"vectors": str(embedding.num_vectors)}
     facts |= {
         title: embedding.provenance[key]
         for key, title in _FACTS.items()

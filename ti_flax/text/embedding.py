@@ -9,28 +9,41 @@ from jaxtyping import Float32
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
+# Every diffusers pipeline with a text encoder has this one.
+FIRST_ENCODER = "text_encoder"
+
 SD1_WIDTH, SD2_WIDTH, SDXL_WIDTH_2 = 768, 1024, 1280
 
 
 class Embedding(NamedTuple):
     """A learned word: its placeholder token, and a row for each of its vectors.
 
-    `rows_2` are those of SDXL's second text encoder, as many as `rows`. `provenance`
-    says how the rows came about, as `provenance.of_run` describes it.
+    `rows` are [K, D] for each text encoder of the base model, by its name there:
+    "text_encoder", and for SDXL also "text_encoder_2". K is the same for all, D the
+    encoder's own width. `provenance` says how they came about (`provenance.of_run`).
     """
 
     token: str
-    rows: Float32[np.ndarray, "K D"]
-    rows_2: Float32[np.ndarray, "K E"] | None = None
+    rows: dict[str, Float32[np.ndarray, "K _"]]
     provenance: Mapping[str, str] = NOTHING
+
+    @property
+    def num_vectors(self) -> int:
+        return len(next(iter(self.rows.values())))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each text encoder, by its name."""
+        return {encoder: rows.shape[1] for encoder, rows in self.rows.items()}
 
     @property
     def family(self) -> str:
         """The base models that such rows fit, by their widths."""
-        if self.rows_2 is not None:
+        if len(self.rows) > 1:
             return "SDXL"
+        [width] = self.widths.values()
         return {
             SD1_WIDTH: "Stable Diffusion 1.x",
             SD2_WIDTH: "Stable Diffusion 2.x",
             SDXL_WIDTH_2: "SDXL's second text encoder alone",
-        }.get(self.rows.shape[1], f"a text encoder of width {self.rows.shape[1]}")
+        }.get(width, f"a text encoder of width {width}")

@@ -20,6 +20,7 @@ from ti_flax.models.sources import find_tokenizer
 from ti_flax.runtime import hosts, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
+from ti_flax.text.embedding import FIRST_ENCODER
 from ti_flax.text.initial_rows import (
     initial_rows,
     initializer_ids,
@@ -149,10 +150,10 @@ def _initial_rows(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Checks the initializer; the rows follow when the table has been loaded."""
     if config.initializer_embedding is not None:
-        width = model.text_encoder.config.hidden_size
+        widths = {FIRST_ENCODER: model.text_encoder.config.hidden_size}
         rows = find.load_for_model(
-            config.initializer_embedding, width, "initializer_embedding"
-        ).rows
+            config.initializer_embedding, widths, "initializer_embedding"
+        ).rows[FIRST_ENCODER]
         if len(rows) != config.num_vectors:
             raise UserError(
                 f"initializer_embedding: expected {config.num_vectors} vectors "

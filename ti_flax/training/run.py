@@ -165,7 +165,7 @@ def train_concepts(
 
 
 def _learned(config: run_config.Config, state: State) -> find.Embedding:
-    rows = np.asarray(state.rows["text_encoder"])[0]
+    rows = {encoder: np.asarray(of_one)[0] for encoder, of_one in state.rows.items()}
     return find.Embedding(config.placeholder_token, rows)
 
 
