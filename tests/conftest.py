@@ -31,7 +31,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A folder with a tiny random model, as `python -m ti_flax.random_model` makes."""
-    from ti_flax import random_model
+    from ti_flax.models import random_model
 
     folder = tmp_path_factory.mktemp("model")
     random_model.write_random_model(folder, "tiny")

@@ -1,13 +1,21 @@
 """Help and a mistake come from every command without waiting for JAX."""
 
+from typing import get_args
+
 import doors
 import pytest
+from test_imports import DOORS, PACKAGE
+
+from ti_flax.__main__ import COMMANDS
+from ti_flax.config import random_model_keys
+from ti_flax.models import known
 
 MODEL = ["--model", "m"]
 # (module, *arguments), exit code, words of what is printed
 CALLS = [
     (["convert", "--help"], 0, "--to"),
-    (["convert", "--no_such_key"], 2, "required: IN"),
+    (["convert", "--no_such_key"], 2, "'--no_such_key'; --help lists"),
+    (["convert"], 2, "required: IN"),
     (["convert", "a.pt", "--two", "kohya"], 2, "'--two'; did you mean --to?"),
     (["generate", "--help"], 0, "--embedding TEXT [TEXT ...]"),
     (["generate", "--promt", "x"], 2, "flag '--promt'; did you mean --prompt?"),
@@ -17,10 +25,12 @@ CALLS = [
     (["generate", "--output", "x", "--prompt", "x"], 2, "missing: model"),
     (["generate", *MODEL, "--prompt"], 2, "--prompt: expected at least one argument"),
     (["inspect", "--help"], 0, "--model"),
-    (["inspect", "--no_such_key"], 2, "required: FILE"),
+    (["inspect", "--no_such_key"], 2, "'--no_such_key'; --help lists"),
+    (["inspect"], 2, "required: FILE"),
     (["inspect", "a.pt", "--modle", "m"], 2, "'--modle'; did you mean --model?"),
     (["push", "--help"], 0, "--hub_model_id"),
-    (["push", "--no_such_key"], 2, "required: DIR"),
+    (["push", "--no_such_key"], 2, "'--no_such_key'; --help lists"),
+    (["push"], 2, "required: DIR"),
     (["push", "run", "--hub_modle_id", "m"], 2, "did you mean --hub_model_id?"),
     (["train", "--help"], 0, "--placeholder_token"),
     (["train", "--no_such_key"], 2, "--help lists all keys"),
@@ -29,11 +39,27 @@ CALLS = [
     (["train_compile", "--no_such_key"], 2, "topology: expected at least one"),
     (["train_compile", "--topology=v5e:2x4", "--sead=3"], 2, "did you mean --seed?"),
     (["verify", "--help"], 0, "--model"),
-    (["verify", "--no_such_key"], 2, "required: DIR_OR_FILE"),
+    (["verify", "--no_such_key"], 2, "'--no_such_key'; --help lists"),
+    (["verify"], 2, "required: DIR_OR_FILE"),
     (["verify", "run", "--modle", "m"], 2, "'--modle'; did you mean --model?"),
     (["quickstart", "--help"], 0, "--placeholder_token"),
     (["quickstart", "--sead", "3"], 2, "'--sead'; did you mean --seed?"),
     (["data", "--help"], 0, "--resolution"),
+    (["data"], 2, "required: folder"),
+    (["data", "--resolutoin", "64"], 2, "did you mean --resolution?"),
+    (["data", "pictures", "--resolution=wide"], 2, "invalid int value: 'wide'"),
+    (["data", "pictures", "more"], 2, "found 'more'"),
+    (["convert", "--otuput=x"], 2, "'--otuput=x'; did you mean --output?"),
+    (["inspect", "--modle", "m"], 2, "'--modle'; did you mean --model?"),
+    (["push", "--hub_modle_id=m"], 2, "did you mean --hub_model_id?"),
+    (["verify", "--modle", "m"], 2, "'--modle'; did you mean --model?"),
+    (["random_model", "--help"], 0, "FOLDER"),
+    (["random_model", "sd15"], 2, "required: FOLDER"),
+    (["random_model", "sd16", "m"], 2, "shape: expected 'sd15', 'sd21' or 'tiny', fou"),
+    (["random_model", "sd15", "m", "--sead=3"], 2, "did you mean --seed?"),
+    (["__main__"], 0, "python -m ti_flax.train "),
+    (["__main__", "train"], 2, "that command is python -m ti_flax.train"),
+    (["__main__", "trian"], 2, "did you mean train?"),
     (["benchmark"], 2, "expected one of quality"),
     (["benchmark", "qualiti"], 2, "found 'qualiti'"),
     (["benchmark", "quality", "--help"], 0, "benchmark quality"),
@@ -70,5 +96,20 @@ def test_help_and_mistakes_come_without_jax(every_run, number, code, words):
 
 def test_the_check_sees_an_import_of_jax():
     """Otherwise the tests above would prove nothing."""
-    with pytest.raises(AssertionError, match="jax is refused"):
+    with pytest.raises(AssertionError, match=r"ImportError: (jax|flax) is refused"):
         doors.run([["models.unet"]])
+
+
+def test_the_list_of_commands_has_each_of_them():
+    packages = {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
+    assert {*COMMANDS, "__main__"} == {*DOORS.split(), *packages}
+
+
+def test_a_door_is_at_most_fifteen_lines():
+    for name in {*DOORS.split()} - {"__main__"}:
+        assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 15, name
+
+
+def test_a_random_model_has_each_known_shape():
+    shape = random_model_keys.RandomModelKeys.model_fields["shape"]
+    assert get_args(shape.annotation) == tuple(known.SHAPES)

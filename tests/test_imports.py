@@ -32,9 +32,10 @@ ROOMS = {
     "quickstart": "*",
     "benchmarks": "*",
 }
-# What people type; each is a verb, and calls one room.
+# What people type; each is a verb, and calls one room. `__main__` lists them.
 DOORS = (
-    "benchmark convert generate inspect push random_model train train_compile verify"
+    "__main__ benchmark convert generate inspect push random_model train train_compile "
+    "verify"
 )
 
 

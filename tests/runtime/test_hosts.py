@@ -17,7 +17,7 @@ import runs
 import slots
 from PIL import Image
 
-from ti_flax import random_model
+from ti_flax.models import random_model
 from ti_flax.config import run_keys
 from ti_flax.formats import find
 from ti_flax.models import known as models_known

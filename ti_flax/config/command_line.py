@@ -1,16 +1,15 @@
 """A command line made out of pydantic models: one `--key value` for each field."""
 
 import argparse
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime import arguments
 
 _METAVARS = {
     bool: "true|false",
@@ -39,11 +38,6 @@ class CommandLine(NamedTuple):
     config: Path | None
     print_config: bool
     values: Values
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def parse(
@@ -83,7 +77,7 @@ def parse(
     )
     for flag in foreign_flags:
         parser.add_argument(f"--{flag}", nargs="?", help=argparse.SUPPRESS)
-    given = _read(parser, argv, groups, [*foreign_flags, "config", "print_config"])
+    given = _read(parser, argv, groups)
     return CommandLine(given.pop("config"), given.pop("print_config"), given)
 
 
@@ -92,7 +86,7 @@ def parse_keys(
     groups: Mapping[str, type[BaseModel]],
     module: str,
     usage: str,
-    positional: str | None = None,
+    positional: str = "",
 ) -> Values:
     """Reads `--key value` of every field, where there is no configuration file.
 
@@ -101,20 +95,15 @@ def parse_keys(
       groups: title in `--help` -> model with the fields that stand under it.
       module: the entry point, `python -m ti_flax.<module>`.
       usage: its arguments, as the first line of `--help` shows them.
-      positional: the key that is given without its name, if any.
+      positional: the keys that are given without their names, which `usage` begins
+        with.
 
     Raises:
       UserError: an unknown flag, or a flag that lacks its value.
       SystemExit: `--help`, with code 0.
     """
     parser = _make_parser(module, usage, _EPILOG, groups, positional)
-    return _read(parser, argv, groups, [])
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the question that leads from a misspelt name to the right one."""
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {matches[0]}?" if matches else "--help lists all keys"
+    return _read(parser, argv, groups)
 
 
 def _make_parser(
@@ -122,9 +111,9 @@ def _make_parser(
     usage: str,
     epilog: str,
     groups: Mapping[str, type[BaseModel]],
-    positional: str | None = None,
-) -> _Parser:
-    parser = _Parser(
+    positional: str = "",
+) -> arguments.Parser:
+    parser = arguments.Parser(
         prog=f"python -m ti_flax.{module}",
         usage=f"%(prog)s {usage}",
         epilog=epilog,
@@ -134,28 +123,23 @@ def _make_parser(
     for title, group in groups.items():
         section = parser.add_argument_group(title)
         for key, field in _fields(group):
-            if key == positional:
-                section.add_argument(
-                    key, metavar=usage.split()[0], help=field.description
-                )
+            if key in positional.split():
+                metavar = usage.split()[positional.split().index(key)]
+                section.add_argument(key, metavar=metavar, help=field.description)
             else:
                 _add_key(section, key, field)
     return parser
 
 
 def _read(
-    parser: _Parser,
+    parser: arguments.Parser,
     argv: Sequence[str],
     groups: Mapping[str, type[BaseModel]],
-    other_flags: Collection[str],
 ) -> dict[str, Any]:
-    namespace, unknown = parser.parse_known_args(argv)
     fields = {key: f for group in groups.values() for key, f in _fields(group)}
-    if unknown:
-        raise UserError(_unknown_argument(unknown[0], [*fields, *other_flags]))
     return {
         key: None if key in fields and _means_none(fields[key], value) else value
-        for key, value in vars(namespace).items()
+        for key, value in vars(parser.parse(argv)).items()
     }
 
 
@@ -211,13 +195,3 @@ def _shown(default: Any) -> str:
 
 def _means_none(field: FieldInfo, given: str | list[str]) -> bool:
     return _is_optional(field) and given.lower() in ("none", "null")
-
-
-def _unknown_argument(argument: str, known: Iterable[str]) -> str:
-    flags = [f"--{key}" for key in known]
-    if not argument.startswith("-"):
-        file_hint = "; a configuration file is given as --config FILE"
-        more = file_hint if "--config" in flags else ""
-        return f"expected --key value, found {argument!r}{more}"
-    hint = nearest(argument.partition("=")[0], flags)
-    return f"unknown flag {argument!r}; {hint}"

@@ -41,7 +41,9 @@ def _precision(value: Any) -> Any:
 
 def _secret(value: Any) -> Any:
     # Never refused: an error message would show the value.
-    return None if value in (None, "") else SecretStr(str(value))
+    if value is None or isinstance(value, SecretStr):
+        return value
+    return SecretStr(str(value)) if value != "" else None
 
 
 Integer = Annotated[int, BeforeValidator(_no_switch)]

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from ti_flax.config.fields import (
     AttentionName,
     Count,
+    FilePath,
     Integer,
     NameOrPath,
     Number,
@@ -86,9 +87,21 @@ class GenerateKeys(OutputKeys, PictureKeys, ModelKeys):
     """All keys, checked and frozen."""
 
 
+class CommandOutputKeys(OutputKeys):
+    """The command writes its pictures, which the function may only return."""
+
+    output: FilePath = Field(
+        description="folder for the pictures and a grid of them, as PNG"
+    )
+
+
+class CommandKeys(CommandOutputKeys, PictureKeys, ModelKeys):
+    """All keys of the command, checked and frozen."""
+
+
 # Title in --help -> its keys.
 GROUPS: dict[str, type[BaseModel]] = {
     "Model": ModelKeys,
     "Picture": PictureKeys,
-    "Output": OutputKeys,
+    "Output": CommandOutputKeys,
 }

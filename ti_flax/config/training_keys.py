@@ -83,8 +83,8 @@ class OptimizerKeys(Settings):
         Field(
             None,
             description="keep the vectors as long as a word's: clip them to the 99th "
-            "percentile of the vocabulary, hold them at its median, or let them decay to "
-            "where they started",
+            "percentile of the vocabulary, hold them at its median, or let them decay "
+            "to where they started",
         )
     )
     row_decay: Annotated[Number, TRAVELS] = Field(

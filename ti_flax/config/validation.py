@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ti_flax.config import command_line, diffusers_flags
+from ti_flax.config import diffusers_flags
+from ti_flax.runtime import arguments
 from ti_flax.runtime.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,7 +36,7 @@ def validate(model: type[Model], given: Mapping[str, Any], place: str) -> Model:
     """
     for key in given:
         if key not in model.model_fields:
-            hint = command_line.nearest(key, model.model_fields)
+            hint = arguments.nearest(key, model.model_fields)
             raise UserError(f"unknown key {key!r}; {hint}")
     try:
         return model.model_validate(given)

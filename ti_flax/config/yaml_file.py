@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ti_flax.config import command_line
+from ti_flax.runtime import arguments
 from ti_flax.runtime.errors import UserError, one_line
 
 
@@ -44,6 +44,6 @@ def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
         )
     for key in content:
         if key not in known:
-            hint = command_line.nearest(str(key), known)
+            hint = arguments.nearest(str(key), known)
             raise UserError(f"{path}: unknown key {key!r}; {hint}")
     return content

@@ -4,7 +4,6 @@ Exit code 0: every picture is used as it is. 1: it can be trained on, but look a
 is said. 2: there is nothing to train on.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ti_flax.data.folder import Pictures, read_pictures
-from ti_flax.runtime import errors
+from ti_flax.runtime import arguments, errors
 
 FAULTS_EXIT_CODE = 1
 
@@ -80,8 +79,8 @@ def _thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "h w"]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ti_flax.data.folder", description=__doc__.split("\n\n")[1]
+    parser = arguments.Parser(
+        prog="python -m ti_flax.data", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("folder", type=Path, help="holds the concept's pictures")
     parser.add_argument("--resolution", type=int, default=512, help="default: 512")
@@ -90,7 +89,7 @@ def main() -> None:
         action="store_true",
         help="squash pictures into squares, as diffusers does",
     )
-    given = parser.parse_args()
+    given = parser.parse()
     if given.resolution < 1:
         raise errors.UserError(
             f"resolution: expected 1 or more, found {given.resolution}"

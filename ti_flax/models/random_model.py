@@ -1,0 +1,65 @@
+"""A model folder with random weights.
+
+It has a known model's shape and makes noise: enough to try the trainer, and to measure
+its speed and memory, where no weights can be had.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from ti_flax.models import known, stable_diffusion
+from ti_flax.models.random_params import random_params
+from ti_flax.models.torch_params import save_params
+from ti_flax.runtime import atomic
+
+_log = logging.getLogger(__name__)
+
+
+def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
+    """Writes a folder in diffusers' layout: float32 weights of `shape`, a tokenizer."""
+    configs = known.SHAPES[shape]
+    family = stable_diffusion.make_family(configs)
+    for part in family.parts:
+        params = random_params(configs, part, seed)
+        save_params(folder / part, configs[part], params, np.dtype(np.float32))
+    atomic.write_json(
+        folder / "scheduler" / "scheduler_config.json", configs["scheduler"]
+    )
+    _write_tokenizer(folder / "tokenizer")
+    index = {
+        **family.model_index(configs["scheduler"]["_class_name"]),
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    atomic.write_json(folder / "model_index.json", index)
+    _log.info("wrote %s: random weights in the shape of %s", folder, shape)
+
+
+def byte_symbols() -> list[str]:
+    """One printable character for each byte, as GPT-2 and CLIP write them in files."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    symbols = {byte: chr(byte) for byte in printable}
+    symbols |= {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [symbols[byte] for byte in [*printable, *others]]
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """CLIP's byte-level tokenizer without a single merge: every letter is a token."""
+    symbols = byte_symbols()
+    vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    atomic.write_json(folder / "vocab.json", {s: i for i, s in enumerate(vocabulary)})
+    with atomic.atomic_path(folder / "merges.txt") as path:
+        path.write_text("#version: 0.2\n")
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    atomic.write_json(folder / "special_tokens_map.json", special)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+    atomic.write_json(folder / "tokenizer_config.json", settings)
