@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from ti_flax.checkpoints import identity, orbax_folder
 from ti_flax.config import run_config
+from ti_flax.config.training_keys import OutputKeys
 from ti_flax.runtime import hosts
 from ti_flax.runtime.errors import UserError
 from ti_flax.step.state import State
@@ -25,7 +26,7 @@ from ti_flax.step.state import State
 FOLDER_NAME = "checkpoints"
 
 
-def folder_of(config: run_config.Config) -> epath.Path:
+def folder_of(config: OutputKeys) -> epath.Path:
     """The folder of a run's checkpoints, local or in a bucket."""
     if config.checkpoint_dir is not None:
         return orbax_folder.absolute(config.checkpoint_dir)

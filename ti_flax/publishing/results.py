@@ -1,11 +1,12 @@
 """What a run leaves: its concept's folder, the whole pipeline, and the Hub."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
-from ti_flax.config import run_config
+from ti_flax.config import run_config, run_keys
 from ti_flax.hub import upload
 from ti_flax.hub.ids import hub_id
 from ti_flax.models import base_model
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import transformers
 
 
-def check(config: run_config.Config) -> None:
+def check(config: run_keys.ResultKeys) -> None:
     """Raises `UserError` before a run when its result could not be uploaded."""
     if config.push_to_hub:
         upload.check(_repo_id(config), _token(config))
@@ -37,7 +38,7 @@ def write(
 def finish(
     config: run_config.Config,
     model: base_model.BaseModel,
-    tokenizer: "transformers.CLIPTokenizer",
+    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
     learned: Embedding,
 ) -> None:
     """After `write`, at the end of a run: the whole pipeline, and the Hub, as asked.
@@ -46,7 +47,7 @@ def finish(
     """
     folder = config.output_dir
     if config.save_as_full_pipeline:
-        full_pipeline.write(folder, model, tokenizer, learned)
+        full_pipeline.write(folder, model, tokenizers, learned)
     if config.push_to_hub:
         files = concept_folder.concept_files(folder)
         upload.push(
@@ -58,5 +59,5 @@ def _repo_id(config: run_config.Config) -> str:
     return config.hub_model_id or config.output_dir.absolute().name
 
 
-def _token(config: run_config.Config) -> str | None:
+def _token(config: run_keys.ResultKeys) -> str | None:
     return config.hub_token.get_secret_value() if config.hub_token else None
