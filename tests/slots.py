@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ti_flax.diffusion.process import Schedule
-from ti_flax.models import base_model, known
+from ti_flax.models import known, stable_diffusion
 from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
 from ti_flax.step import train_step
-from ti_flax.step.bank import Bank
+from ti_flax.step.bank import Slot, stack
 from ti_flax.step.optimizer import adamw, learning_rate_schedule
 from ti_flax.step.state import init_state
 
@@ -30,7 +29,7 @@ CONFIGS = {
 }
 VOCABULARY = CONFIGS["text_encoder"]["vocab_size"]
 WIDTH = CONFIGS["text_encoder"]["hidden_size"]
-MODULES = base_model.make_modules(CONFIGS)
+FAMILY = stable_diffusion.make_family(CONFIGS)
 
 
 class Concept(NamedTuple):
@@ -52,11 +51,8 @@ def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
         "weight_decay": 0.0,
         "max_grad_norm": None,
     }
-    return train_step.Recipe(
-        text_encoder=MODULES["text_encoder"],
-        unet=MODULES["unet"],
-        scaling_factor=0.18215,
-        schedule=Schedule.from_json(CONFIGS["scheduler"]),
+    return train_step.StepRecipe(
+        family=FAMILY,
         optimizer=adamw(learning_rate, **settings | optimizer),
         learning_rate=learning_rate,
         train_batch_size=batch,
@@ -75,36 +71,27 @@ def make_frozen(recipe):
 
 def make_run(recipe, *concepts: Concept):
     """State and bank with one slot a concept, padded to the largest."""
-    vectors = max(concept.vectors for concept in concepts)
-    pictures = max(concept.pictures for concept in concepts)
-    prompts = max(concept.prompts for concept in concepts)
-    slots = [_slot(concept, pictures, prompts, vectors) for concept in concepts]
-    rows, moments, ids, masks = (
-        np.stack(arrays) for arrays in zip(*slots, strict=True)
-    )
-    bank = Bank(
-        keys=jnp.stack([jax.random.key(concept.seed) for concept in concepts]),
-        moments=moments,
-        num_pictures=np.array([c.pictures for c in concepts], np.int32),
-        prompts=ids,
-        num_prompts=np.array([c.prompts for c in concepts], np.int32),
-        row_mask=masks,
-        max_train_steps=np.array([c.steps for c in concepts], np.int32),
-    )
-    state = init_state({"text_encoder": jnp.asarray(rows)}, recipe.optimizer)
-    return jax.device_put((state, bank), sharding.replicated(recipe.mesh))
-
-
-def _slot(concept: Concept, pictures: int, prompts: int, vectors: int):
-    random = np.random.default_rng(concept.seed)
-    rows = np.zeros((vectors, WIDTH), np.float32)
-    rows[: concept.vectors] = random.normal(size=(concept.vectors, WIDTH))
+    rows, bank = stack([make_slot(concept) for concept in concepts])
     # Padding is NaN: whatever reads it shows.
-    moments = np.full((pictures, 2, 4, 4, 8), np.nan, np.float32)
-    moments[: concept.pictures] = random.normal(size=(concept.pictures, 2, 4, 4, 8))
-    ids = np.zeros((prompts, 77), np.int32)
-    ids[: concept.prompts] = random.integers(0, VOCABULARY, (concept.prompts, 77))
-    ids[: concept.prompts, 3 : 3 + concept.vectors] = VOCABULARY + np.arange(
-        concept.vectors
+    unreal = np.arange(bank.moments.shape[1]) >= np.asarray(bank.num_pictures)[:, None]
+    moments = jnp.where(unreal[:, :, None, None, None, None], jnp.nan, bank.moments)
+    state = init_state(rows, recipe.optimizer)
+    placed = state, bank._replace(moments=moments)
+    return jax.device_put(placed, sharding.replicated(recipe.mesh))
+
+
+def make_slot(concept: Concept) -> Slot:
+    random = np.random.default_rng(concept.seed)
+    rows = random.normal(size=(concept.vectors, WIDTH)).astype(np.float32)
+    moments = random.normal(size=(concept.pictures, 2, 4, 4, 8)).astype(np.float32)
+    ids = random.integers(0, VOCABULARY, (concept.prompts, 77)).astype(np.int32)
+    ids[:, 3 : 3 + concept.vectors] = VOCABULARY + np.arange(concept.vectors)
+    return Slot(
+        seed_key=jax.random.key(concept.seed),
+        moments=moments,
+        sizes=np.zeros((concept.pictures, 2, 6), np.int32),
+        prompts={"text_encoder": ids},
+        rows={"text_encoder": rows},
+        max_train_steps=concept.steps,
+        norms={"text_encoder": 1.0},
     )
-    return rows, moments, ids, np.arange(vectors) < concept.vectors

@@ -19,7 +19,7 @@ from ti_flax.models import attention, known
 from ti_flax.quickstart import settings
 from ti_flax.runtime import chips, errors, sharding
 from ti_flax.step import train_step
-from ti_flax.step.abstract import frozen_shapes
+from ti_flax.step.abstract import RunShapes, frozen_shapes
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.remat import needs_remat
 
@@ -182,7 +182,8 @@ def test_operations_are_those_that_pytorch_counts(name, resolution, teraflops):
     model = random_run.make_model(known.SHAPES[name], jnp.bfloat16, plan)
     keys = make_config(resolution=resolution, train_batch_size=1)
     recipe = report.recipe_of(keys, model, mesh)
-    found = flops.count_step(recipe, resolution // model.vae.config.downscale)
+    side = model.family.latent_side(resolution)
+    found = flops.count_step(recipe, RunShapes(side))
     assert found == pytest.approx(1e12 * teraflops, rel=5e-3)
 
 
@@ -204,13 +205,15 @@ def test_operations_in_loops_and_branches():
 def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
     keys = make_config(resolution=64, train_batch_size=8)
     mesh = sharding.make_mesh()
-    model = report.open_shapes(keys, mesh)
-    assert not needs_remat(keys, model, mesh)
+    family = report.open_shapes(keys, mesh).family
+    asked = functools.partial(
+        needs_remat, family=family, latent_side=32, examples=8, mesh=mesh
+    )
+    assert not asked(None)
     monkeypatch.setattr(chips, "device_memory", lambda device: 2**24)
-    assert needs_remat(keys, model, mesh)
+    assert asked(None)
     for choice in (True, False):
-        chosen = keys.model_copy(update={"gradient_checkpointing": choice})
-        assert needs_remat(chosen, model, mesh) is choice
+        assert asked(choice) is choice
 
 
 @pytest.mark.slow  # four programs for a TPU: minutes
@@ -234,10 +237,10 @@ def test_recomputing_changes_no_gradient():
     recipe = slots.make_recipe()
     state, bank = slots.make_run(recipe, slots.Concept(0, 2, 3, 1))
     frozen = slots.make_frozen(recipe)
-    batch = draw_batch(bank, state.step, jnp.arange(4), 1.0, 1000)
+    batch = draw_batch(bank, state.step, jnp.arange(4), slots.FAMILY)
 
     def gradients(remat):
-        chosen = recipe._replace(unet=recipe.unet.clone(remat=remat))
+        chosen = recipe._replace(family=recipe.family.clone_denoiser(remat=remat))
         compute = jax.jit(functools.partial(train_step.gradients, recipe=chosen))
         lowered = compute.lower(state.rows, frozen, batch)
         return lowered.compile()(state.rows, frozen, batch), lowered.as_text()

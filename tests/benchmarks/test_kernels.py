@@ -46,16 +46,20 @@ def test_the_table_adds_up_to_the_network(tmp_path, monkeypatch, capsys):
     inputs = (
         jnp.zeros((1, model.sample_size, model.sample_size, 4)),
         jnp.zeros(1, jnp.int32),
-        jnp.zeros((1, 77, model.unet.config.cross_attention_dim)),
+        jnp.zeros((1, 77, model.family.denoiser.module.config.cross_attention_dim)),
     )
-    params = jax.eval_shape(model.unet.init, jax.random.key(0), *inputs)
+    params = jax.eval_shape(
+        model.family.denoiser.module.init, jax.random.key(0), *inputs
+    )
     kernels = content["kernels"].values()
     # Forward and gradient: two and four products in attention, one and one elsewhere.
     forward = sum(
         each["calls"] * each["flops"] / (3 if each["kind"] == "attention" else 2)
         for each in kernels
     )
-    assert forward == pytest.approx(flops.count(model.unet.apply, params, *inputs))
+    assert forward == pytest.approx(
+        flops.count(model.family.denoiser.module.apply, params, *inputs)
+    )
     sides = {"ti_flax"} | ({"PyTorch"} if with_torch else set())
     for each in kernels:
         own = each["kind"] in ("convolutions", "attention")

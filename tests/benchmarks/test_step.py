@@ -64,7 +64,13 @@ def test_pytorch_takes_our_step(torch):
     ids[:, 3] = slots.VOCABULARY
     row = random.normal(size=(1, slots.WIDTH)).astype(np.float32)
 
-    batch = Batch(*(array[None] for array in (latents, noise, timesteps, ids)))
+    batch = Batch(
+        latents[None],
+        noise[None],
+        timesteps[None],
+        {"text_encoder": ids[None]},
+        np.zeros((1, 2, 6), np.int32),
+    )
     compute = jax.jit(functools.partial(train_step.gradients, recipe=recipe))
     (loss,), grads = compute({"text_encoder": row[None]}, frozen, batch)
 
@@ -95,7 +101,7 @@ def test_pytorch_takes_our_step(torch):
 def test_pytorch_encodes_as_our_vae(torch):
     from ti_flax.benchmarks import step_torch
 
-    module = slots.MODULES["vae"]
+    module = slots.FAMILY.parts["vae"]
     frozen, params = torch_params(None, torch, "vae")
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
     ours = module.apply({"params": frozen["vae"]}, jnp.asarray(pixels), method="encode")
@@ -115,7 +121,7 @@ def test_pytorchs_step_moves_the_learned_row_alone(torch, script):
     ids = torch.full((1, 77), slots.VOCABULARY)
     take_step = step_torch.make_step(
         params,
-        tuple(slots.MODULES[name].config for name in ("text_encoder", "unet", "vae")),
+        tuple(module.config for module in slots.FAMILY.parts.values()),
         torch.tensor(np.array(recipe.schedule.alphas_cumprod)),
         recipe.scaling_factor,
         {
@@ -207,26 +213,19 @@ def test_bfloat16_gradients_are_near_float32s():
     config = settings.load_config([])
     inputs = read_inputs(config)
     resident = load(config, inputs, progress=False)
-    recipe = make_recipe(config, inputs.model, inputs.schedule, inputs.mesh)
-    rows = {"text_encoder": jnp.asarray(resident.initial_rows)[None]}
-    draw = jax.jit(
-        functools.partial(
-            draw_batch,
-            scaling_factor=recipe.scaling_factor,
-            train_timesteps=recipe.schedule.alphas_cumprod.size,
-        )
-    )
+    family = inputs.model.family
+    recipe = make_recipe(config, family, inputs.latent_side, inputs.mesh)
+    rows = resident.initial_rows
+    draw = jax.jit(functools.partial(draw_batch, family=family))
     batches = [
         draw(resident.bank, jnp.full(1, index), jnp.arange(8)) for index in range(4)
     ]
 
     def gradients(dtype):
-        unet = recipe.unet.clone(dtype=dtype)
+        chosen = recipe._replace(family=family.clone_denoiser(dtype=dtype))
         params = jax.tree.map(lambda x: x.astype(dtype), resident.params["unet"])
         frozen = {**resident.params, "unet": params}
-        compute = jax.jit(
-            functools.partial(train_step.gradients, recipe=recipe._replace(unet=unet))
-        )
+        compute = jax.jit(functools.partial(train_step.gradients, recipe=chosen))
         return np.array([compute(rows, frozen, b)[1]["text_encoder"] for b in batches])
 
     exact, ours = gradients(jnp.float32), gradients(jnp.bfloat16)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ti_flax.diffusion.process import Schedule, mse
+from ti_flax.diffusion.process import Ddpm, mse
 from ti_flax.runtime import errors
 
 SD = {
@@ -20,7 +20,7 @@ VARIANTS = [
 
 
 def test_alphas_cumprod_is_the_running_product_of_one_minus_beta():
-    schedule = Schedule.from_json(SD)
+    schedule = Ddpm.from_json(SD)
     product, expected = 1.0, []
     for t in range(1000):
         root = 0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * t / 999
@@ -31,8 +31,8 @@ def test_alphas_cumprod_is_the_running_product_of_one_minus_beta():
 
 
 def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():
-    plain = Schedule.from_json(SD).alphas_cumprod
-    rescaled = Schedule.from_json(SD | {"rescale_betas_zero_snr": True}).alphas_cumprod
+    plain = Ddpm.from_json(SD).alphas_cumprod
+    rescaled = Ddpm.from_json(SD | {"rescale_betas_zero_snr": True}).alphas_cumprod
     assert rescaled[-1] == 0
     np.testing.assert_allclose(rescaled[0], plain[0], rtol=1e-6)
     assert np.all(np.diff(rescaled) < 0)
@@ -43,7 +43,7 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():
 def test_noise_and_target_equal_diffusers(config, prediction_type):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    schedule = Schedule.from_json(config | {"prediction_type": prediction_type})
+    schedule = Ddpm.from_json(config | {"prediction_type": prediction_type})
     theirs = diffusers.DDPMScheduler(**config, prediction_type=prediction_type)
     random = np.random.default_rng(0)
     x0, eps = random.normal(size=(2, 5, 4, 4, 3)).astype(np.float32)
@@ -67,7 +67,7 @@ def test_noise_and_target_equal_diffusers(config, prediction_type):
 
 
 def test_v_and_x_t_give_back_x0_and_eps():
-    schedule = Schedule.from_json(SD | {"prediction_type": "v_prediction"})
+    schedule = Ddpm.from_json(SD | {"prediction_type": "v_prediction"})
     random = np.random.default_rng(1)
     x0, eps = jnp.asarray(random.normal(size=(2, 6, 8)), jnp.float32)
     timesteps = jnp.array([0, 100, 300, 500, 800, 999])
@@ -95,4 +95,4 @@ def test_mse_is_each_examples_own_and_float32():
 )
 def test_unknown_settings_are_named(change, word):
     with pytest.raises(errors.UserError, match=word):
-        Schedule.from_json(SD | change)
+        Ddpm.from_json(SD | change)

@@ -1,5 +1,6 @@
 """`python -m ti_flax.generate` from embeddings and prompts to PNG files."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -168,28 +169,25 @@ def test_pictures_do_not_depend_on_batches_and_devices(run, tiny_model, embeddin
     params = {name: model.load(name) for name in ("text_encoder", "unet", "vae")}
     tokenize = PromptTokenizer(
         load_tokenizer(tiny_model / "tokenizer"),
-        model.text_encoder.config.vocab_size,
+        model.family.text_encoders[0].vocab_size,
         {"<cat>": 2, "<dog>": 1},
     )
     rows = [find.load_embedding(file).rows["text_encoder"] for file in embeddings]
-    *contexts, negative = np.asarray(
-        sampling.encode_prompts(
-            params["text_encoder"],
-            tokenize([*PROMPTS, NEGATIVE]),
-            np.concatenate(rows),
-            text_encoder=model.text_encoder,
-        )
+    told = sampling.encode_prompts(
+        params,
+        {"text_encoder": tokenize([*PROMPTS, NEGATIVE])},
+        {"text_encoder": np.concatenate(rows)},
+        model.family,
+        (32, 32),
     )
     chosen = np.array([9, 0, 6])
     wanted = sampling.Wanted(
         prompts=chosen // 5,
         seeds=(SETTINGS["seed"] + chosen % 5).astype(np.uint32),
-        contexts=np.stack(contexts),
-        negative=negative,
+        told=told,
     )
-    recipe = sampling.Recipe(
-        unet=model.unet,
-        vae=model.vae,
+    recipe = sampling.SamplingRecipe(
+        family=model.family,
         sampler=scheduler_config.make_sampler(
             model.scheduler, "pndm", SETTINGS["steps"]
         ),
@@ -197,7 +195,7 @@ def test_pictures_do_not_depend_on_batches_and_devices(run, tiny_model, embeddin
         latent_shape=(16, 16, 4),
         mesh=mesh,
     )
-    batches = list(sampling.make_pictures(params, wanted, recipe, batch_size=2))
+    batches = list(sampling.make_images(params, wanted, recipe, batch_size=2))
     assert [len(batch) for batch in batches] == [2, 1]
     theirs = pixels(run.images)[chosen]
     assert np.abs(np.concatenate(batches).astype(int) - theirs).max() <= 1
@@ -223,9 +221,10 @@ PARAMS = {"gain": np.float32(0.9)}
 def recipe(tiny_model):
     model = base_model.open_model(str(tiny_model))
     config = {**model.scheduler, "timestep_spacing": "trailing"}
-    return sampling.Recipe(
-        unet=Predictor(model.unet.config),
-        vae=model.vae,
+    denoiser = model.family.denoiser
+    denoiser = denoiser._replace(module=Predictor(denoiser.module.config))
+    return sampling.SamplingRecipe(
+        family=dataclasses.replace(model.family, denoiser=denoiser),
         sampler=scheduler_config.make_sampler(config, "ddim", 1),
         guidance_scale=7.5,
         latent_shape=(16, 16, 4),
@@ -243,12 +242,12 @@ def test_guidance_leads_from_the_negative_prompt_through_the_prompt(recipe):
         latents = sampling.sample_latents(
             PARAMS,
             recipe.sampler.steps,
-            context,
-            negative,
+            (context,),
+            None if negative is None else (negative,),
             noise,
             guidance_scale,
             stepper=recipe.sampler.stepper,
-            net=recipe.unet,
+            denoiser=recipe.family.denoiser.module,
             mesh=recipe.mesh,
         )
         return np.asarray(latents)
@@ -273,13 +272,16 @@ def test_up_to_1_there_is_no_guidance(recipe, tiny_model, scale, matters):
         wanted = sampling.Wanted(
             prompts=np.zeros(1, int),
             seeds=np.ones(1, np.uint32),
-            contexts=np.full((1, 3, 5), 0.3, np.float32),
-            negative=np.full((3, 5), negative, np.float32),
+            told=(_filled(0.3, negative),),
         )
         chosen = recipe._replace(guidance_scale=scale)
-        return next(sampling.make_pictures(params, wanted, chosen, 8))
+        return next(sampling.make_images(params, wanted, chosen, 8))
 
     assert np.any(picture(-1.0) != picture(1.0)) == matters
+
+
+def _filled(*values):
+    return np.stack([np.full((3, 5), value, np.float32) for value in values])
 
 
 def test_noise_is_standard_normal_and_each_seeds_own():

@@ -261,23 +261,26 @@ def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():
 
     # The same by the formulas.
     never = jnp.full(2, 2**31 - 1)
-    batch = draw_batch(bank, never, jnp.arange(16), 0.18215, 1000)
+    batch = draw_batch(bank, never, jnp.arange(16), slots.FAMILY)
     timesteps = [round(1000 * (2 * i + 1) / 32 - 0.5) for i in range(16)]
     assert timesteps[0] == 31 and timesteps[-1] == 968
-    abar = recipe.schedule.alphas_cumprod[jnp.array(timesteps)][:, None, None, None]
+    abar = recipe.family.process.alphas_cumprod[jnp.array(timesteps)][
+        :, None, None, None
+    ]
 
     @jax.jit
     def predict(rows, latents, noise, ids):
-        context = slots.MODULES["text_encoder"].apply(
+        context = slots.FAMILY.parts["text_encoder"].apply(
             {"params": frozen["text_encoder"]}, ids, jnp.stack([rows] * 16)
         )
         x_t = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
-        return slots.MODULES["unet"].apply(
+        return slots.FAMILY.parts["unet"].apply(
             {"params": frozen["unet"]}, x_t, jnp.array(timesteps), context
         )
 
     for slot in range(2):
-        latents, noise, _, ids = (array[slot] for array in batch)
+        latents, noise = batch.latents[slot], batch.noise[slot]
+        ids = batch.ids["text_encoder"][slot]
         predicted = predict(state.rows["text_encoder"][slot], latents, noise, ids)
         loss = np.mean((np.asarray(predicted) - np.asarray(noise)) ** 2)
         np.testing.assert_allclose(found[slot], loss, rtol=1e-5)

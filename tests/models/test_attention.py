@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ti_flax.models import attention, base_model, chunked_attention, unet
+from ti_flax.models import attention, chunked_attention, stable_diffusion, unet
 from ti_flax.models.attention import Plan, plain
 from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import errors, sharding
@@ -173,7 +173,7 @@ def test_the_key_reaches_every_attention_of_the_unet(monkeypatch):
 
     monkeypatch.setattr(attention, "attend", attend)
     plan = Plan("chunked", sharding.make_mesh())
-    net = base_model.make_modules(known.TINY, plan=plan)["unet"]
+    net = stable_diffusion.make_family(known.TINY, plan=plan).parts["unet"]
     assert isinstance(net, unet.UNet)
     param_shapes(net)
     # Self and cross: one pair down, one in the middle, two up.

@@ -6,7 +6,6 @@ relative, by norm and by largest element; both must be within the tolerance.
 """
 
 import functools
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,13 +22,12 @@ import pytest
 from jaxtyping import Array
 from safetensors.numpy import load_file
 
-from ti_flax.diffusion.process import Schedule
-from ti_flax.models import base_model, clip_text, vae
-from ti_flax.models import unet as models_unet
+from ti_flax.diffusion.process import Ddpm
+from ti_flax.models import base_model, vae
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.step import train_step
-from ti_flax.step.bank import Bank, Batch
+from ti_flax.step.bank import Bank, Batch, Slot, stack
 from ti_flax.step.optimizer import adamw
 from ti_flax.step.state import State, init_state
 
@@ -51,7 +49,7 @@ class Reference(NamedTuple):
     model: base_model.BaseModel
     params: dict[str, Params]
     text_encoder: dict[str, np.ndarray]
-    models_unet: dict[str, np.ndarray]
+    unet: dict[str, np.ndarray]
     vae: dict[str, np.ndarray]
     training: dict[str, np.ndarray]
 
@@ -195,7 +193,10 @@ def test_text_encoder_and_its_blocks_are_pytorchs(reference: Reference) -> None:
     ids = recorded["ids"]
     no_rows = jnp.zeros((len(ids), 0, recorded["output"].shape[-1]))
     output, blocks = apply_with_blocks(
-        model.text_encoder, reference.params["text_encoder"], jnp.asarray(ids), no_rows
+        model.family.text_encoders[0].module,
+        reference.params["text_encoder"],
+        jnp.asarray(ids),
+        no_rows,
     )
     assert_close(output, recorded["output"], FORWARD_TOLERANCE)
     assert_blocks_close(blocks, recorded)
@@ -204,7 +205,7 @@ def test_text_encoder_and_its_blocks_are_pytorchs(reference: Reference) -> None:
 def test_unet_and_its_blocks_are_pytorchs(reference: Reference) -> None:
     recorded, model = reference.unet, reference.model
     output, blocks = apply_with_blocks(
-        model.unet,
+        model.family.denoiser.module,
         reference.params["unet"],
         nhwc(recorded["sample"]),
         jnp.asarray(recorded["timesteps"]),
@@ -217,7 +218,10 @@ def test_unet_and_its_blocks_are_pytorchs(reference: Reference) -> None:
 def test_vae_encoder_and_its_blocks_are_pytorchs(reference: Reference) -> None:
     recorded, model = reference.vae, reference.model
     moments, blocks = apply_with_blocks(
-        model.vae, reference.params["vae"], nhwc(recorded["pixels"]), method="encode"
+        model.family.autoencoder.module,
+        reference.params["vae"],
+        nhwc(recorded["pixels"]),
+        method="encode",
     )
     assert_close(moments, nhwc(recorded["moments"]), FORWARD_TOLERANCE)
     assert_blocks_close(blocks, recorded, under="encoder")
@@ -226,7 +230,10 @@ def test_vae_encoder_and_its_blocks_are_pytorchs(reference: Reference) -> None:
 def test_vae_decoder_and_its_blocks_are_pytorchs(reference: Reference) -> None:
     recorded, model = reference.vae, reference.model
     decoded, blocks = apply_with_blocks(
-        model.vae, reference.params["vae"], nhwc(recorded["latents"]), method="decode"
+        model.family.autoencoder.module,
+        reference.params["vae"],
+        nhwc(recorded["latents"]),
+        method="decode",
     )
     assert_close(decoded, nhwc(recorded["decoded"]), FORWARD_TOLERANCE)
     assert_blocks_close(blocks, recorded, under="decoder")
@@ -243,7 +250,7 @@ def test_posterior_sample_is_diffusers(reference: Reference) -> None:
 
 def test_noisy_latents_and_targets_are_diffusers(reference: Reference) -> None:
     recorded = reference.training
-    schedule = Schedule.from_json(reference.model.scheduler)
+    schedule = Ddpm.from_json(reference.model.scheduler)
     # diffusers multiplies 1000 factors in float32, we in float64.
     np.testing.assert_allclose(
         schedule.alphas_cumprod, recorded["alphas_cumprod"], rtol=1e-5
@@ -260,20 +267,13 @@ def test_noisy_latents_and_targets_are_diffusers(reference: Reference) -> None:
 
 
 @functools.cache
-def compile_step(
-    text_encoder: clip_text.ClipText, unet: models_unet.UNet, scheduler: str
-) -> tuple[train_step.Recipe, Callable[..., Any]]:
+def compile_step(folder: str) -> tuple[train_step.StepRecipe, Callable[..., Any]]:
     """The recipe of the recorded training, and its step from given examples:
     (state, params, batch) to (state, loss, gradient).
-
-    Arguments are hashable, so that recorded and live reference share one executable.
     """
     learning_rate = optax.constant_schedule(5e-3)  # record_reference.LEARNING_RATE
-    recipe = train_step.Recipe(
-        text_encoder=text_encoder,
-        unet=unet,
-        scaling_factor=1.0,
-        schedule=Schedule.from_json(json.loads(scheduler)),
+    recipe = train_step.StepRecipe(
+        family=base_model.open_model(folder).family,
         optimizer=adamw(learning_rate, 0.9, 0.999, 1e-8, 0.0, None),
         learning_rate=learning_rate,
         train_batch_size=2,
@@ -293,10 +293,7 @@ def compile_step(
 
 def stepper(reference: Reference) -> tuple[Callable, Callable]:
     """`begin(rows)` to the state before the first step, and `take_step` from it."""
-    model = reference.model
-    recipe, take_step = compile_step(
-        model.text_encoder, model.unet, json.dumps(model.scheduler)
-    )
+    recipe, take_step = compile_step(str(reference.model.folder))
 
     def begin(rows: np.ndarray) -> State:
         state = init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)
@@ -315,22 +312,28 @@ def read_batch(recorded: dict[str, np.ndarray], index: int) -> Batch:
     return Batch(
         latents=np.moveaxis(recorded["latents"][index], 1, -1)[None],
         noise=np.moveaxis(recorded["noise"][index], 1, -1)[None],
-        timesteps=recorded["timesteps"][index][None].astype(np.int32),
-        ids=recorded["ids"][index][None].astype(np.int32),
+        times=recorded["timesteps"][index][None].astype(np.int32),
+        ids={"text_encoder": recorded["ids"][index][None].astype(np.int32)},
+        sizes=np.zeros((1, 2, 6), np.int32),
     )
 
 
 def unused_bank(num_vectors: int) -> Bank:
     """One slot from which nothing is drawn: examples come from the recording."""
-    return Bank(
-        keys=jax.random.key(0)[None],
-        moments=jnp.zeros((1, 1, 1, 1, 1, 8)),
-        num_pictures=jnp.ones(1, jnp.int32),
-        prompts=jnp.zeros((1, 1, 1), jnp.int32),
-        num_prompts=jnp.ones(1, jnp.int32),
-        row_mask=jnp.ones((1, num_vectors), bool),
-        max_train_steps=jnp.full(1, 1000),
+    _, bank = stack(
+        [
+            Slot(
+                seed_key=jax.random.key(0),
+                moments=jnp.zeros((1, 1, 1, 1, 8)),
+                sizes=np.zeros((1, 1, 6), np.int32),
+                prompts={"text_encoder": np.zeros((1, 1), np.int32)},
+                rows={"text_encoder": np.zeros((num_vectors, 1), np.float32)},
+                max_train_steps=1000,
+                norms={"text_encoder": 1.0},
+            )
+        ]
     )
+    return bank
 
 
 def test_gradient_to_the_rows_is_autograds(reference: Reference) -> None:

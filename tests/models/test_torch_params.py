@@ -500,7 +500,7 @@ def watch():
         peak = max(peak, anonymous())
 
 model = weights.open_model(sys.argv[1], dtype=jnp.bfloat16)
-weights.param_shapes(model.unet)  # what tracing takes does not grow with the model
+weights.param_shapes(model.family.denoiser.module)  # what tracing takes does not grow with the model
 peak = before = anonymous()
 done = threading.Event()
 watcher = threading.Thread(target=watch)

@@ -64,7 +64,7 @@ def test_our_own_code_loads_it_too(tmp_path):
     base = base_model.open_model(str(MODEL))
     model = base_model.open_model(str(write(tmp_path, 2)))
     size = base.text_encoder.config.vocab_size
-    assert model.text_encoder.config.vocab_size == size + 2
+    assert model.family.text_encoders[0].vocab_size == size + 2
     table, before = (
         np.asarray(m.load("text_encoder")["embeddings"]["token_embedding"]["embedding"])
         for m in (model, base)

@@ -17,10 +17,10 @@ import runs
 import slots
 from PIL import Image
 
-from ti_flax.models import random_model
 from ti_flax.config import run_keys
 from ti_flax.formats import find
 from ti_flax.models import known as models_known
+from ti_flax.models import random_model
 from ti_flax.runtime import hosts as runtime_hosts
 
 ROOT = Path(__file__).parents[2]

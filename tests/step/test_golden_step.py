@@ -22,7 +22,7 @@ def take_step():
     """Metrics and rows of the first step, and the batch that it drew."""
     recipe = slots.make_recipe(batch=4)
     state, bank = slots.make_run(recipe, CAT)
-    drawn = draw_batch(bank, state.step, jnp.arange(4), 0.18215, 1000)
+    drawn = draw_batch(bank, state.step, jnp.arange(4), slots.FAMILY)
     state, metrics = dispatch.compile_train_steps(recipe)(
         state, slots.make_frozen(recipe), bank, 1
     )
@@ -56,8 +56,8 @@ GOLDEN = {
 def digits():
     drawn, rows, metrics = take_step()
     return {
-        "timesteps": drawn.timesteps[0].tolist(),
-        "prompts": drawn.ids[0, :, :3].tolist(),
+        "timesteps": drawn.times[0].tolist(),
+        "prompts": drawn.ids["text_encoder"][0, :, :3].tolist(),
         "latents": drawn.latents[0, :, 0, 0, 0].tolist(),
         "noise": drawn.noise[0, :, 0, 0, 0].tolist(),
         "loss": metrics.loss[0].tolist(),

@@ -40,10 +40,12 @@ def twenty_steps(one_device):
 def test_only_learned_rows_change(one_device):
     state, bank = slots.make_run(one_device, CAT)
     frozen = slots.make_frozen(one_device)
-    before = jax.tree.map(np.array, (frozen, bank._replace(keys=0)))
+    before = jax.tree.map(np.array, (frozen, bank._replace(seed_keys=0)))
     rows = np.array(state.rows["text_encoder"])
     state, _ = dispatch.compile_train_steps(one_device)(state, frozen, bank, 5)
-    jax.tree.map(np.testing.assert_array_equal, before, (frozen, bank._replace(keys=0)))
+    jax.tree.map(
+        np.testing.assert_array_equal, before, (frozen, bank._replace(seed_keys=0))
+    )
     assert np.all(rows != state.rows["text_encoder"])
 
 
@@ -125,7 +127,9 @@ def test_padded_rows_and_stopped_slots_keep_every_bit():
 
 def test_an_example_is_a_function_of_seed_step_and_index(one_device):
     _, bank = slots.make_run(one_device, CAT, DOG)
-    draw = jax.jit(lambda steps, examples: draw_batch(bank, steps, examples, 1.0, 1000))
+    draw = jax.jit(
+        lambda steps, examples: draw_batch(bank, steps, examples, slots.FAMILY)
+    )
     whole = draw(jnp.array([4, 9]), jnp.arange(8))
     tail = draw(jnp.array([4, 9]), jnp.arange(5, 8))
     jax.tree.map(lambda w, t: np.testing.assert_array_equal(w[:, 5:], t), whole, tail)
@@ -136,13 +140,14 @@ def test_an_example_is_a_function_of_seed_step_and_index(one_device):
 
 def test_draws_cover_every_real_picture_prompt_and_timestep(one_device):
     _, bank = slots.make_run(one_device, CAT, DOG)
-    batch = draw_batch(bank, jnp.array([0, 0]), jnp.arange(4096), 1.0, 1000)
+    batch = draw_batch(bank, jnp.array([0, 0]), jnp.arange(4096), slots.FAMILY)
     assert np.isfinite(batch.latents).all()
     for slot, concept in enumerate((CAT, DOG)):
-        prompts = {tuple(ids) for ids in np.asarray(batch.ids[slot])}
-        real = {tuple(ids) for ids in np.asarray(bank.prompts[slot, : concept.prompts])}
+        prompts = {tuple(ids) for ids in np.asarray(batch.ids["text_encoder"][slot])}
+        known = np.asarray(bank.prompts["text_encoder"][slot, : concept.prompts])
+        real = {tuple(ids) for ids in known}
         assert prompts == real
-    timesteps = np.asarray(batch.timesteps)
+    timesteps = np.asarray(batch.times)
     assert timesteps.min() == 0 and timesteps.max() == 999
     # The standard error of the mean of 8192 uniform numbers is 3.2; noise: 0.003.
     assert abs(timesteps.mean() - 499.5) < 16
@@ -155,9 +160,9 @@ def test_draws_cover_every_real_picture_prompt_and_timestep(one_device):
 def test_posterior_samples_have_the_moments_they_are_drawn_from(one_device):
     _, bank = slots.make_run(one_device, CAT._replace(pictures=1))
     bank = bank._replace(moments=bank.moments[:, :, :1])
-    batch = draw_batch(bank, jnp.array([0]), jnp.arange(8192), 2.0, 1000)
+    batch = draw_batch(bank, jnp.array([0]), jnp.arange(8192), slots.FAMILY)
     mean, logvar = np.split(np.asarray(bank.moments[0, 0, 0]), 2, axis=-1)
-    latents = np.asarray(batch.latents[0]) / 2.0
+    latents = np.asarray(batch.latents[0]) / slots.FAMILY.scale.factor
     std = np.exp(logvar / 2)
     # Five standard errors of a mean and of a standard deviation of 8192 samples.
     assert np.all(np.abs(latents.mean(0) - mean) < 5 * std / np.sqrt(8192))

@@ -196,10 +196,10 @@ def test_pytorch_conditions_on_the_word_as_we_do(learned, tiny_model, name):
     model = base_model.open_model(str(tiny_model))
     tokenize = PromptTokenizer(
         load_tokenizer(tiny_model / "tokenizer"),
-        model.text_encoder.config.vocab_size,
+        model.family.text_encoders[0].vocab_size,
         {"<toy>": embedding.num_vectors},
     )
-    context = model.text_encoder.apply(
+    context = model.family.text_encoders[0].module.apply(
         {"params": model.load("text_encoder")},
         jnp.asarray(tokenize(PROMPTS)),
         jnp.broadcast_to(

@@ -9,10 +9,9 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from ti_flax.benchmarks import random_run
 from ti_flax.models import attention
 from ti_flax.step import train_step
-from ti_flax.step.abstract import frozen_shapes
+from ti_flax.step.abstract import RunShapes, abstract_arguments
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> float:
@@ -65,16 +64,11 @@ def _inside(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
             yield value
 
 
-def count_step(
-    recipe: train_step.Recipe, latent_side: int, concepts: int = 1, vectors: int = 1
-) -> float:
+def count_step(recipe: train_step.StepRecipe, run: RunShapes) -> float:
     """Floating-point operations that one step asks for, all devices together."""
-    plain = recipe.unet.clone(plan=attention.Plan("plain", recipe.mesh), remat=False)
-    recipe = recipe._replace(unet=plain)
-    state, bank = random_run.make_run(recipe, latent_side, concepts, vectors)
-    return count(
-        functools.partial(train_step.train_step, recipe=recipe),
-        state,
-        frozen_shapes(recipe),
-        bank,
-    )
+    plan = attention.Plan("plain", recipe.mesh)
+    family = recipe.family.clone_denoiser(plan=plan, remat=False)
+    recipe = recipe._replace(family=family)
+    state, frozen, bank = abstract_arguments(recipe, run)
+    one_step = functools.partial(train_step.train_step, recipe=recipe)
+    return count(one_step, state, frozen, bank)

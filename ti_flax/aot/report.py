@@ -11,17 +11,15 @@ from jax.sharding import Mesh
 
 from ti_flax.aot import flops, topologies
 from ti_flax.aot.needs import Needs, compile_for, largest_batch
-from ti_flax.benchmarks import random_run
 from ti_flax.config import run_config
 from ti_flax.diffusion import scheduler_config
-from ti_flax.diffusion.process import Schedule
 from ti_flax.generation import previews, sampling
 from ti_flax.models import attention, base_model
+from ti_flax.models.family import Conditioning, Family
 from ti_flax.models.torch_params import Params, param_shapes
 from ti_flax.runtime import chips, sharding
-from ti_flax.runtime.errors import UserError
 from ti_flax.step import dispatch, train_step
-from ti_flax.step.abstract import abstract, frozen_shapes
+from ti_flax.step.abstract import RunShapes, abstract, abstract_arguments
 from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import State
 from ti_flax.training.recipe import make_recipe
@@ -31,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 # Larger batches than this on one device are not looked for.
 _MOST_EXAMPLES = 512
-_GIB = 2**30
+_GIB = chips.GIB
 
 
 def lines(config: run_config.Config, topology: str) -> Iterator[str]:
@@ -43,10 +41,11 @@ def lines(config: run_config.Config, topology: str) -> Iterator[str]:
     mesh = topologies.make_mesh(topology, config.fsdp)
     chip = chips.chip(mesh)
     model = open_shapes(config, mesh)
+    dtype = jnp.dtype(model.family.denoiser.module.dtype)
     yield (
         f"{topology}: {mesh.size} x {mesh.devices.flat[0].device_kind}, "
-        f"{chip.hbm_bytes / _GIB:.0f} GiB each; UNet in "
-        f"{jnp.dtype(model.unet.dtype).name}, attention {config.attention}"
+        f"{chip.hbm_bytes / _GIB:.0f} GiB each; UNet in {dtype.name}, attention "
+        f"{config.attention}"
     )
     sharding.warn_of_padding(config.train_batch_size, mesh)
     # What a step computes, filled up to the devices, is what is compiled and counted.
@@ -126,8 +125,8 @@ def _roofline(
     chip: chips.Chip,
 ) -> str:
     recipe = recipe_of(config, model, mesh)
-    side = config.resolution // model.vae.config.downscale
-    work = flops.count_step(recipe, side, vectors=config.num_vectors) / mesh.size
+    side = model.family.latent_side(config.resolution)
+    work = flops.count_step(recipe, RunShapes(side, config.num_vectors)) / mesh.size
     # The compiler counts a loop's body once: of several parts, the first and the body.
     parts = config.gradient_accumulation_steps
     traffic = needs.traffic * max(1.0, parts / 2)
@@ -147,24 +146,22 @@ def open_shapes(config: run_config.Config, mesh: Mesh) -> base_model.BaseModel:
         config.pretrained_model_name_or_path,
         config.revision,
         config.variant,
-        base_model.unet_dtype(config.mixed_precision, platform),
+        base_model.denoiser_dtype(config.mixed_precision, platform),
         attention.make_plan(config.attention, mesh),
         download_weights=False,
     )
-    if config.resolution % model.vae.config.downscale:
-        raise UserError(
-            f"resolution: {config.resolution} is not a multiple of "
-            f"{model.vae.config.downscale}, the pixels of a latent of this model"
-        )
     return model
 
 
 def recipe_of(
     config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
-) -> train_step.Recipe:
-    """The recipe of the run that the configuration describes."""
-    schedule = Schedule.from_json(model.scheduler)
-    return make_recipe(config, model, schedule, mesh)
+) -> train_step.StepRecipe:
+    """The recipe of the run that the configuration describes.
+
+    Raises `UserError` where the resolution does not suit the model.
+    """
+    side = model.family.latent_side(config.resolution)
+    return make_recipe(config, model.family, side, mesh)
 
 
 def lower_train_steps(
@@ -189,26 +186,21 @@ def lower_forward(
         frozen: dict[str, Params],
         bank: Bank,
     ):
-        batch = draw_batch(
-            bank,
-            state.step,
-            jnp.arange(recipe.train_batch_size),
-            recipe.scaling_factor,
-            recipe.schedule.num_timesteps,
-        )
+        examples = jnp.arange(recipe.train_batch_size)
+        batch = draw_batch(bank, state.step, examples, recipe.family)
         return train_step.losses(state.rows, frozen, batch, recipe)
 
     return jax.jit(forward).lower(*_abstract_run(config, model, recipe))
 
 
 def _abstract_run(
-    config: run_config.Config, model: base_model.BaseModel, recipe: train_step.Recipe
+    config: run_config.Config,
+    model: base_model.BaseModel,
+    recipe: train_step.StepRecipe,
 ) -> tuple[State, dict[str, Params], Bank]:
     """Shapes and places of state, frozen weights and bank."""
-    side = config.resolution // model.vae.config.downscale
-    run = random_run.make_run(recipe, side, vectors=config.num_vectors)
-    state, bank = abstract(run, sharding.replicated(recipe.mesh))
-    return state, frozen_shapes(recipe), bank
+    side = model.family.latent_side(config.resolution)
+    return abstract_arguments(recipe, RunShapes(side, config.num_vectors))
 
 
 def lower_encode(
@@ -216,36 +208,51 @@ def lower_encode(
 ) -> jax.stages.Lowered:
     """The program that turns pictures into moments, on one device."""
     alone = sharding.replicated(sharding.make_mesh([mesh.devices.flat[0]]))
-    side = config.resolution
-    pixels = jax.ShapeDtypeStruct(
-        (ENCODE_BATCH_SIZE, side, side, model.vae.config.in_channels),
-        jnp.float32,
-    )
-    return jit_encode(model).lower(*abstract((param_shapes(model.vae), pixels), alone))
+    side, part = config.resolution, model.family.autoencoder
+    pixels = jax.ShapeDtypeStruct((ENCODE_BATCH_SIZE, side, side, 3), jnp.float32)
+    params = param_shapes(part.module)
+    return jit_encode(model.family).lower(*abstract((params, pixels), alone))
 
 
 def lower_preview(
     config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
 ) -> jax.stages.Lowered:
     """The program that makes the latents of one picture a device."""
+    family = model.family
     scheduler = scheduler_config.find_name(model.scheduler)
     sampler = scheduler_config.make_sampler(model.scheduler, scheduler, previews.STEPS)
-    side = config.resolution // model.vae.config.downscale
-    text, net = model.text_encoder.config, model.unet.config
+    side = family.latent_side(config.resolution)
     everywhere, examples = sharding.replicated(mesh), sharding.over_examples(mesh)
-    length, width = text.max_position_embeddings, text.hidden_size
-
-    def floats(shape: tuple[int, ...], where: jax.sharding.Sharding) -> object:
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
-
+    told = jax.eval_shape(functools.partial(_encode, family, mesh.size))
+    noise = jax.ShapeDtypeStruct(
+        (mesh.size, side, side, family.latent_channels), jnp.float32
+    )
+    negative = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), told
+    )
     return sampling.sample_latents.lower(
-        abstract(param_shapes(model.unet), everywhere),
+        abstract(param_shapes(family.denoiser.module), everywhere),
         abstract(jax.tree.map(jnp.asarray, sampler.steps), everywhere),
-        floats((mesh.size, length, width), examples),
-        floats((length, width), everywhere),
-        floats((mesh.size, side, side, net.in_channels), examples),
+        abstract(told, examples),
+        abstract(negative, everywhere),
+        abstract(noise, examples),
         previews.GUIDANCE_SCALE,
         stepper=sampler.stepper,
-        net=model.unet,
+        denoiser=family.denoiser.module,
         mesh=mesh,
+    )
+
+
+def _encode(family: Family, count: int) -> Conditioning:
+    """What is told of so many prompts; to be traced for its shapes."""
+
+    def zeros(tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+
+    encoders = family.text_encoders
+    return family.encode_text(
+        {each.name: zeros(param_shapes(each.module)) for each in encoders},
+        {each.name: jnp.zeros((count, each.length), jnp.int32) for each in encoders},
+        {each.name: jnp.zeros((count, 0, each.width)) for each in encoders},
+        jnp.zeros((count, 6), jnp.int32),
     )

@@ -107,12 +107,16 @@ def prepare(
         )
     plan = attention.make_plan(keys.attention, mesh)
     model = work.open_model(keys, plan)
-    kernels = find(model.unet, keys.train_batch_size, work.latent_side(keys, model))
+    kernels = find(
+        model.family.denoiser.module,
+        keys.train_batch_size,
+        work.latent_side(keys, model),
+    )
     run, facts = {}, {}
     for name, kernel in kernels.items():
         ours = _function(kernel, plan)
         xlas = _function(kernel, None)
-        arguments = _arguments(kernel, model.unet.dtype, mesh)
+        arguments = _arguments(kernel, model.family.denoiser.module.dtype, mesh)
         run[name] = _repeated(ours, arguments)
         facts[name] = {
             "kind": kernel.kind,
@@ -126,8 +130,8 @@ def prepare(
     return {
         "library": f"jax {jax.__version__}",
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "dtype": jnp.dtype(model.unet.dtype).name,
-        "peak_flops": mesh.size * work.peak_flops(model.unet.dtype),
+        "dtype": jnp.dtype(model.family.denoiser.module.dtype).name,
+        "peak_flops": mesh.size * work.peak_flops(model.family.denoiser.module.dtype),
         "kernels": facts,
     }, lambda: {name: take_turn() for name, take_turn in run.items()}
 

@@ -21,7 +21,9 @@ def prepare(
     """Facts, and a function that takes a turn: seconds of each kernel."""
     model = work.open_model(keys, attention.Plan("plain"))
     kernels = kernels_jax.find(
-        model.unet, keys.train_batch_size, work.latent_side(keys, model)
+        model.family.denoiser.module,
+        keys.train_batch_size,
+        work.latent_side(keys, model),
     )
     device, dtype = step_torch.place(keys)
     run = {name: _repeated(each, device, dtype) for name, each in kernels.items()}

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ti_flax.models import attention, base_model
+from ti_flax.models import attention, base_model, stable_diffusion
 from ti_flax.models.known import Configs
+from ti_flax.models.sources import DiffusersFolder
 from ti_flax.step import train_step
-from ti_flax.step.bank import Bank
+from ti_flax.step.bank import Bank, Slot, stack
 from ti_flax.step.state import State, init_state
 
 _PICTURES = 5
@@ -18,43 +18,45 @@ _PROMPTS = 27
 
 
 def make_model(
-    configs: Configs, dtype: Any, plan: attention.Plan, sample_size: int = 64
+    configs: Configs, dtype: Any, plan: attention.Plan
 ) -> base_model.BaseModel:
     """The networks that `configs` describe; there is no folder to load them from."""
-    return base_model.BaseModel(
-        Path(),
-        None,
-        **base_model.make_modules(configs, dtype, plan),
-        scheduler=configs["scheduler"],
-        sample_size=sample_size,
-    )
+    family = stable_diffusion.make_family(configs, dtype, plan)
+    return base_model.BaseModel(family, DiffusersFolder(Path()), configs["scheduler"])
 
 
 def make_run(
-    recipe: train_step.Recipe, latent_side: int, concepts: int = 1, vectors: int = 1
+    recipe: train_step.StepRecipe, latent_side: int, concepts: int = 1, vectors: int = 1
 ) -> tuple[State, Bank]:
     """State and bank with a slot for each concept; random pictures and prompts.
 
     Every prompt has the learned word in it.
     """
-    config, random = recipe.text_encoder.config, np.random.default_rng(0)
-    length, vocabulary = config.max_position_embeddings, config.vocab_size
-    ids = random.integers(0, vocabulary, (concepts, _PROMPTS, length))
-    ids[:, :, 3 : 3 + vectors] = vocabulary + np.arange(vectors)
-    moments = (concepts, _PICTURES, 2, latent_side, latent_side)
-    channels = 2 * recipe.unet.config.in_channels
-    rows = 0.02 * random.standard_normal((concepts, vectors, config.hidden_size))
-    rows = {"text_encoder": jnp.asarray(rows, jnp.float32)}
-    bank = Bank(
-        keys=jax.random.split(jax.random.key(0), concepts),
-        moments=jnp.asarray(random.standard_normal((*moments, channels), np.float32)),
-        num_pictures=jnp.full(concepts, _PICTURES),
-        prompts=jnp.asarray(ids, jnp.int32),
-        num_prompts=jnp.full(concepts, _PROMPTS),
-        row_mask=jnp.ones((concepts, vectors), bool),
-        max_train_steps=jnp.full(concepts, np.iinfo(np.int32).max),
-        # A copy: the state's are given up in the first dispatch.
-        initial=jax.tree.map(jnp.copy, rows),
-        norm=jnp.ones(concepts),
-    )
-    return init_state(rows, recipe.optimizer), bank
+    family, random = recipe.family, np.random.default_rng(0)
+    moments = _PICTURES, 2, latent_side, latent_side, 2 * family.latent_channels
+
+    def ids(vocab_size: int, length: int) -> np.ndarray:
+        drawn = random.integers(0, vocab_size, (_PROMPTS, length), np.int32)
+        drawn[:, 3 : 3 + vectors] = vocab_size + np.arange(vectors)
+        return drawn
+
+    def rows(width: int) -> np.ndarray:
+        return np.float32(0.02) * random.standard_normal((vectors, width), np.float32)
+
+    slots = [
+        Slot(
+            seed_key=seed_key,
+            moments=random.standard_normal(moments, np.float32),
+            sizes=np.zeros((_PICTURES, 2, 6), np.int32),
+            prompts={
+                each.name: ids(each.vocab_size, each.length)
+                for each in family.text_encoders
+            },
+            rows={each.name: rows(each.width) for each in family.text_encoders},
+            max_train_steps=np.iinfo(np.int32).max,
+            norms={each.name: 1.0 for each in family.text_encoders},
+        )
+        for seed_key in jax.random.split(jax.random.key(0), concepts)
+    ]
+    initial, bank = stack(slots)
+    return init_state(initial, recipe.optimizer), bank

@@ -16,7 +16,7 @@ from ti_flax.models.random_params import random_weights
 from ti_flax.runtime import process, profile, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.step import dispatch, train_step
-from ti_flax.step.abstract import frozen_shapes
+from ti_flax.step.abstract import RunShapes, frozen_shapes
 
 KEYS = StepKeys
 
@@ -28,7 +28,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     mesh = sharding.make_mesh()
     model = work.open_model(keys, attention.make_plan(keys.attention, mesh))
     recipe, side = work.recipe_of(keys, model, mesh)
-    everywhere = sharding.replicated(mesh)
+    net, everywhere = recipe.family.denoiser.module, sharding.replicated(mesh)
     state, bank = jax.device_put(
         random_run.make_run(recipe, side, keys.concepts), everywhere
     )
@@ -55,13 +55,13 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         "first_step_seconds": profile.process_age(),
         "library": f"ti_flax, jax {jax.__version__}",
         "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "dtype": jnp.dtype(model.unet.dtype).name,
+        "dtype": jnp.dtype(net.dtype).name,
         "attention": _attention_of(recipe, keys, side),
-        "recomputes": recipe.unet.remat,
+        "recomputes": net.remat,
         "examples": keys.train_batch_size * keys.concepts,
-        "resolution": side * model.vae.config.downscale,
-        "flops": flops.count_step(recipe, side, keys.concepts),
-        "peak_flops": mesh.size * work.peak_flops(model.unet.dtype),
+        "resolution": side * model.family.downscale,
+        "flops": flops.count_step(recipe, RunShapes(side, slots=keys.concepts)),
+        "peak_flops": mesh.size * work.peak_flops(net.dtype),
         "compile_seconds": compiled,
         # A dispatch of no steps: all that is left is the way there and back.
         "overhead_seconds": min(run(0) for _ in range(_OVERHEAD_CALLS)),
@@ -81,12 +81,13 @@ def peak_memory() -> int | None:
     return max(peaks, default=None)
 
 
-def _attention_of(recipe: train_step.Recipe, keys: StepKeys, side: int) -> str:
+def _attention_of(recipe: train_step.StepRecipe, keys: StepKeys, side: int) -> str:
     """What computes self-attention at the UNet's first level."""
-    config, examples = recipe.unet.config, keys.train_batch_size * keys.concepts
+    net = recipe.family.denoiser.module
+    config, examples = net.config, keys.train_batch_size * keys.concepts
     heads = config.heads[0]
     q = jax.ShapeDtypeStruct(
         (examples, side**2, heads, config.block_out_channels[0] // heads),
-        recipe.unet.dtype,
+        net.dtype,
     )
-    return attention.choose(q, q, recipe.unet.plan)
+    return attention.choose(q, q, net.plan)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ti_flax.benchmarks import random_run, work
 from ti_flax.benchmarks.keys import StepKeys, WorkKeys
 from ti_flax.models import attention as attention_plans
 from ti_flax.models import clip_text, unet, vae
+from ti_flax.models.random_params import constant_or_std
 from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import profile, sharding
 from ti_flax.runtime.errors import UserError
@@ -264,16 +266,17 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     script = keys.pytorch == "script"
     trees = frozen_shapes(recipe)
     if script:
-        trees["vae"] = param_shapes(model.vae)
+        trees["vae"] = param_shapes(model.family.autoencoder.module)
     params = {
         name: _random(tree, torch.float32 if name == "text_encoder" else dtype, device)
         for name, tree in trees.items()
     }
     _, bank = random_run.make_run(recipe, side)
     examples = keys.train_batch_size * keys.concepts
-    ids = np.resize(np.asarray(bank.prompts[0]), (examples, bank.prompts.shape[-1]))
-    pixels = side * model.vae.config.downscale
-    shape = (examples, 2 * model.unet.config.in_channels, side, side)
+    prompts = np.asarray(bank.prompts["text_encoder"])
+    ids = np.resize(prompts[0], (examples, prompts.shape[-1]))
+    pixels = side * model.family.downscale
+    shape = (examples, 2 * model.family.latent_channels, side, side)
     batch = {
         "ids": torch.from_numpy(ids).long().to(device),
         "moments": torch.randn(shape, device=device),
@@ -281,9 +284,9 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     }
     take_step = make_step(
         params,
-        (model.text_encoder.config, model.unet.config, model.vae.config),
-        torch.from_numpy(np.array(recipe.schedule.alphas_cumprod)).to(device),
-        recipe.scaling_factor,
+        tuple(module.config for module in model.family.parts.values()),
+        torch.from_numpy(np.array(recipe.family.process.alphas_cumprod)).to(device),
+        recipe.family.scale.factor,
         batch,
         script,
         compiled=device.type == "cuda",
@@ -318,17 +321,15 @@ def peak_memory() -> int | None:
 
 
 def _random(tree: Tree, dtype: torch.dtype, device: torch.device) -> Tree:
-    """Random weights of these shapes, as `stand_in.random_weights` makes them."""
+    """Random weights of these shapes, by the rule of `models.random_params`."""
 
-    def draw(name: str, leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):
-            return {key: draw(key, value) for key, value in leaf.items()}
-        if name in ("scale", "bias"):
-            return torch.full(leaf.shape, float(name == "scale")).to(device, dtype)
-        std = 0.02 if name == "embedding" else np.prod(leaf.shape[:-1]) ** -0.5
+    def draw(path: tuple, leaf: Any) -> Any:
+        constant, std = constant_or_std(path, leaf.shape)
+        if constant is not None:
+            return torch.full(leaf.shape, constant).to(device, dtype)
         shape = leaf.shape
-        if name == "kernel":
+        if path[-1].key == "kernel":
             shape = (shape[-1], shape[-2], *shape[:-2])
-        return (float(std) * torch.randn(shape)).to(device, dtype)
+        return (std * torch.randn(shape)).to(device, dtype)
 
-    return draw("", tree)
+    return jax.tree_util.tree_map_with_path(draw, tree)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from ti_flax.benchmarks import random_run
 from ti_flax.benchmarks.keys import StepKeys, WorkKeys
 from ti_flax.config import run_config
-from ti_flax.diffusion.process import Schedule
 from ti_flax.models import attention, base_model, known
 from ti_flax.quickstart import settings
 from ti_flax.runtime import sharding
@@ -23,7 +22,7 @@ _PEAK_SIDE_ELSEWHERE = 8192
 
 def open_model(keys: WorkKeys, plan: attention.Plan) -> base_model.BaseModel:
     """The networks that `keys.model` names, without weights."""
-    dtype = base_model.unet_dtype(keys.dtype, plan.device.platform)
+    dtype = base_model.denoiser_dtype(keys.dtype, plan.device.platform)
     if keys.model == "quickstart":
         return base_model.open_model(str(settings.MODEL), dtype=dtype, plan=plan)
     return random_run.make_model(known.SHAPES[keys.model], dtype, plan)
@@ -32,27 +31,21 @@ def open_model(keys: WorkKeys, plan: attention.Plan) -> base_model.BaseModel:
 def latent_side(keys: WorkKeys, model: base_model.BaseModel) -> int:
     """Width and height of the latents of pictures at the keys' resolution."""
     if keys.resolution is None:
-        return model.sample_size
-    return keys.resolution // model.vae.config.downscale
+        return model.family.sample_size
+    return model.family.latent_side(keys.resolution)
 
 
 def recipe_of(
     keys: StepKeys, model: base_model.BaseModel, mesh: jax.sharding.Mesh
-) -> tuple[train_step.Recipe, int]:
+) -> tuple[train_step.StepRecipe, int]:
     """The step as training makes it, and the side of its latents."""
     side = latent_side(keys, model)
-    config = run_config.Config(
-        pretrained_model_name_or_path=keys.model,
-        train_data_dir="pictures",
-        placeholder_token="<word>",
-        resolution=side * model.vae.config.downscale,
+    settings = run_config.TrainingKeys(
         train_batch_size=keys.train_batch_size,
         gradient_checkpointing=keys.gradient_checkpointing,
     )
     sharding.warn_of_padding(keys.train_batch_size * keys.concepts, mesh)
-    schedule = Schedule.from_json(model.scheduler)
-    recipe = make_recipe(config, model, schedule, mesh)
-    return recipe, side
+    return make_recipe(settings, model.family, side, mesh), side
 
 
 def peak_flops(dtype: Any) -> float:

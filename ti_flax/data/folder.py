@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from ti_flax.data.decode import SkippedError, read_picture
@@ -19,6 +19,9 @@ class Pictures(NamedTuple):
 
     # 8-bit RGB, H = W = resolution.
     images: UInt8[np.ndarray, "N H W 3"]
+    # In pixels, of each picture and of its mirror image: (height, width) as in the
+    # file, (top, left) of the crop in the resized picture, (height, width) of the crop.
+    sizes: Int32[np.ndarray, "N 2 6"]
     # File name of each picture.
     names: tuple[str, ...]
     # One line per file that was skipped or is not used as it is.
@@ -49,7 +52,7 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
         UserError: `folder` is missing, not a folder or without a readable picture.
     """
     paths, hidden = _list_folder(folder)
-    images, names, notes = [], [], []
+    images, sizes, names, notes = [], [], [], []
     first_name: dict[bytes, str] = {}
     for path in paths:
         shown = _printable(path.name)
@@ -65,6 +68,7 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
             notes.append(f"skipped {shown}: {reason}")
             continue
         images.append(image)
+        sizes.append(_sizes(*picture.size, resolution, center_crop))
         names.append(path.name)
         if changes:
             notes.append(f"{shown}: {', '.join(changes)}")
@@ -76,7 +80,9 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
             f"train_data_dir: no readable picture in {_printable(str(folder))}"
             f" ({found}); put the concept's pictures there, as .jpg or .png files"
         )
-    return Pictures(np.stack(images), tuple(names), tuple(notes))
+    return Pictures(
+        np.stack(images), np.array(sizes, np.int32), tuple(names), tuple(notes)
+    )
 
 
 def _list_folder(folder: Path) -> tuple[list[Path], list[str]]:
@@ -106,6 +112,17 @@ def _make_square(picture: Image.Image, side: int, center_crop: bool) -> Image.Im
         left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
         picture = picture.crop((left, top, left + edge, top + edge))
     return picture.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _sizes(width: int, height: int, side: int, center_crop: bool) -> list[list[int]]:
+    """`Pictures.sizes` of one picture; one that is squashed is not cropped."""
+    top = left = mirrored = 0
+    if center_crop:
+        edge = min(width, height)
+        resized = round(height * side / edge), round(width * side / edge)
+        top, left = ((length - side) // 2 for length in resized)
+        mirrored = resized[1] - side - left
+    return [[height, width, top, x, side, side] for x in (left, mirrored)]
 
 
 def _printable(name: str) -> str:

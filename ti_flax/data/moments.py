@@ -14,7 +14,7 @@ def encode_in_batches(
     batch_size: int,
     flip: bool,
     progress: bool = True,
-) -> Float32[np.ndarray, "N F h w two_c"]:
+) -> Float32[np.ndarray, "N F h w Z"]:
     """Encodes each picture once and, with `flip`, its mirror image (F = 2, else 1).
 
     The mirror's moments come from mirrored pixels: the VAE's kernels are not symmetric

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Float, Float64, Int, Key
 
 from ti_flax.runtime.errors import UserError
 
 
-class Schedule(NamedTuple):
-    """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), t = 0 ... T - 1.
+class Ddpm(NamedTuple):
+    """The noising process: times, corruption, target and weight of an example.
+
+    q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), t = 0 ... T - 1.
 
     (Ho et al. 2020, eq. 4.)
     """
@@ -25,7 +28,7 @@ class Schedule(NamedTuple):
         return self.alphas_cumprod.shape[0]
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> "Schedule":
+    def from_json(cls, config: Mapping[str, Any]) -> "Ddpm":
         """Reads `scheduler_config.json`.
 
         Raises `UserError` for an unknown beta schedule or prediction type.
@@ -34,6 +37,18 @@ class Schedule(NamedTuple):
             jnp.asarray(read_alphas_cumprod(config), jnp.float32),
             read_prediction_type(config),
         )
+
+    def draw_times(self, key: Key[Array, ""]) -> Int[Array, ""]:
+        """The time of one example: uniform over 0 ... T - 1."""
+        return jax.random.randint(key, (), 0, self.num_timesteps)
+
+    def spread_times(self, index: Int[Array, "B"], count: int) -> Int[Array, "B"]:
+        """The middles of `count` equal parts of 0 ... T; `index` says which of them."""
+        return (2 * index + 1) * self.num_timesteps // (2 * count)
+
+    def weight(self, timesteps: Int[Array, "B"]) -> Float[Array, "B"]:
+        """What an example's loss counts: 1 (Ho et al. 2020, L_simple)."""
+        return jnp.ones(timesteps.shape)
 
     def add_noise(
         self,

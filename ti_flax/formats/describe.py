@@ -5,10 +5,16 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
-from ti_flax.config.fields import NameOrPath, OptionalName, OptionalNameOrPath, Revision
+from ti_flax.config.fields import (
+    NameOrPath,
+    OptionalName,
+    OptionalNameOrPath,
+    Revision,
+    Settings,
+)
 from ti_flax.formats import find, pickle_machine, registry
 from ti_flax.formats.checks import shown
 from ti_flax.formats.refused import Refused
@@ -19,10 +25,8 @@ _NEAREST = 5
 _MAX_FACTS = 200
 
 
-class InspectKeys(BaseModel):
+class InspectKeys(Settings):
     """What to look at."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: NameOrPath = Field(
         description="embedding file, folder that a run wrote, or Hub id"
@@ -95,7 +99,7 @@ def _nearest_words(learned: Embedding, keys: InspectKeys) -> list[str]:
     from ti_flax.text.tokenizer import load_tokenizer
 
     model = base_model.open_model(keys.model, keys.revision)
-    widths = {FIRST_ENCODER: model.text_encoder.config.hidden_size}
+    widths = {each.name: each.width for each in model.family.text_encoders}
     find.check_fits(learned, widths, "model", keys.file)
     tokenizer = load_tokenizer(model.folder / "tokenizer")
     embeddings = model.load(FIRST_ENCODER)["embeddings"]

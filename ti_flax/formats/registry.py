@@ -1,21 +1,22 @@
 """The list of formats, and the two things done with it: reading and writing a file."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ti_flax.formats import containers, named_rows, string_to_param, token_keyed
+from ti_flax.formats import (
+    containers,
+    named_rows,
+    replicate_tokens,
+    string_to_param,
+    token_keyed,
+)
 from ti_flax.formats.checks import RawWord, Reading, checked, shown
 from ti_flax.formats.content import Content, Kind
 from ti_flax.formats.metadata import provenance_in, to_texts
 from ti_flax.formats.refused import Refused
-from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
-
-# Replicate's place for the token, beside the rows: {token: names of its vectors}.
-_REPLICATE_TOKENS = "special_params.json"
 
 
 class ReadFile(NamedTuple):
@@ -141,7 +142,7 @@ def read(file: Path, token: str | None = None) -> ReadFile:
     except Refused as refusal:
         raise UserError(f"{file} {refusal}") from None
     if name == "replicate" and word.token is None:
-        word = word._replace(token=_replicate_token(file))
+        word = word._replace(token=replicate_tokens.read(file))
     embedding = checked(file, word, provenance_in(reading.metadata))
     return ReadFile(file, name, embedding, reading.metadata)
 
@@ -184,15 +185,6 @@ def _joined(file: Path, word: RawWord) -> RawWord:
     return word
 
 
-def _replicate_token(file: Path) -> str | None:
-    path = file.with_name(_REPLICATE_TOKENS)
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, RecursionError, ValueError):
-        return None
-    return next(iter(content)) if isinstance(content, dict) and content else None
-
-
 def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
     """Writes an embedding in the format `name`; returns the files written.
 
@@ -229,7 +221,7 @@ def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
         containers.write(part, Content(kind, layout.make(rows), metadata))
     written = list(parts)
     if name == "replicate":
-        written.append(_write_replicate_tokens(path, embedding))
+        written.append(replicate_tokens.write(path, embedding))
     return written
 
 
@@ -237,11 +229,3 @@ def target(path: Path, name: str) -> Path:
     """The file that `write` makes of a path: in a folder it has the usual name."""
     usual = next(iter(FORMATS[name].suffixes))
     return path / f"learned_embeds{usual}" if path.is_dir() or not path.suffix else path
-
-
-def _write_replicate_tokens(path: Path, embedding: Embedding) -> Path:
-    tokens = path.with_name(_REPLICATE_TOKENS)
-    vectors = "".join(f"<s{i}>" for i in range(embedding.num_vectors))
-    with atomic.atomic_path(tokens) as temporary:
-        temporary.write_text(json.dumps({embedding.token: vectors}))
-    return tokens

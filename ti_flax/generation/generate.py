@@ -5,9 +5,9 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -21,19 +21,27 @@ from ti_flax.diffusion import scheduler_config
 from ti_flax.formats import find
 from ti_flax.generation import png, sampling
 from ti_flax.models import attention, base_model
+from ti_flax.models.family import Conditioning, Family
 from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
-from ti_flax.text.embedding import FIRST_ENCODER
-from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
+from ti_flax.text.tokenizer import (
+    PromptTokenizer,
+    load_tokenizer,
+    token_ids,
+    vector_names,
+)
+
+if TYPE_CHECKING:
+    import transformers
 
 _log = logging.getLogger(__name__)
 
 # What a learned word usually looks like.
 _PLACEHOLDER = re.compile(r"<[^<>\s]+>")
 
-# Learned words with their rows, in the order of their ids.
-Words = dict[str, Float32[np.ndarray, "K D"]]
+# Learned words with their rows by text encoder, in the order of their ids.
+Words = dict[str, dict[str, Float32[np.ndarray, "K _"]]]
 
 
 def generate_images(progress: bool = True, **keys: Any) -> list[Image.Image]:
@@ -66,36 +74,37 @@ def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:
         keys.model,
         keys.revision,
         keys.variant,
-        base_model.unet_dtype(keys.mixed_precision),
+        base_model.denoiser_dtype(keys.mixed_precision),
         attention.make_plan(keys.attention, mesh),
     )
-    words = _load_words(keys.embedding, model.text_encoder.config.hidden_size)
+    family = model.family
+    widths = {encoder.name: encoder.width for encoder in family.text_encoders}
+    words = _load_words(keys.embedding, widths)
     ids = _token_ids([*keys.prompt, keys.negative_prompt], model, words)
     scheduler = keys.scheduler or scheduler_config.find_name(model.scheduler)
-    recipe = sampling.Recipe(
-        unet=model.unet,
-        vae=model.vae,
+    latent_shape = _latent_shape(keys, family)
+    recipe = sampling.SamplingRecipe(
+        family=family,
         sampler=scheduler_config.make_sampler(model.scheduler, scheduler, keys.steps),
         guidance_scale=keys.guidance_scale,
-        latent_shape=_latent_shape(keys, model),
+        latent_shape=latent_shape,
         mesh=mesh,
     )
     makings = _makings(keys, recipe, scheduler, words)
 
     _log.info("reading %s", model.folder)
-    contexts = _encode(model, ids, words, mesh)
     wanted = sampling.Wanted(
         prompts=np.repeat(np.arange(len(keys.prompt)), keys.num_images),
         seeds=np.array([making.seed for making in makings], np.uint32),
-        contexts=contexts[:-1],
-        negative=contexts[-1],
+        told=_encode(model, ids, words, (makings[0].height, makings[0].width), mesh),
     )
     params = {
-        name: model.load(name, sharding.replicated(mesh)) for name in ("unet", "vae")
+        part.name: model.load(part.name, sharding.replicated(mesh))
+        for part in (family.denoiser, family.autoencoder)
     }
     at_once = min(keys.batch_size or mesh.size, len(makings))
     batch_size = mesh.size * math.ceil(at_once / mesh.size)
-    batches = sampling.make_pictures(params, wanted, recipe, batch_size)
+    batches = sampling.make_images(params, wanted, recipe, batch_size)
     columns = keys.num_images if len(keys.prompt) > 1 else _side(len(makings))
     pixels = itertools.chain.from_iterable(batches)
     return _collect(pixels, makings, output, columns, progress)
@@ -126,12 +135,10 @@ def _collect(
 
 
 def _makings(
-    keys: GenerateKeys, recipe: sampling.Recipe, scheduler: str, words: Words
+    keys: GenerateKeys, recipe: sampling.SamplingRecipe, scheduler: str, words: Words
 ) -> list[png.Making]:
     """How each picture will be made, `num_images` of each prompt in turn."""
-    height, width = (
-        side * recipe.vae.config.downscale for side in recipe.latent_shape[:2]
-    )
+    height, width = (side * recipe.family.downscale for side in recipe.latent_shape[:2])
     return [
         png.Making(
             prompt=prompt,
@@ -144,7 +151,7 @@ def _makings(
             width=width,
             height=height,
             model=keys.model,
-            words={word: len(rows) for word, rows in words.items()},
+            words=_num_vectors(words),
         )
         for prompt in keys.prompt
         for index in range(keys.num_images)
@@ -160,14 +167,14 @@ def _make_folder(output: Path) -> None:
         ) from error
 
 
-def _load_words(embeddings: Sequence[str], width: int) -> Words:
+def _load_words(embeddings: Sequence[str], widths: Mapping[str, int]) -> Words:
     """Reads embedding files, or their folders, each given as FILE or WORD=FILE."""
     words: Words = {}
     files: dict[str, str] = {}
     for given in embeddings:
         name, file = _split_name(given)
         learned = find.load_for_model(
-            Path(file).expanduser(), {FIRST_ENCODER: width}, "embedding", name or None
+            Path(file).expanduser(), widths, "embedding", name or None
         )
         word = name or learned.token
         if word in words:
@@ -175,7 +182,7 @@ def _load_words(embeddings: Sequence[str], width: int) -> Words:
                 f"embedding: {files[word]} and {file} both have the word {word!r}; "
                 f"give one of them another name: --embedding 'NEW_NAME={file}'"
             )
-        words[word], files[word] = learned.rows[FIRST_ENCODER], file
+        words[word], files[word] = learned.rows, file
     return words
 
 
@@ -187,13 +194,32 @@ def _split_name(given: str) -> tuple[str, str]:
     return name, file
 
 
+def _num_vectors(words: Words) -> dict[str, int]:
+    return {word: len(next(iter(rows.values()))) for word, rows in words.items()}
+
+
 def _token_ids(
     prompts: Sequence[str], model: base_model.BaseModel, words: Words
-) -> Int32[np.ndarray, "P L"]:
-    """Token ids of prompts; the last is the negative one."""
-    tokenizer = load_tokenizer(model.folder / "tokenizer")
+) -> dict[str, Int32[np.ndarray, "P L"]]:
+    """Token ids of prompts for each text encoder; the last is the negative one."""
+    tokenizers = {}
+    for encoder in model.family.text_encoders:
+        tokenizer = load_tokenizer(model.folder / encoder.tokenizer)
+        _check_words(prompts, tokenizer, words)
+        tokenizers[encoder.name] = PromptTokenizer(
+            tokenizer, encoder.vocab_size, _num_vectors(words)
+        )
+    return token_ids(tokenizers, prompts)
+
+
+def _check_words(
+    prompts: Sequence[str], tokenizer: "transformers.CLIPTokenizer", words: Words
+) -> None:
+    """Raises `UserError` for words that prompts cannot mean."""
     known = [
-        name for word, rows in words.items() for name in vector_names(word, len(rows))
+        name
+        for word, count in _num_vectors(words).items()
+        for name in vector_names(word, count)
     ]
     vocabulary = tokenizer.get_vocab()
     normalize = functools.partial(known_words.normal_form, tokenizer)
@@ -215,36 +241,30 @@ def _token_ids(
             )
         if not any(normalize(word) in normalize(prompt) for prompt in prompts):
             _log.warning("embedding: the word %s is in no prompt", word)
-    tokenize = PromptTokenizer(
-        tokenizer,
-        model.text_encoder.config.vocab_size,
-        {word: len(rows) for word, rows in words.items()},
-    )
-    return tokenize(prompts)
 
 
 def _encode(
     model: base_model.BaseModel,
-    ids: Int32[np.ndarray, "P L"],
+    ids: dict[str, Int32[np.ndarray, "P L"]],
     words: Words,
+    size: tuple[int, int],
     mesh: jax.sharding.Mesh,
-) -> Float32[np.ndarray, "P L D"]:
-    """Contexts of prompts; the text encoder is gone from memory afterwards."""
-    no_rows = np.zeros((0, model.text_encoder.config.hidden_size), np.float32)
-    rows = np.concatenate([no_rows, *words.values()])
-    params = model.load("text_encoder", sharding.replicated(mesh))
-    return np.asarray(
-        sampling.encode_prompts(params, ids, rows, text_encoder=model.text_encoder)
-    )
+) -> Conditioning:
+    """What is told of prompts; the text encoders are gone from memory afterwards."""
+    rows, params = {}, {}
+    for encoder in model.family.text_encoders:
+        no_rows = np.zeros((0, encoder.width), np.float32)
+        learned = [word[encoder.name] for word in words.values()]
+        rows[encoder.name] = np.concatenate([no_rows, *learned])
+        params[encoder.name] = model.load(encoder.name, sharding.replicated(mesh))
+    return sampling.encode_prompts(params, ids, rows, model.family, size)
 
 
-def _latent_shape(
-    keys: GenerateKeys, model: base_model.BaseModel
-) -> tuple[int, int, int]:
-    downscale = model.vae.config.downscale
+def _latent_shape(keys: GenerateKeys, family: Family) -> tuple[int, int, int]:
+    downscale = family.downscale
     sides = []
     for key in ("height", "width"):
-        pixels = getattr(keys, key) or model.sample_size * downscale
+        pixels = getattr(keys, key) or family.sample_size * downscale
         if pixels % downscale:
             nearest = downscale * math.ceil(pixels / downscale)
             raise UserError(
@@ -252,7 +272,7 @@ def _latent_shape(
                 f"latent of this model; take {nearest}"
             )
         sides.append(pixels // downscale)
-    return sides[0], sides[1], model.unet.config.in_channels
+    return sides[0], sides[1], family.latent_channels
 
 
 def _side(count: int) -> int:

@@ -14,9 +14,8 @@ from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import png, sampling
 from ti_flax.models import base_model
 from ti_flax.models.torch_params import Params
-from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
-from ti_flax.text.tokenizer import PromptTokenizer
+from ti_flax.text.tokenizer import PromptTokenizer, token_ids
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Previews:
         self,
         config: run_config.Config,
         model: base_model.BaseModel,
-        tokenize: PromptTokenizer,
+        tokenizers: Mapping[str, PromptTokenizer],
         mesh: jax.sharding.Mesh,
     ) -> None:
         """Checks the prompts; no weights are needed yet.
@@ -57,9 +56,15 @@ class Previews:
         self.control_prompts = tuple(
             _without_word(prompt, config.placeholder_token) for prompt in controlled
         )
-        self._ids = tokenize([*self.prompts, ""])
-        self._control_ids = tokenize([*self.control_prompts, ""])
-        learned = (self._ids >= tokenize.vocab_size).any(axis=1)
+        self._ids = token_ids(tokenizers, [*self.prompts, ""])
+        self._control_ids = token_ids(tokenizers, [*self.control_prompts, ""])
+        learned = np.any(
+            [
+                (ids >= tokenizers[name].vocab_size).any(axis=1)
+                for name, ids in self._ids.items()
+            ],
+            axis=0,
+        )
         for prompt, has_word in zip(self.prompts, learned, strict=False):
             if not has_word:
                 raise UserError(
@@ -69,33 +74,31 @@ class Previews:
                     "without it)"
                 )
         self._config = config
-        self._text_encoder = model.text_encoder
         self._seeds = (config.seed + np.arange(config.num_validation_images)) % 2**32
         self._scheduler = _scheduler(model)
-        side = config.resolution // model.vae.config.downscale
-        self._recipe = sampling.Recipe(
-            unet=model.unet,
-            vae=model.vae,
+        side = model.family.latent_side(config.resolution)
+        self._recipe = sampling.SamplingRecipe(
+            family=model.family,
             sampler=scheduler_config.make_sampler(
                 model.scheduler, self._scheduler, STEPS
             ),
             guidance_scale=GUIDANCE_SCALE,
-            latent_shape=(side, side, model.unet.config.in_channels),
+            latent_shape=(side, side, model.family.latent_channels),
             mesh=mesh,
         )
 
     def make(
         self,
-        rows: Float32[jax.Array | np.ndarray, "K D"],
+        rows: Mapping[str, Float32[jax.Array | np.ndarray, "K _"]],
         params: Mapping[str, Params],
         control: bool = False,
     ) -> Iterator[tuple[str, Pictures]]:
         """Yields each prompt, or control prompt, with its `num_validation_images`.
 
         Args:
-            rows: the word's vectors.
-            params: of `text_encoder`, `unet` and `vae`, on every device of the mesh;
-                `decoder_params` are enough of the last.
+            rows: the word's vectors, by text encoder.
+            params: of the family's parts, on every device of the mesh; of the
+                autoencoder its `decoder_params` are enough.
             control: make those without the word.
         """
         ids, prompts = (
@@ -103,20 +106,16 @@ class Previews:
             if control
             else (self._ids, self.prompts)
         )
-        contexts = sharding.whole(
-            sampling.encode_prompts(
-                params["text_encoder"], ids, rows, text_encoder=self._text_encoder
-            )
-        )
+        family, pixels = self._recipe.family, self._config.resolution
+        told = sampling.encode_prompts(params, ids, rows, family, (pixels, pixels))
         count = len(self._seeds)
         wanted = sampling.Wanted(
             prompts=np.repeat(np.arange(len(prompts)), count),
             seeds=np.tile(self._seeds, len(prompts)).astype(np.uint32),
-            contexts=contexts[:-1],
-            negative=contexts[-1],
+            told=told,
         )
         # One picture a device at a time: training needs the rest of the memory.
-        batches = sampling.make_pictures(
+        batches = sampling.make_images(
             params, wanted, self._recipe, self._recipe.mesh.size
         )
         made = (picture for batch in batches for picture in batch)
@@ -147,11 +146,6 @@ class Previews:
             image = png.to_image(picture, making)
             png.save(image, folder / names[-1])
         return names
-
-
-def decoder_params(params: Params) -> Params:
-    """The part of the VAE's params that previews need."""
-    return {name: params[name] for name in ("decoder", "post_quant_conv")}
 
 
 def _scheduler(model: base_model.BaseModel) -> str:

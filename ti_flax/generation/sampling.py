@@ -1,4 +1,4 @@
-"""Contexts and seeds to pictures: noise, guided sampling, decoding.
+"""Prompts and seeds to images: noise, guided sampling, decoding.
 
 Weights are arguments of every jitted function, so that previews during training can
 call them with those that lie on the devices already.
@@ -6,28 +6,28 @@ call them with those that lie on the devices already.
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8, UInt32
 
 from ti_flax.diffusion import samplers
-from ti_flax.models import clip_text, unet, vae
+from ti_flax.models.family import Conditioning, Family, LatentScale, encode_text
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 
 
-class Recipe(NamedTuple):
-    """What pictures are made with, apart from weights; `latent_shape` is (h, w, c).
+class SamplingRecipe(NamedTuple):
+    """What images are made with, apart from weights; `latent_shape` is (h, w, c).
 
-    With a `guidance_scale` up to 1 the UNet is asked once a step instead of twice, and
-    the negative prompt has no effect.
+    With a `guidance_scale` up to 1 the denoiser is asked once a step instead of twice,
+    and the negative prompt has no effect.
     """
 
-    unet: unet.UNet
-    vae: vae.Vae
+    family: Family
     sampler: samplers.Sampler
     guidance_scale: float
     latent_shape: tuple[int, int, int]
@@ -35,66 +35,101 @@ class Recipe(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """N pictures of P prompts: the prompt and the seed of each, and the contexts.
+    """N images of P prompts: the prompt and the seed of each.
 
-    `negative` is the context of the negative prompt.
+    `told` is what the denoiser is told of the P prompts and, last, of the negative one.
     """
 
     prompts: Int[np.ndarray, "N"]
     seeds: UInt32[np.ndarray, "N"]
-    contexts: Float32[np.ndarray, "P L D"]
-    negative: Float32[np.ndarray, "L D"]
+    told: Conditioning
 
 
-def make_pictures(
+def make_images(
     params: Mapping[str, Params],
     wanted: Wanted,
-    recipe: Recipe,
+    recipe: SamplingRecipe,
     batch_size: int,
 ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
-    """Yields the pictures in order, a batch at a time, made when they are asked for.
+    """Yields the images in order, a batch at a time, made when they are asked for.
 
-    A picture depends on its context and its seed, and not on the rest of its batch.
+    An image depends on its prompt and its seed, and not on the rest of its batch.
 
     Args:
-        params: those of `unet` and `vae`, replicated over the recipe's mesh.
-        wanted: which pictures.
+        params: the denoiser's and the autoencoder's, replicated over the mesh.
+        wanted: which images.
         recipe: what to make them with.
-        batch_size: pictures at once, a multiple of the mesh's devices. The last batch
+        batch_size: images at once, a multiple of the mesh's devices. The last batch
             is filled up, so that one executable serves them all.
     """
-    guided = recipe.guidance_scale > 1
-    negative = jax.device_put(wanted.negative, sharding.replicated(recipe.mesh))
+    family, mesh = recipe.family, recipe.mesh
+    everywhere, examples = sharding.replicated(mesh), sharding.over_examples(mesh)
+    negative = None
+    if recipe.guidance_scale > 1:
+        negative = jax.device_put(_pick(wanted.told, -1), everywhere)
     last = len(wanted.seeds) - 1
     for start in range(0, last + 1, batch_size):
         chosen = np.minimum(np.arange(start, start + batch_size), last)
-        arrays = wanted.contexts[wanted.prompts[chosen]], wanted.seeds[chosen]
-        context, seeds = jax.device_put(arrays, sharding.over_examples(recipe.mesh))
+        arrays = _pick(wanted.told, wanted.prompts[chosen]), wanted.seeds[chosen]
+        told, seeds = jax.device_put(arrays, examples)
         latents = sample_latents(
-            params["unet"],
+            params[family.denoiser.name],
             recipe.sampler.steps,
-            context,
-            negative if guided else None,
+            told,
+            negative,
             draw_noise(seeds, recipe.latent_shape),
             recipe.guidance_scale,
             stepper=recipe.sampler.stepper,
-            net=recipe.unet,
-            mesh=recipe.mesh,
+            denoiser=family.denoiser.module,
+            mesh=mesh,
         )
-        pixels = decode_latents(params["vae"], latents, recipe.vae, recipe.mesh)
+        pixels = decode_latents(
+            params[family.autoencoder.name],
+            latents,
+            autoencoder=family.autoencoder.module,
+            scale=family.scale,
+            mesh=mesh,
+        )
         yield np.asarray(pixels)[: last + 1 - start]
 
 
-@functools.partial(jax.jit, static_argnames="text_encoder")
+def _pick(told: Conditioning, index: Any) -> Conditioning:
+    return tuple(array[index] for array in told)
+
+
 def encode_prompts(
-    params: Params,
-    ids: Int[Array, "B L"],
-    rows: Float32[Array, "K D"],
-    text_encoder: clip_text.ClipText,
-) -> Float32[Array, "B L D"]:
-    """Contexts of prompts that all see the same learned rows."""
-    own_rows = jnp.broadcast_to(rows[None], (len(ids), *rows.shape))
-    return text_encoder.apply({"params": params}, ids, own_rows)
+    params: Mapping[str, Params],
+    ids: Mapping[str, Int[Array | np.ndarray, "P L"]],
+    rows: Mapping[str, Float32[Array | np.ndarray, "K D"]],
+    family: Family,
+    size: tuple[int, int],
+) -> Conditioning:
+    """What the denoiser is told of P prompts that all see the same learned rows.
+
+    `params` are those of the text encoders, `size` is (height, width) of the images in
+    pixels. The arrays lie in host memory.
+    """
+    count = len(next(iter(ids.values())))
+    sizes = np.tile(np.array([*size, 0, 0, *size], np.int32), (count, 1))
+    encoded = _encode_prompts(
+        {encoder.name: params[encoder.name] for encoder in family.text_encoders},
+        dict(ids),
+        dict(rows),
+        sizes,
+        text_encoders=family.text_encoders,
+        condition=family.condition,
+    )
+    return jax.tree.map(sharding.whole, encoded)
+
+
+# Statics that compare by value: a model that is opened again compiles nothing.
+@functools.partial(jax.jit, static_argnames=("text_encoders", "condition"))
+def _encode_prompts(params, ids, rows, sizes, *, text_encoders, condition):
+    own = {
+        name: jnp.broadcast_to(each[None], (len(sizes), *each.shape))
+        for name, each in rows.items()
+    }
+    return encode_text(text_encoders, condition)(params, ids, own, sizes)
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -105,52 +140,61 @@ def draw_noise(
     return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
 
 
-@functools.partial(jax.jit, static_argnames=("stepper", "net", "mesh"))
+@functools.partial(jax.jit, static_argnames=("stepper", "denoiser", "mesh"))
 def sample_latents(
     params: Params,
     steps: samplers.Steps,
-    context: Float32[Array, "B L D"],
-    negative: Float32[Array, "L D"] | None,
+    told: Conditioning,
+    negative: Conditioning | None,
     noise: Float32[Array, "B h w c"],
     guidance_scale: Float[Array, ""],
     *,
     stepper: samplers.Stepper,
-    net: unet.UNet,
+    denoiser: nn.Module,
     mesh: jax.sharding.Mesh,
 ) -> Float32[Array, "B h w c"]:
-    """Latents as the UNet `net` sees them; without `negative` there is no guidance."""
+    """Latents as the denoiser sees them; without `negative` there is no guidance.
 
-    def ask(x: Array, timestep: Array, context: Array) -> Array:
+    `told` has an entry for each image first; `negative` is without that axis.
+    """
+
+    def ask(x: Array, timestep: Array, told: Conditioning) -> Array:
         x = jax.lax.with_sharding_constraint(x, sharding.over_examples(mesh))
         timesteps = jnp.full(len(x), timestep)
-        # The sampler's sums are float32 whatever the UNet computes in.
-        return net.apply({"params": params}, x, timesteps, context).astype(jnp.float32)
+        # The sampler's sums are float32 whatever the denoiser computes in.
+        predicted = denoiser.apply({"params": params}, x, timesteps, *told)
+        return predicted.astype(jnp.float32)
+
+    def beside(negative: Array, told: Array) -> Array:
+        negatives = jnp.broadcast_to(negative[None], told.shape)
+        return jnp.stack([negatives, told], axis=1).reshape(-1, *negative.shape)
 
     def ask_guided(x: Array, timestep: Array) -> Array:
-        # Each picture's two questions stand side by side, and so on one device.
-        both = ask(jnp.repeat(x, 2, axis=0), timestep, contexts)
+        # Each image's two questions stand side by side, and so on one device.
+        both = ask(jnp.repeat(x, 2, axis=0), timestep, pairs_told)
         pairs = both.reshape(len(x), 2, *x.shape[1:])
         return samplers.guide(pairs[:, 0], pairs[:, 1], guidance_scale)
 
     if negative is None:
         return samplers.sample(
-            stepper, steps, lambda x, timestep: ask(x, timestep, context), noise
+            stepper, steps, lambda x, timestep: ask(x, timestep, told), noise
         )
-    negatives = jnp.broadcast_to(negative[None], context.shape)
-    contexts = jnp.stack([negatives, context], axis=1).reshape(-1, *negative.shape)
+    pairs_told = jax.tree.map(beside, negative, told)
     return samplers.sample(stepper, steps, ask_guided, noise)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "mesh"))
+@functools.partial(jax.jit, static_argnames=("autoencoder", "scale", "mesh"))
 def decode_latents(
     params: Params,
     latents: Float32[Array, "B h w c"],
-    decoder: vae.Vae,
+    *,
+    autoencoder: nn.Module,
+    scale: LatentScale,
     mesh: jax.sharding.Mesh,
 ) -> UInt8[Array, "B H W 3"]:
-    """Pictures of latents as the UNet sees them, the same on every device."""
-    pixels = decoder.apply(
-        {"params": params}, latents / decoder.config.scaling_factor, method="decode"
+    """Images of latents as the denoiser sees them, the same on every device."""
+    pixels = autoencoder.apply(
+        {"params": params}, scale.to_autoencoder(latents), method="decode"
     )
     levels = jnp.round(255 * jnp.clip(0.5 + 0.5 * pixels, 0, 1)).astype(jnp.uint8)
     return jax.lax.with_sharding_constraint(levels, sharding.replicated(mesh))

@@ -1,10 +1,11 @@
 """Loads an embedding in diffusers as its users do, and compares with ours."""
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
 from ti_flax.config.fields import (
@@ -13,6 +14,7 @@ from ti_flax.config.fields import (
     NameOrPath,
     OptionalName,
     Revision,
+    Settings,
     Variant,
 )
 from ti_flax.runtime import errors
@@ -33,10 +35,8 @@ _PICTURE_TOLERANCE = 0.5
 _GUIDANCE_SCALE = 7.5
 
 
-class VerifyKeys(BaseModel):
+class VerifyKeys(Settings):
     """What to compare."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: NameOrPath = Field(
         description="embedding file, folder that a run wrote, or Hub id"
@@ -87,7 +87,7 @@ def verify(**keys: Any) -> list[Check]:
 
     found = registry.read(find.find_file(checked.source))
     model = base_model.open_model(checked.model, checked.revision, checked.variant)
-    widths = {FIRST_ENCODER: model.text_encoder.config.hidden_size}
+    widths = {each.name: each.width for each in model.family.text_encoders}
     find.check_fits(found.embedding, widths, "source", checked.source)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         model.folder,
@@ -103,6 +103,15 @@ def verify(**keys: Any) -> list[Check]:
     if checked.prompt is not None:
         checks.append(_compare_pictures(pipeline, model, found, checked))
     return checks
+
+
+def print_checks(**keys: Any) -> None:
+    """Prints what `verify` found; ends with exit code 1 where something differs."""
+    checks = verify(**keys)
+    for check in checks:
+        print(f"{'agrees' if check.agrees else 'differs'}: {check.text}")
+    if not all(check.agrees for check in checks):
+        sys.exit(1)
 
 
 def _load(pipeline: "diffusers.StableDiffusionPipeline", found: "ReadFile") -> Check:
@@ -159,7 +168,8 @@ def _compare_text(
         truncation=True,
         return_tensors="np",
     ).input_ids
-    vocab_size = model.text_encoder.config.vocab_size
+    encoder = model.family.text_encoders[0]
+    vocab_size = encoder.vocab_size
     tokenize = PromptTokenizer(
         load_tokenizer(model.folder / "tokenizer"),
         vocab_size,
@@ -170,13 +180,13 @@ def _compare_text(
     meant = _ours_for(their_ids, added, vocab_size)
     with torch.no_grad():
         theirs = pipeline.text_encoder(torch.tensor(their_ids))[0].numpy()
-    ours = np.asarray(
-        sampling.encode_prompts(
-            model.load(FIRST_ENCODER),
-            our_ids,
-            rows,
-            text_encoder=model.text_encoder,
-        )
+    name, side = encoder.name, model.family.sample_size * model.family.downscale
+    [ours] = sampling.encode_prompts(
+        {name: model.load(name)},
+        {name: our_ids},
+        learned.rows,
+        model.family,
+        (side, side),
     )
     difference = float(np.abs(ours - theirs).max())
     return [
@@ -224,7 +234,7 @@ def _compare_pictures(
 
     from ti_flax.generation import generate, sampling
 
-    side, channels = model.sample_size, model.unet.config.in_channels
+    side, channels = model.family.sample_size, model.family.latent_channels
     noise = sampling.draw_noise(
         np.array([keys.seed], np.uint32), (side, side, channels)
     )

@@ -161,6 +161,11 @@ class ClipText(nn.Module):
 
     config: ClipTextConfig
 
+    def example_inputs(self) -> tuple[Array, Array]:
+        """Arguments of `init`: a prompt without learned rows."""
+        rows = jnp.zeros((1, 0, self.config.hidden_size))
+        return jnp.zeros((1, self.config.max_position_embeddings), jnp.int32), rows
+
     @nn.compact
     def __call__(
         self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]

@@ -1,12 +1,84 @@
-"""Where a model's files are: a folder in diffusers' layout, or the Hub."""
+"""Where a model's weights come from: the seam beside `models.family`.
 
+`Source` is what loading asks for. Its first value is `DiffusersFolder`, a folder in
+diffusers' layout, downloaded where it is a repository of the Hub.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import safetensors
 
 from ti_flax.hub.ids import is_repository
 from ti_flax.runtime.errors import UserError, one_line
+
+
+class Tensor(NamedTuple):
+    """A tensor of a weight file that has not been read yet."""
+
+    key: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A model's files, whatever their layout; `part` is a name such as `unet`."""
+
+    def config(self, part: str) -> Mapping[str, Any]:
+        """The settings of a part, as its config.json has them."""
+
+    def tensors(self, part: str) -> Iterator[Tensor]:
+        """Every tensor of a part, under the key that the file has."""
+
+    def fingerprint(self, parts: Iterable[str]) -> str:
+        """SHA-256 over settings and weights of the parts, in hexadecimal."""
+
+
+class DiffusersFolder(NamedTuple):
+    """A folder with a folder a part; `variant` names its weight files, such as fp16."""
+
+    folder: Path
+    variant: str | None = None
+
+    def config(self, part: str) -> Mapping[str, Any]:
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_json(self.folder / part / name)
+
+    def tensors(self, part: str) -> Iterator[Tensor]:
+        for file in self.weight_files(part):
+            with _open(file) as opened:
+                # A list: the file is closed while its tensors are read one by one.
+                shapes = [
+                    (key, tuple(opened.get_slice(key).get_shape()))
+                    for key in opened.keys()  # noqa: SIM118, not a dictionary
+                ]
+            for key, shape in shapes:
+                yield Tensor(key, shape, functools.partial(_read, file, key))
+
+    def fingerprint(self, parts: Iterable[str]) -> str:
+        paths = [self.folder / "scheduler" / "scheduler_config.json"]
+        for part in parts:
+            paths += [self.folder / part / "config.json", *self.weight_files(part)]
+
+        def digest(path: Path) -> bytes:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+
+        # hashlib lets other threads run: gigabytes take seconds.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            return hashlib.sha256(b"".join(pool.map(digest, paths))).hexdigest()
+
+    def weight_files(self, part: str) -> list[Path]:
+        """The safetensors files of a part."""
+        return weight_files(self.folder / part, self.variant)
+
 
 STEMS = {
     "text_encoder": "model",
@@ -121,3 +193,18 @@ def read_json(path: Path) -> Mapping[str, Any]:
             "download it again"
         )
     return content
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safetensors.safe_open(file, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file}: expected a safetensors file, found one that cannot be read "
+            f"({one_line(error)}); download it again"
+        ) from error
+
+
+def _read(file: Path, key: str) -> np.ndarray:
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        return opened.get_tensor(key)

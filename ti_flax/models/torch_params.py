@@ -1,23 +1,20 @@
 """Parameters of the Flax modules from and to PyTorch's tensors and keys."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 
-from ti_flax.models import clip_text, unet, vae
-from ti_flax.models.sources import STEMS, weight_files
+from ti_flax.models.sources import STEMS, Source, Tensor
 from ti_flax.runtime import atomic
-from ti_flax.runtime.errors import UserError, one_line
+from ti_flax.runtime.errors import UserError
 
 Params = dict[str, Any]
 # Where a weight of a given shape lies.
@@ -43,42 +40,27 @@ _OLD_VAE_ATTENTION = {
 
 def param_shapes(module: nn.Module) -> Params:
     """Shape and dtype of every parameter of a network, nothing allocated."""
-    match module:
-        case clip_text.ClipText(config=config):
-            rows = jnp.zeros((1, 0, config.hidden_size))
-            inputs = jnp.zeros((1, config.max_position_embeddings), jnp.int32), rows
-        case unet.UNet(config=config):
-            side = 2 ** len(config.block_out_channels)
-            inputs = (
-                jnp.zeros((1, side, side, config.in_channels)),
-                jnp.zeros((1,), jnp.int32),
-                jnp.zeros((1, 1, config.cross_attention_dim)),
-            )
-        case vae.Vae(config=config):
-            side = 2 * config.downscale
-            inputs = (jnp.zeros((1, side, side, config.in_channels)),)
+    inputs = module.example_inputs()
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
 def load_params(
-    folder: Path,
+    source: Source,
+    part: str,
     module: nn.Module,
-    variant: str | None = None,
     sharding: jax.sharding.Sharding | Layout | None = None,
 ) -> Params:
-    """The params of one network from the safetensors files of its folder.
+    """The params of one network from its part of a model's files.
 
     Each tensor is read once; of one that is split over hosts, each places its shards.
 
     Raises `UserError` that lists every unknown, missing, doubled and misshapen key.
     """
     shapes = param_shapes(module)
-    sources = _match(folder.name, weight_files(folder, variant), shapes)
+    found = _match(part, source.tensors(part), shapes)
 
     def load(path: tuple[DictKey, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        file, key = sources[torch_key(path)]
-        with safetensors.safe_open(file, framework="numpy") as tensors:
-            array = tensors.get_tensor(key).transpose(_from_torch(path, leaf))
+        array = found[torch_key(path)].read().transpose(_from_torch(path, leaf))
         array = np.ascontiguousarray(array, leaf.dtype)
         if sharding is None:
             return jax.device_put(array)
@@ -123,35 +105,30 @@ def _from_torch(path: tuple[DictKey, ...], leaf: Any) -> tuple[int, ...]:
     return {4: (2, 3, 1, 0), 2: (1, 0)}[len(leaf.shape)]
 
 
-def _match(
-    component: str, weight_files: list[Path], shapes: Params
-) -> dict[str, tuple[Path, str]]:
-    """Where each wanted PyTorch key is: the file and the key that it has there."""
+def _match(part: str, tensors: Iterable[Tensor], shapes: Params) -> dict[str, Tensor]:
+    """The tensor for each wanted PyTorch key."""
     wanted = {
         torch_key(path): tuple(leaf.shape[axis] for axis in axes)
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
         for axes in [np.argsort(_from_torch(path, leaf))]
     }
-    sources: dict[str, tuple[Path, str]] = {}
+    found: dict[str, Tensor] = {}
     faults: dict[str, list[str]] = {"unknown": [], "doubled": [], "misshapen": []}
-    for file in weight_files:
-        with _open(file) as tensors:
-            for key in tensors.keys():  # noqa: SIM118, not a dictionary
-                name = _modern_key(component, key)
-                if name in _BUFFERS:
-                    continue
-                if name not in wanted:
-                    faults["unknown"].append(key)
-                    continue
-                if name in sources:
-                    faults["doubled"].append(key)
-                sources[name] = file, key
-                shape = tuple(tensors.get_slice(key).get_shape())
-                if shape != wanted[name]:
-                    faults["misshapen"].append(
-                        f"{key} {list(shape)} instead of {list(wanted[name])}"
-                    )
-    faults["missing"] = [name for name in wanted if name not in sources]
+    for tensor in tensors:
+        name = _modern_key(part, tensor.key)
+        if name in _BUFFERS:
+            continue
+        if name not in wanted:
+            faults["unknown"].append(tensor.key)
+            continue
+        if name in found:
+            faults["doubled"].append(tensor.key)
+        found[name] = tensor
+        if tensor.shape != wanted[name]:
+            faults["misshapen"].append(
+                f"{tensor.key} {list(tensor.shape)} instead of {list(wanted[name])}"
+            )
+    faults["missing"] = [name for name in wanted if name not in found]
     listed = [
         f"{len(keys)} {fault}: {', '.join(keys)}"
         for fault, keys in faults.items()
@@ -159,27 +136,17 @@ def _match(
     ]
     if listed:
         raise UserError(
-            f"{component}: the weights do not fit config.json ({'; '.join(listed)}); "
+            f"{part}: the weights do not fit config.json ({'; '.join(listed)}); "
             "use the two files of one model"
         )
-    return sources
+    return found
 
 
-def _modern_key(component: str, key: str) -> str:
+def _modern_key(part: str, key: str) -> str:
     """The key as the newest diffusers and transformers write it, without prefix."""
-    if component == "text_encoder":
+    if part == "text_encoder":
         return key.removeprefix(_TEXT_PREFIX)
-    if component == "vae" and ".attentions." in key:
+    if part == "vae" and ".attentions." in key:
         for old, new in _OLD_VAE_ATTENTION.items():
             key = key.replace(old, new)
     return key
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safetensors.safe_open(file, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file}: expected a safetensors file, found one that cannot be read "
-            f"({one_line(error)}); download it again"
-        ) from error

@@ -214,6 +214,16 @@ class UNet(nn.Module):
     # Compute what is inside a residual or transformer block again in the backward pass.
     remat: bool = False
 
+    def example_inputs(self) -> tuple[Array, Array, Array]:
+        """Arguments of `init`: the smallest latents that pass every level."""
+        config = self.config
+        side = 2 ** len(config.block_out_channels)
+        return (
+            jnp.zeros((1, side, side, config.in_channels)),
+            jnp.zeros((1,), jnp.int32),
+            jnp.zeros((1, 1, config.cross_attention_dim)),
+        )
+
     @nn.compact
     def __call__(
         self,

@@ -201,6 +201,11 @@ class Vae(nn.Module):
         self.quant_conv = layers.conv(2 * z, 1, None, self.dtype)
         self.post_quant_conv = layers.conv(z, 1, None, self.dtype)
 
+    def example_inputs(self) -> tuple[Array]:
+        """Arguments of `init`: the smallest picture that passes every level."""
+        side = 2 * self.config.downscale
+        return (jnp.zeros((1, side, side, self.config.in_channels)),)
+
     def encode(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B h w Z"]:
         """Pixels in [-1, 1] to moments: means and log-variances of the latents, stacked
         on the last axis."""

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ti_flax.formats import find, registry
+from ti_flax.publishing import own_files
 from ti_flax.publishing.model_card import README_NAME
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError
@@ -71,11 +72,14 @@ _PATTERNS = (
 def concept_files(folder: Path) -> list[Path]:
     """The files of a concept's folder that are uploaded.
 
-    Raises `UserError` when it is no concept's folder.
+    Raises `UserError` when it is no concept's folder, or one of them is a link or not
+    what its name says.
     """
     found = sorted(path for pattern in _PATTERNS for path in folder.glob(pattern))
     if folder / find.SAFETENSORS_NAME not in found:
         raise UserError(
             f"{folder} is no concept's folder: expected {find.SAFETENSORS_NAME} in it"
         )
+    for path in found:
+        own_files.check(folder, path)
     return found

@@ -7,16 +7,18 @@ tokenizer has the placeholder's names, the text encoder's table their rows.
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ti_flax.models import base_model
-from ti_flax.models.sources import weight_files
+from ti_flax.models.family import TextEncoder
+from ti_flax.models.sources import DiffusersFolder
 from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
-from ti_flax.text.embedding import FIRST_ENCODER, Embedding
+from ti_flax.text.embedding import Embedding
 from ti_flax.text.tokenizer import vector_names
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ _OPTIONAL = ("feature_extractor", "safety_checker", "image_encoder")
 def write(
     folder: Path,
     model: base_model.BaseModel,
-    tokenizer: "transformers.CLIPTokenizer",
+    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
     learned: Embedding,
 ) -> None:
     """Writes the pipeline into `folder`; files of the same names are replaced.
@@ -38,10 +40,13 @@ def write(
     as they are, a variant's files under the names without it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ids = _write_tokenizer(folder / "tokenizer", tokenizer, learned)
-    _write_text_encoder(folder / "text_encoder", model, learned, ids)
-    for name in ("unet", "vae"):
-        _copy_network(folder / name, model.folder / name, model.variant)
+    family = model.family
+    for encoder in family.text_encoders:
+        tokenizer = tokenizers[encoder.name]
+        ids = _write_tokenizer(folder / encoder.tokenizer, tokenizer, learned)
+        _write_text_encoder(folder, model, encoder, learned, ids)
+    for part in (family.denoiser, family.autoencoder):
+        _copy_network(folder / part.name, model.source, part.name)
     for name in ("scheduler", *_OPTIONAL):
         if (model.folder / name).is_dir():
             shutil.copytree(model.folder / name, folder / name, dirs_exist_ok=True)
@@ -60,29 +65,34 @@ def _write_tokenizer(
 
 
 def _write_text_encoder(
-    folder: Path, model: base_model.BaseModel, learned: Embedding, ids: list[int]
+    folder: Path,
+    model: base_model.BaseModel,
+    encoder: TextEncoder,
+    learned: Embedding,
+    ids: list[int],
 ) -> None:
-    params = model.load("text_encoder")
+    params = model.load(encoder.name)
     embedding = params["embeddings"]["token_embedding"]
     table = np.asarray(embedding["embedding"])
     # A tokenizer may know fewer words than the table has rows.
     vocab_size = max(len(table), *(id_ + 1 for id_ in ids))
     longer = np.zeros((vocab_size, table.shape[1]), np.float32)
     longer[: len(table)] = table
-    longer[ids] = learned.rows[FIRST_ENCODER]
+    longer[ids] = learned.rows[encoder.name]
     embedding["embedding"] = longer
-    config = json.loads((model.folder / "text_encoder" / "config.json").read_text())
+    config = dict(model.source.config(encoder.name))
     config["vocab_size"] = vocab_size
     for key in ("dtype", "torch_dtype"):
         if key in config:
             config[key] = "float32"
-    save_params(folder, config, params, np.float32)
+    save_params(folder / encoder.name, config, params, np.float32)
 
 
-def _copy_network(folder: Path, source: Path, variant: str | None) -> None:
+def _copy_network(folder: Path, source: DiffusersFolder, part: str) -> None:
     folder.mkdir(exist_ok=True)
-    wanted = [source / "config.json", *weight_files(source, variant)]
-    wanted += source.glob(f"*.safetensors.index{f'.{variant}' if variant else ''}.json")
+    theirs, variant = source.folder / part, source.variant
+    wanted = [theirs / "config.json", *source.weight_files(part)]
+    wanted += theirs.glob(f"*.safetensors.index{f'.{variant}' if variant else ''}.json")
     for path in wanted:
         # Shards keep their names, by which the index finds them.
         shard = "-of-" in path.name
@@ -95,14 +105,7 @@ def _model_index(folder: Path, model: base_model.BaseModel) -> dict[str, Any]:
     """The base model's index, without the parts that are not there."""
     path = model.folder / "model_index.json"
     index = json.loads(path.read_text()) if path.is_file() else {}
-    index |= {
-        "_class_name": "StableDiffusionPipeline",
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", model.scheduler["_class_name"]],
-    }
+    index |= model.family.model_index(model.scheduler["_class_name"])
     for name in _OPTIONAL:
         if not (folder / name).is_dir():
             index[name] = [None, None]

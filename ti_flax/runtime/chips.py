@@ -18,15 +18,15 @@ class Chip(NamedTuple):
     hbm_bandwidth: float
 
 
-_GIB = 2**30
+GIB = 2**30
 CHIPS = {
-    "TPU v2": Chip(22.5e12, 8 * _GIB, 350e9),
-    "TPU v3": Chip(61.5e12, 16 * _GIB, 450e9),
-    "TPU v4": Chip(275e12, 32 * _GIB, 1228e9),
-    "TPU v5 lite": Chip(197e12, 16 * _GIB, 819e9),
-    "TPU v5": Chip(459e12, 95 * _GIB, 2765e9),
-    "TPU v6 lite": Chip(918e12, 32 * _GIB, 1640e9),
-    "TPU7x": Chip(1153.5e12, 96 * _GIB, 3690e9),
+    "TPU v2": Chip(22.5e12, 8 * GIB, 350e9),
+    "TPU v3": Chip(61.5e12, 16 * GIB, 450e9),
+    "TPU v4": Chip(275e12, 32 * GIB, 1228e9),
+    "TPU v5 lite": Chip(197e12, 16 * GIB, 819e9),
+    "TPU v5": Chip(459e12, 95 * GIB, 2765e9),
+    "TPU v6 lite": Chip(918e12, 32 * GIB, 1640e9),
+    "TPU7x": Chip(1153.5e12, 96 * GIB, 3690e9),
 }
 
 

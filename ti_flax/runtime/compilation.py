@@ -31,12 +31,23 @@ def compiled_together(jitted: jax.stages.Wrapped) -> Callable[..., Any]:
 def keep_compiled(folder: str | None) -> None:
     """Keeps compiled programs in a folder or at a gs:// address for later processes.
 
-    A folder that JAX was given before, as by JAX_COMPILATION_CACHE_DIR, stays.
+    A folder that JAX was given before, as by JAX_COMPILATION_CACHE_DIR, stays. Nothing
+    is kept where the folder cannot be made: a container's user may have no home.
     """
-    import jax
-
     if folder is None or jax.config.jax_compilation_cache_dir:
         return
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    if "://" not in folder:
+        folder = os.path.expanduser(folder)
+        if folder.startswith("~") or not _is_writable(folder):
+            return
+    jax.config.update("jax_compilation_cache_dir", folder)
     # By default only what took a second; a start is made of many small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _is_writable(folder: str) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

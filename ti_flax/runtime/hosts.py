@@ -34,6 +34,7 @@ _log = logging.getLogger("ti_flax")
 _END = "ti_flax/end"
 _FAILED = "ti_flax/failed"
 _LOOK_SECONDS = 1.0
+_PATIENT_SECONDS = 5.0  # until a wait for the others is told
 # Of a process that fails `_watch` hears, so that no wait need be short.
 _STOP_MS = 30 * 1000
 _FOREVER_MS = 24 * 3600 * 1000
@@ -148,8 +149,10 @@ def _are_several(hosts: JobSettings) -> bool:
         return hosts.num_processes > 1
     env = os.environ
     if "SLURM_STEP_NODELIST" in env:
-        return int(env.get("SLURM_NTASKS", "1")) > 1
-    if not _has_tpu():
+        # A shell in an allocation of several tasks is a step of one.
+        tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1"
+        return int(tasks) > 1
+    if not has_tpu():
         # A Kubernetes job on GPUs, which JAX finds through jax[k8s].
         found = importlib.util.find_spec("kubernetes") is not None
         return "JOB_COMPLETION_INDEX" in env and found
@@ -161,7 +164,8 @@ def _are_several(hosts: JobSettings) -> bool:
     return "," in (workers or "")
 
 
-def _has_tpu() -> bool:
+def has_tpu() -> bool:
+    """Whether the system shows the devices of a TPU."""
     return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
@@ -188,18 +192,32 @@ def _initialize(hosts: JobSettings) -> None:
     """
     seconds = hosts.initialization_timeout
 
+    where = hosts.coordinator_address or "the address that the machine gives"
+
+    def say() -> None:
+        _log.warning(
+            "waiting up to %s s for the other processes of this job at %s; "
+            "num_processes 1 trains with this one alone",
+            seconds,
+            where,
+        )
+
     def give_up() -> None:
-        where = hosts.coordinator_address or "the address that the machine gives"
         _exit(
             f"not all processes met at {where} within {seconds} s (coordinator_address,"
             " initialization_timeout); check that every host runs this command with a "
-            "process_id of its own and that process 0 can be reached at that address",
+            "process_id of its own and that process 0 can be reached at that address; "
+            "num_processes 1 trains with this process alone",
             AGAIN_EXIT_CODE,
         )
 
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
+    timers = [
+        threading.Timer(_PATIENT_SECONDS, say),
+        threading.Timer(seconds, give_up),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         jax.distributed.initialize(
             hosts.coordinator_address,
@@ -213,7 +231,8 @@ def _initialize(hosts: JobSettings) -> None:
             "coordinator_address, num_processes and process_id"
         ) from error
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def _gather(text: str) -> list[str]:

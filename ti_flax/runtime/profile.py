@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,15 @@ class Phases:
 
     def end(self, name: str) -> None:
         self.seconds[name] = process_age() - sum(self.seconds.values())
+
+    def first_step(self, result: Any, shown: bool) -> None:
+        """Ends the last phase when the first dispatch has run, and says all, once."""
+        if shown and not self.logged:
+            import jax
+
+            jax.block_until_ready(result)
+            self.end("rest of the compilation, first step")
+            self.log()
 
     def log(self) -> None:
         parts = (f"{seconds:.1f} s {name}" for name, seconds in self.seconds.items())

@@ -24,7 +24,7 @@ def train_steps(
     frozen: dict[str, Params],
     bank: Bank,
     num_steps: Int[Array, ""],
-    recipe: train_step.Recipe,
+    recipe: train_step.StepRecipe,
 ) -> tuple[State, Metrics]:
     """`num_steps` train steps, and the metrics of each in buffers of fixed length.
 
@@ -45,7 +45,7 @@ def train_steps(
     return jax.lax.fori_loop(0, num_steps, body, (state, buffers))
 
 
-def jit_train_steps(recipe: train_step.Recipe) -> jax.stages.Wrapped:
+def jit_train_steps(recipe: train_step.StepRecipe) -> jax.stages.Wrapped:
     """The jitted `train_steps`; the state passed in is given up (donated)."""
     return jax.jit(
         functools.partial(train_steps, recipe=recipe),
@@ -55,7 +55,7 @@ def jit_train_steps(recipe: train_step.Recipe) -> jax.stages.Wrapped:
 
 
 def compile_train_steps(
-    recipe: train_step.Recipe,
+    recipe: train_step.StepRecipe,
     shapes: tuple[State, dict[str, Params], Bank] | None = None,
 ) -> Callable[[State, dict[str, Params], Bank, int], tuple[State, Metrics]]:
     """`jit_train_steps`, called with a checked number of steps.

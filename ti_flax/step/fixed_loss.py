@@ -19,7 +19,7 @@ _FIXED_EXAMPLES = 16
 
 
 def compile_fixed_loss(
-    recipe: train_step.Recipe,
+    recipe: train_step.StepRecipe,
 ) -> Callable[
     [Rows, Mapping[str, Params], Bank],
     Float[jax.Array, "S"],
@@ -31,7 +31,7 @@ def compile_fixed_loss(
     """
     batch_size = recipe.train_batch_size
     parts = math.ceil(_FIXED_EXAMPLES / batch_size)
-    train_timesteps = recipe.schedule.num_timesteps
+    process = recipe.family.process
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
     def fixed_loss(rows, frozen, bank):
@@ -39,13 +39,9 @@ def compile_fixed_loss(
 
         def part(index: Int[Array, ""]) -> Float[Array, "S"]:
             examples = index * batch_size + jnp.arange(batch_size)
-            batch = draw_batch(
-                bank, never, examples, recipe.scaling_factor, train_timesteps
-            )
-            spread = (2 * examples + 1) * train_timesteps // (2 * parts * batch_size)
-            batch = batch._replace(
-                timesteps=jnp.broadcast_to(spread[None], batch.timesteps.shape)
-            )
+            batch = draw_batch(bank, never, examples, recipe.family)
+            spread = process.spread_times(examples, parts * batch_size)
+            batch = batch._replace(times=jnp.broadcast_to(spread, batch.times.shape))
             return train_step.losses(rows, frozen, batch, recipe)
 
         return jax.lax.map(part, jnp.arange(parts)).mean(axis=0)

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ti_flax.config import run_config
-from ti_flax.models import base_model
+from ti_flax.models.family import Family
 from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import chips
 
@@ -25,17 +24,17 @@ _USABLE = 0.9
 
 
 def needs_remat(
-    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+    asked: bool | None, family: Family, latent_side: int, examples: int, mesh: Mesh
 ) -> bool:
     """The key `gradient_checkpointing`, or where it is none what memory asks for."""
-    if config.gradient_checkpointing is not None:
-        return config.gradient_checkpointing
-    side = config.resolution // model.vae.config.downscale
-    examples = math.ceil(config.train_batch_size / mesh.size)
-    width = model.unet.config.block_out_channels[0]
+    if asked is not None:
+        return asked
+    examples = math.ceil(examples / mesh.size)
+    net = family.denoiser.module
+    width = net.config.block_out_channels[0]
     device = mesh.devices.flat[0]
     a_byte = _KEPT.get(device.platform, _KEPT_ELSEWHERE)
-    kept = a_byte * side**2 * width * jnp.dtype(model.unet.dtype).itemsize * examples
-    frozen = (param_shapes(net) for net in (model.text_encoder, model.unet))
+    kept = a_byte * latent_side**2 * width * jnp.dtype(net.dtype).itemsize * examples
+    frozen = map(param_shapes, family.trained_through.values())
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves([*frozen]))
     return held + kept > _USABLE * chips.device_memory(device)

@@ -28,6 +28,7 @@ class Metrics(NamedTuple):
     loss: Float[Array, "*steps S"]
     grad_norm: Float[Array, "*steps S"]
     learning_rate: Float[Array, "*steps S"]
+    # Of every row of the first text encoder, then of the next.
     row_norm: Float[Array, "*steps S K"]
     row_step: Float[Array, "*steps S K"]
     # Loss, gradient or update was not finite: the slot's rows are as before.

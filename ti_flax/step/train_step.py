@@ -6,6 +6,7 @@ the same rows whether it is trained alone or beside others.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from ti_flax.diffusion.process import Schedule, mse
-from ti_flax.models import clip_text, unet
+from ti_flax.diffusion.process import mse
+from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.step.bank import Bank, Batch, draw_batch
@@ -22,13 +23,10 @@ from ti_flax.step.optimizer import Hold
 from ti_flax.step.state import Metrics, Rows, State
 
 
-class Recipe(NamedTuple):
+class StepRecipe(NamedTuple):
     """What a step is made of; nothing here changes, nothing here is large."""
 
-    text_encoder: clip_text.ClipText
-    unet: unet.UNet
-    scaling_factor: float
-    schedule: Schedule
+    family: Family
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     train_batch_size: int
@@ -38,39 +36,31 @@ class Recipe(NamedTuple):
 
 
 def losses(
-    rows: Rows, frozen: dict[str, Params], batch: Batch, recipe: Recipe
+    rows: Rows, frozen: Mapping[str, Params], batch: Batch, recipe: StepRecipe
 ) -> Float[Array, "S"]:
     """Each slot's mean loss over its own examples (Gal et al. 2023, eq. 2)."""
-    slots, examples = batch.timesteps.shape
-
-    def flatten(array: Array) -> Array:
-        flat = array.reshape(slots * examples, *array.shape[2:])
-        return jax.lax.with_sharding_constraint(
-            sharding.pad_examples(flat, recipe.mesh),
-            sharding.over_examples(recipe.mesh),
-        )
-
-    latents, noise, timesteps, ids = (flatten(array) for array in batch)
-    own_rows = sharding.pad_examples(
-        jnp.repeat(rows["text_encoder"], examples, axis=0), recipe.mesh
+    family, (slots, examples) = recipe.family, batch.times.shape
+    flat = jax.tree.map(lambda x: x.reshape(slots * examples, *x.shape[2:]), batch)
+    own = jax.tree.map(lambda x: jnp.repeat(x, examples, axis=0), rows)
+    flat, own = jax.tree.map(
+        lambda array: sharding.pad_examples(array, recipe.mesh), (flat, own)
     )
-    context = recipe.text_encoder.apply(
-        {"params": frozen["text_encoder"]}, ids, own_rows
+    flat = jax.lax.with_sharding_constraint(flat, sharding.over_examples(recipe.mesh))
+    told = family.encode_text(frozen, flat.ids, own, flat.sizes)
+    prediction = family.denoiser.module.apply(
+        {"params": frozen[family.denoiser.name]},
+        family.process.add_noise(flat.latents, flat.noise, flat.times),
+        flat.times,
+        *told,
     )
-    prediction = recipe.unet.apply(
-        {"params": frozen["unet"]},
-        recipe.schedule.add_noise(latents, noise, timesteps),
-        timesteps,
-        context,
-    )
-    target = recipe.schedule.target(latents, noise, timesteps)
+    target = family.process.target(flat.latents, flat.noise, flat.times)
+    each = mse(prediction, target) * family.process.weight(flat.times)
     # What fills the batch up has no part in the mean, and so none in the gradient.
-    each = mse(prediction, target)[: slots * examples]
-    return each.reshape(slots, examples).mean(axis=1)
+    return each[: slots * examples].reshape(slots, examples).mean(axis=1)
 
 
 def gradients(
-    rows: Rows, frozen: dict[str, Params], batch: Batch, recipe: Recipe
+    rows: Rows, frozen: Mapping[str, Params], batch: Batch, recipe: StepRecipe
 ) -> tuple[Float[Array, "S"], Rows]:
     """Losses, and the gradient of each slot's loss to its own rows."""
 
@@ -84,7 +74,7 @@ def gradients(
 
 
 def apply_gradients(
-    state: State, loss: Float[Array, "S"], grads: Rows, bank: Bank, recipe: Recipe
+    state: State, loss: Float[Array, "S"], grads: Rows, bank: Bank, recipe: StepRecipe
 ) -> tuple[State, Metrics]:
     """One optimizer step of every slot that has not reached its last step.
 
@@ -100,11 +90,12 @@ def apply_gradients(
     learning_rate = jax.vmap(recipe.learning_rate)(state.step - state.skipped)
     if recipe.hold is not None:
         held = jax.tree.map(
-            lambda new, first: jax.vmap(recipe.hold)(
-                new, first, bank.norm, learning_rate
+            lambda new, first, norm: jax.vmap(recipe.hold)(
+                new, first, norm, learning_rate
             ),
             rows,
             bank.initial,
+            bank.norms,
         )
         rows = jax.tree.map(
             lambda held, new: jnp.where(active[..., None], held, new), held, rows
@@ -122,15 +113,19 @@ def apply_gradients(
         loss=loss,
         grad_norm=jax.vmap(optax.tree.norm)(grads),
         learning_rate=learning_rate,
-        row_norm=jnp.linalg.norm(rows["text_encoder"], axis=-1),
-        row_step=jnp.linalg.norm(
-            rows["text_encoder"] - state.rows["text_encoder"], axis=-1
-        ),
+        row_norm=_lengths(rows),
+        row_step=_lengths(jax.tree.map(jnp.subtract, rows, state.rows)),
         skipped=skipped,
     )
     return State(
         state.step + running, state.skipped + skipped, rows, opt_state
     ), metrics
+
+
+def _lengths(rows: Rows) -> Float[Array, "S K"]:
+    """L2 norms of the rows, those of one text encoder after those of another."""
+    norms = [jnp.linalg.norm(each, axis=-1) for each in rows.values()]
+    return jnp.concatenate(norms, axis=-1)
 
 
 def _all_finite(tree: Any) -> Bool[Array, "S"]:
@@ -145,19 +140,13 @@ def _all_finite(tree: Any) -> Bool[Array, "S"]:
 
 
 def train_step(
-    state: State, frozen: dict[str, Params], bank: Bank, recipe: Recipe
+    state: State, frozen: Mapping[str, Params], bank: Bank, recipe: StepRecipe
 ) -> tuple[State, Metrics]:
     """Draws a batch, in `gradient_accumulation_steps` parts, and updates the rows."""
 
     def part(index: Array) -> tuple[Array, Rows]:
         examples = index * recipe.train_batch_size + jnp.arange(recipe.train_batch_size)
-        batch = draw_batch(
-            bank,
-            state.step,
-            examples,
-            recipe.scaling_factor,
-            recipe.schedule.num_timesteps,
-        )
+        batch = draw_batch(bank, state.step, examples, recipe.family)
         return gradients(state.rows, frozen, batch, recipe)
 
     parts = recipe.gradient_accumulation_steps

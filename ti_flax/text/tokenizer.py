@@ -171,6 +171,16 @@ class PromptTokenizer:
         return prompt[starts[self.length - 1] :]
 
 
+def token_ids(
+    tokenizers: Mapping[str, PromptTokenizer], prompts: Sequence[str]
+) -> dict[str, Int32[np.ndarray, "P L"]]:
+    """Ids of prompts for each text encoder, by its name.
+
+    Raises `UserError` where a learned vector would be cut off.
+    """
+    return {name: tokenize(prompts) for name, tokenize in tokenizers.items()}
+
+
 def _check_placeholders(
     tokenizer: "transformers.CLIPTokenizer", words: Mapping[str, int]
 ) -> None:

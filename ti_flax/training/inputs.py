@@ -1,33 +1,31 @@
 """Reads and checks everything that a user may have got wrong."""
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 from ti_flax.checkpoints import identity
 from ti_flax.config import run_config
 from ti_flax.data.folder import Pictures, read_pictures
-from ti_flax.diffusion.process import Schedule
 from ti_flax.formats import find
 from ti_flax.generation import previews
 from ti_flax.models import attention, base_model
+from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.sources import find_tokenizer
 from ti_flax.runtime import hosts, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
-from ti_flax.text.embedding import FIRST_ENCODER
 from ti_flax.text.initial_rows import (
     initial_rows,
     initializer_ids,
     warn_of_unused_pieces,
 )
 from ti_flax.text.templates import prompt_templates
-from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
+from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, token_ids
 
 if TYPE_CHECKING:
     import transformers
@@ -35,28 +33,38 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+Tables = Mapping[str, Float32[np.ndarray, "V _"]]
+
+
 class Inputs(NamedTuple):
-    """All that a run reads and checks before its weights."""
+    """All that a run reads and checks before its weights.
+
+    What is of a text encoder is by the encoder's name.
+    """
 
     pictures: Pictures
     mesh: jax.sharding.Mesh
     model: base_model.BaseModel
-    schedule: Schedule
-    tokenizer: "transformers.CLIPTokenizer"
-    prompts: Int32[np.ndarray, "P L"]
-    # The initial rows [K, D], given the vocabulary's table [V, D].
-    initial_rows: Callable[[np.ndarray], np.ndarray]
+    latent_side: int
+    tokenizers: dict[str, "transformers.CLIPTokenizer"]
+    prompts: dict[str, Int32[np.ndarray, "P L"]]
+    # The rows [K, D] of initializer_embedding; empty without it.
+    given_rows: dict[str, np.ndarray]
+    # The initial rows [K, D], given the vocabularies' tables [V, D].
+    initial_rows: Callable[[Tables], dict[str, np.ndarray]]
     previews: previews.Previews | None
 
     def fingerprints(self) -> dict[str, str]:
-        """Of what a checkpoint must be gone on with, by the key that says where it is.
+        """SHA-256 of what a resumed run must share, by the key that says where it is.
 
         Reads the weights' files.
         """
+        ids = np.concatenate([*self.prompts.values()])
         return {
             "pretrained_model_name_or_path": self.model.fingerprint(),
             "train_data_dir": identity.fingerprint(self.pictures.images),
-            "template_file": identity.fingerprint(self.prompts),
+            "template_file": identity.fingerprint(ids),
+            "initializer_embedding": identity.fingerprint(*self.given_rows.values()),
         }
 
 
@@ -79,50 +87,57 @@ def read_inputs(config: run_config.Config) -> Inputs:
         config.pretrained_model_name_or_path,
         config.revision,
         config.variant,
-        base_model.unet_dtype(config.mixed_precision),
+        base_model.denoiser_dtype(config.mixed_precision),
         attention.make_plan(config.attention, mesh),
     )
-    if config.resolution % model.vae.config.downscale:
-        raise UserError(
-            f"resolution: {config.resolution} is not a multiple of "
-            f"{model.vae.config.downscale}, the pixels of a latent of this model"
-        )
-    schedule = Schedule.from_json(model.scheduler)
-    tokenizer = load_tokenizer(_tokenizer_folder(config, model))
-    tokenize = _prompt_tokenizer(config, tokenizer, model)
+    latent_side = model.family.latent_side(config.resolution)
+    tokenizers = _load_tokenizers(config, model)
+    tokenize = {
+        encoder.name: _prompt_tokenizer(config, tokenizers[encoder.name], encoder)
+        for encoder in model.family.text_encoders
+    }
     templates = prompt_templates(config.learnable_property, config.template_file)
+    sentences = [t.replace("{}", config.placeholder_token) for t in templates]
     shown = None
     if config.validation_prompt:
         shown = previews.Previews(config, model, tokenize, mesh)
+    given_rows = _given_rows(config, model.family)
     return Inputs(
         pictures=pictures,
         mesh=mesh,
         model=model,
-        schedule=schedule,
-        tokenizer=tokenizer,
-        prompts=tokenize(
-            [t.replace("{}", config.placeholder_token) for t in templates]
-        ),
-        initial_rows=_initial_rows(config, tokenizer, model),
+        latent_side=latent_side,
+        tokenizers=tokenizers,
+        prompts=token_ids(tokenize, sentences),
+        given_rows=given_rows,
+        initial_rows=_initial_rows(config, tokenizers, given_rows),
         previews=shown,
     )
 
 
-def _tokenizer_folder(config: run_config.Config, model: base_model.BaseModel) -> Path:
-    if config.tokenizer_name is None:
-        return model.folder / "tokenizer"
-    return find_tokenizer(config.tokenizer_name, config.revision)
+def _load_tokenizers(
+    config: run_config.ModelKeys, model: base_model.BaseModel
+) -> dict[str, "transformers.CLIPTokenizer"]:
+    """The model's own, or for the first text encoder that of `tokenizer_name`."""
+    folders = {
+        encoder.name: model.folder / encoder.tokenizer
+        for encoder in model.family.text_encoders
+    }
+    if config.tokenizer_name is not None:
+        first = model.family.text_encoders[0].name
+        folders[first] = find_tokenizer(config.tokenizer_name, config.revision)
+    return {name: load_tokenizer(folder) for name, folder in folders.items()}
 
 
 def _prompt_tokenizer(
-    config: run_config.Config,
+    config: run_config.ConceptKeys,
     tokenizer: "transformers.CLIPTokenizer",
-    model: base_model.BaseModel,
+    encoder: TextEncoder,
 ) -> PromptTokenizer:
-    """Reads prompts with the placeholder in them for the model's text encoder."""
+    """Reads prompts with the placeholder in them for one text encoder."""
     tokenize = PromptTokenizer(
         tokenizer,
-        model.text_encoder.config.vocab_size,
+        encoder.vocab_size,
         {config.placeholder_token: config.num_vectors},
     )
     found_whole = known_words.normal_form(tokenizer, config.placeholder_token)
@@ -134,36 +149,51 @@ def _prompt_tokenizer(
             found_whole,
             config.num_vectors,
         )
-    if tokenize.length > model.text_encoder.config.max_position_embeddings:
+    if tokenize.length > encoder.length:
         raise UserError(
             f"the tokenizer makes {tokenize.length} tokens, the text encoder takes "
-            f"{model.text_encoder.config.max_position_embeddings}; use the tokenizer "
-            "and text encoder of one model"
+            f"{encoder.length}; use the tokenizer and text encoder of one model"
         )
     return tokenize
 
 
+def _given_rows(
+    config: run_config.ConceptKeys, family: Family
+) -> dict[str, np.ndarray]:
+    """The rows of `initializer_embedding`; empty without it."""
+    if config.initializer_embedding is None:
+        return {}
+    learned = find.load_for_model(
+        config.initializer_embedding,
+        {encoder.name: encoder.width for encoder in family.text_encoders},
+        "initializer_embedding",
+    )
+    if learned.num_vectors != config.num_vectors:
+        raise UserError(
+            f"initializer_embedding: expected {config.num_vectors} vectors "
+            f"(num_vectors), found {learned.num_vectors}; set num_vectors to "
+            f"{learned.num_vectors}"
+        )
+    return learned.rows
+
+
 def _initial_rows(
     config: run_config.Config,
-    tokenizer: "transformers.CLIPTokenizer",
-    model: base_model.BaseModel,
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Checks the initializer; the rows follow when the table has been loaded."""
-    if config.initializer_embedding is not None:
-        widths = {FIRST_ENCODER: model.text_encoder.config.hidden_size}
-        rows = find.load_for_model(
-            config.initializer_embedding, widths, "initializer_embedding"
-        ).rows[FIRST_ENCODER]
-        if len(rows) != config.num_vectors:
-            raise UserError(
-                f"initializer_embedding: expected {config.num_vectors} vectors "
-                f"(num_vectors), found {len(rows)}; set num_vectors to {len(rows)}"
-            )
-        return lambda table: rows
-    ids = None
+    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
+    given_rows: dict[str, np.ndarray],
+) -> Callable[[Tables], dict[str, np.ndarray]]:
+    """Checks the initializer; the rows follow when the tables have been loaded."""
+    if given_rows:
+        return lambda tables: given_rows
+    ids: dict[str, list[int] | None] = dict.fromkeys(tokenizers)
     if config.initializer_token is not None:
-        ids = initializer_ids(tokenizer, config.initializer_token)
-        warn_of_unused_pieces(tokenizer, config.initializer_token, config.num_vectors)
-    return lambda table: initial_rows(
-        table, ids, config.num_vectors, config.initializer_jitter, config.seed
-    )
+        word, count = config.initializer_token, config.num_vectors
+        for name, tokenizer in tokenizers.items():
+            ids[name] = initializer_ids(tokenizer, word)
+            warn_of_unused_pieces(tokenizer, word, count)
+    return lambda tables: {
+        name: initial_rows(
+            table, ids[name], config.num_vectors, config.initializer_jitter, config.seed
+        )
+        for name, table in tables.items()
+    }

@@ -10,14 +10,13 @@ from jaxtyping import Float32, UInt8
 
 from ti_flax.config import run_config
 from ti_flax.data.moments import encode_in_batches
-from ti_flax.generation import previews
-from ti_flax.models import base_model
+from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import hosts, sharding
-from ti_flax.step.bank import Bank
+from ti_flax.step.bank import Bank, Slot, stack
+from ti_flax.step.state import Rows
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
-from ti_flax.training.recipe import make_bank
 
 ENCODE_BATCH_SIZE = 4
 
@@ -25,68 +24,78 @@ ENCODE_BATCH_SIZE = 4
 class Resident(NamedTuple):
     """What lies on the devices during a run."""
 
-    # Of `text_encoder` and `unet`; with previews, of `vae` what decodes.
+    # Of the networks of a train step; with previews, of the autoencoder what decodes.
     params: Mapping[str, Params]
     bank: Bank
-    initial_rows: Float32[np.ndarray, "K D"]
-    # 99 % of the vocabulary's rows are shorter.
-    high_norm: float
+    # [S, K, D] by text encoder; the train step gives them up.
+    initial_rows: Rows
+    # 99 % of a vocabulary's rows are shorter: by text encoder.
+    high_norms: Mapping[str, float]
 
 
 def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
     """Reads the weights, encodes the pictures and puts all on the devices.
 
-    The VAE stays there only as far as previews need it.
+    The autoencoder stays there only as far as previews need it.
     """
-    model, mesh = inputs.model, inputs.mesh
-    vae_params = model.load("vae")
+    model, family, mesh = inputs.model, inputs.model.family, inputs.mesh
+    autoencoder = model.load(family.autoencoder.name)
     moments = encode_pictures(
-        model,
-        vae_params,
+        family,
+        autoencoder,
         inputs.pictures.images,
         config.random_flip,
         ENCODE_BATCH_SIZE,
         progress,
     )
     layout = functools.partial(sharding.over_fsdp, mesh)
-    params = {name: model.load(name, layout) for name in ("text_encoder", "unet")}
-    table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
+    params = {name: model.load(name, layout) for name in family.trained_through}
     if inputs.previews is not None:
-        decoder = previews.decoder_params(vae_params)
-        params["vae"] = sharding.replicate(decoder, mesh)
+        decoder = {name: autoencoder[name] for name in family.decoder_params}
+        params[family.autoencoder.name] = sharding.replicate(decoder, mesh)
     hosts.barrier()
-    whole_table = sharding.whole(table)
-    rows = inputs.initial_rows(whole_table)
-    median_norm, high_norm = vocabulary_norms(whole_table)
-    norm = median_norm if config.hold_row_norm == "median" else high_norm
-    bank = make_bank(config, moments, inputs.prompts, rows, norm)
+    tables = {
+        encoder.name: sharding.whole(encoder.table(params[encoder.name]))
+        for encoder in family.text_encoders
+    }
+    norms = {name: vocabulary_norms(table) for name, table in tables.items()}
+    held = 0 if config.hold_row_norm == "median" else 1
+    slot = Slot(
+        seed_key=jax.random.key(config.seed),
+        moments=moments,
+        sizes=inputs.pictures.sizes[:, : 1 + config.random_flip],
+        prompts=inputs.prompts,
+        rows=inputs.initial_rows(tables),
+        max_train_steps=config.max_train_steps,
+        norms={name: both[held] for name, both in norms.items()},
+    )
+    rows, bank = stack([slot])
     return Resident(
         params=params,
         bank=sharding.replicate(bank, mesh),
         initial_rows=rows,
-        high_norm=high_norm,
+        high_norms={name: high for name, (_, high) in norms.items()},
     )
 
 
-def jit_encode(model: base_model.BaseModel) -> jax.stages.Wrapped:
-    """The jitted (params of the VAE, pixels) to moments."""
+def jit_encode(family: Family) -> jax.stages.Wrapped:
+    """The jitted (params of the autoencoder, pixels) to moments."""
+    module = family.autoencoder.module
     return jax.jit(
-        lambda params, pixels: model.vae.apply(
-            {"params": params}, pixels, method="encode"
-        )
+        lambda params, pixels: module.apply({"params": params}, pixels, method="encode")
     )
 
 
 def encode_pictures(
-    model: base_model.BaseModel,
+    family: Family,
     params: Params,
     images: UInt8[np.ndarray, "N H W 3"],
     flip: bool,
     batch_size: int,
     progress: bool,
-) -> Float32[np.ndarray, "N F h w two_c"]:
-    """VAE moments of every picture and, with `flip`, of its mirror image (F = 2)."""
-    encode = jit_encode(model)
+) -> Float32[np.ndarray, "N F h w Z"]:
+    """Moments of every picture and, with `flip`, of its mirror image (F = 2)."""
+    encode = jit_encode(family)
     batch_size = min(batch_size, len(images) * (1 + flip))
     return encode_in_batches(
         images, lambda pixels: encode(params, pixels), batch_size, flip, progress

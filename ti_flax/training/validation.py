@@ -1,87 +1,90 @@
-"""Looks at a run between its steps: what the loss of a step does not tell.
+"""Validation: what the loss of a step does not tell of a run.
 
 Nothing here changes what training uses; every random number has a key of its own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32
 
+from ti_flax.config import run_config
 from ti_flax.generation import previews
-from ti_flax.models.torch_params import Params
 from ti_flax.reports import metrics_log, report
 from ti_flax.runtime import compilation, hosts, sharding
 from ti_flax.step import train_step
-from ti_flax.step.bank import Bank
 from ti_flax.step.fixed_loss import compile_fixed_loss
 from ti_flax.step.state import State
 from ti_flax.text import nearest_words
-
-if TYPE_CHECKING:
-    import transformers
-
-
-class ValidationRun(NamedTuple):
-    """What looks need of a run: `params` as of `previews.Previews.make`."""
-
-    params: Mapping[str, Params]
-    bank: Bank
-    recipe: train_step.Recipe
-    initial_rows: Float32[np.ndarray, "K D"]
-    tokenizer: "transformers.CLIPTokenizer"
-    previews: previews.Previews | None
-    output_dir: Path
+from ti_flax.training.inputs import Inputs
+from ti_flax.training.resident import Resident
 
 
 def compile_validation(
-    run: ValidationRun, run_report: report.Report
+    config: run_config.Config,
+    inputs: Inputs,
+    resident: Resident,
+    recipe: train_step.StepRecipe,
+    run_report: report.Report,
+    slot: int = 0,
 ) -> Callable[[int, State], None]:
-    """The event that looks at a state of the run and reports what it sees."""
-    fixed_loss = compilation.compiled_together(compile_fixed_loss(run.recipe))
+    """The event that validates the word of a slot and reports what it finds."""
+    params = resident.params
+    fixed_loss = compilation.compiled_together(compile_fixed_loss(recipe))
+    began = {
+        name: np.asarray(sharding.whole(rows))[slot]
+        for name, rows in resident.bank.initial.items()
+    }
+    encoders = recipe.family.text_encoders
 
     def validate(done: int, state: State) -> None:
         hosts.barrier()  # the first process has more to write before one
-        rows = state.rows["text_encoder"][0]
-        cosines, ids = nearest_words.nearest(_table(run.params["text_encoder"]), rows)
-        moved = sharding.whole(rows) - run.initial_rows
+        rows = {name: each[slot] for name, each in state.rows.items()}
+        distance, nearest = [], []
+        for encoder in encoders:
+            own = rows[encoder.name]
+            table = encoder.table(params[encoder.name])
+            cosines, ids = map(sharding.whole, nearest_words.nearest(table, own))
+            tokenizer = inputs.tokenizers[encoder.name]
+            nearest += nearest_words.words(tokenizer, ids, cosines)
+            moved = sharding.whole(own) - began[encoder.name]
+            distance += np.linalg.norm(moved, axis=-1).tolist()
+
+        def show(name: str, control: bool = False) -> list[report.Shown]:
+            if inputs.previews is None:
+                return []
+            folder = Path(metrics_log.SAMPLES_NAME, name)
+            made = inputs.previews.make(rows, params, control)
+            return _save(inputs.previews, made, config.output_dir, folder)
+
         run_report.add_validation(
             report.Validation(
                 step=done,
-                fixed_loss=float(fixed_loss(state.rows, run.params, run.bank)[0]),
-                distance=np.linalg.norm(moved, axis=-1).tolist(),
-                nearest=nearest_words.words(
-                    run.tokenizer, *map(sharding.whole, (ids, cosines))
-                ),
-                previews=_show(run, rows, f"step_{done:06d}"),
+                fixed_loss=float(fixed_loss(state.rows, params, resident.bank)[slot]),
+                distance=distance,
+                nearest=nearest,
+                previews=show(f"step_{done:06d}"),
                 # Without the word, nothing changes from step to step.
-                control=_show(run, rows, "control") if done == 0 else [],
+                control=show("control", control=True) if done == 0 else [],
             )
         )
 
     return validate
 
 
-def _show(
-    run: ValidationRun, rows: Float[Array, "K D"], name: str
+def _save(
+    shown: previews.Previews,
+    made: Iterator[tuple[str, previews.Pictures]],
+    output_dir: Path,
+    folder: Path,
 ) -> list[report.Shown]:
-    """Makes previews, or with the name `control` those, and writes them."""
-    if run.previews is None:
-        return []
-    folder = Path(metrics_log.SAMPLES_NAME, name)
-    shown = []
-    made = run.previews.make(rows, run.params, control=name == "control")
-    for number, (prompt, pictures) in enumerate(made):
+    """Writes previews into `folder` of the output folder."""
+    saved = []
+    for number, (prompt, images) in enumerate(made):
         # Every process makes them, one writes.
         if jax.process_index() == 0:
-            names = run.previews.save(prompt, pictures, run.output_dir / folder, number)
+            names = shown.save(prompt, images, output_dir / folder, number)
             paths = [(folder / file).as_posix() for file in names]
-            shown.append(report.Shown(prompt, paths, pictures))
-    return shown
-
-
-def _table(text_encoder: Params) -> Float[Array, "V D"]:
-    return text_encoder["embeddings"]["token_embedding"]["embedding"]
+            saved.append(report.Shown(prompt, paths, images))
+    return saved

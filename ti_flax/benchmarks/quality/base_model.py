@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32
 from ti_flax.config import run_config
 from ti_flax.generation import sampling
 from ti_flax.models import attention, base_model
+from ti_flax.models.family import Conditioning, TextEncoder
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
@@ -18,50 +19,51 @@ from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
 PLACEHOLDER = "<held-out>"
 
 
-class Frozen(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model, the weights of all its networks and where they lie."""
 
     model: base_model.BaseModel
     params: dict[str, Params]
     mesh: Mesh
 
+    @property
+    def encoder(self) -> TextEncoder:
+        """The text encoder whose row is measured; the embedded model has one."""
+        [encoder] = self.model.family.text_encoders
+        return encoder
+
     def tokenizer(self):
-        return load_tokenizer(self.model.folder / "tokenizer")
+        return load_tokenizer(self.model.folder / self.encoder.tokenizer)
 
     def table(self) -> Float32[np.ndarray, "V D"]:
-        embeddings = self.params["text_encoder"]["embeddings"]
-        return np.asarray(embeddings["token_embedding"]["embedding"])
+        return np.asarray(self.encoder.table(self.params[self.encoder.name]))
 
-    def tokenize(self, prompts: Sequence[str]) -> Int32[np.ndarray, "P L"]:
-        vocab_size = self.model.text_encoder.config.vocab_size
+    def tokenize(self, prompts: Sequence[str]) -> dict[str, Int32[np.ndarray, "P L"]]:
         words = {PLACEHOLDER: 1}
-        return PromptTokenizer(self.tokenizer(), vocab_size, words)(prompts)
+        tokenize = PromptTokenizer(self.tokenizer(), self.encoder.vocab_size, words)
+        return {self.encoder.name: tokenize(prompts)}
 
     def encode_prompts(
-        self, prompts: Sequence[str], row: Float32[np.ndarray, "D"]
-    ) -> Float32[np.ndarray, "P L D"]:
-        """Contexts of prompts in which the placeholder stands for `row`."""
-        return np.asarray(
-            sampling.encode_prompts(
-                self.params["text_encoder"],
-                self.tokenize(prompts),
-                row[None],
-                text_encoder=self.model.text_encoder,
-            )
-        )
+        self, prompts: Sequence[str], row: Float32[np.ndarray, "D"], side: int
+    ) -> Conditioning:
+        """What is told of prompts in which the placeholder stands for `row`.
+
+        `side` is that of the images in pixels.
+        """
+        ids, rows = self.tokenize(prompts), {self.encoder.name: row[None]}
+        family = self.model.family
+        return sampling.encode_prompts(self.params, ids, rows, family, (side, side))
 
 
-def load(config: run_config.Config) -> Frozen:
+def load(config: run_config.Config) -> LoadedModel:
     """The model that a configuration names, on all devices."""
     mesh = sharding.make_mesh()
     sharding.warn_of_padding(config.train_batch_size, mesh)
     model = base_model.open_model(
         config.pretrained_model_name_or_path,
-        dtype=base_model.unet_dtype(config.mixed_precision),
+        dtype=base_model.denoiser_dtype(config.mixed_precision),
         plan=attention.make_plan(config.attention, mesh),
     )
     everywhere = sharding.replicated(mesh)
-    networks = ("text_encoder", "unet", "vae")
-    return Frozen(
-        model, {name: model.load(name, everywhere) for name in networks}, mesh
-    )
+    params = {name: model.load(name, everywhere) for name in model.family.parts}
+    return LoadedModel(model, params, mesh)

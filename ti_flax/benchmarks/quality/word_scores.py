@@ -8,10 +8,11 @@ from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
 from ti_flax.benchmarks.quality import held_out, judge, scores
-from ti_flax.benchmarks.quality.base_model import Frozen
+from ti_flax.benchmarks.quality.base_model import LoadedModel
 from ti_flax.benchmarks.quality.keys import QualityKeys
 from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import sampling
+from ti_flax.models.family import Conditioning
 from ti_flax.quickstart.critters import drawing
 from ti_flax.text import templates
 
@@ -31,7 +32,7 @@ class Word(NamedTuple):
 
 
 def score_words(
-    keys: QualityKeys, frozen: Frozen, words: Sequence[Word], progress: bool
+    keys: QualityKeys, frozen: LoadedModel, words: Sequence[Word], progress: bool
 ) -> list[scores.Score]:
     """Shares of `num_images` pictures of each word that are right."""
     count = keys.num_images
@@ -39,8 +40,7 @@ def score_words(
         prompts=np.arange(len(words) * count),
         # The same noise for every word: differences are the words' own.
         seeds=np.tile(np.arange(count, dtype=np.uint32) + keys.seed, len(words)),
-        contexts=np.concatenate([_contexts(count, frozen, word) for word in words]),
-        negative=frozen.encode_prompts([""], words[0].row)[0],
+        told=_told(count, frozen, words),
     )
     found = judge.read_attributes(_generate(keys, frozen, wanted, progress))
     return [
@@ -66,25 +66,29 @@ def score(word: Word, found: dict[str, np.ndarray]) -> scores.Score:
     return scores.Score(word.group, learnable_property, word.name, accuracy)
 
 
-def _contexts(count: int, frozen: Frozen, word: Word) -> Float32[np.ndarray, "N L D"]:
-    asked = held_out.contexts(held_out.property_of(word.target), count)
-    prompts = [sentence.replace(templates.SLOT, word.name) for sentence, _ in asked]
-    return frozen.encode_prompts(prompts, word.row)
+def _told(count: int, frozen: LoadedModel, words: Sequence[Word]) -> Conditioning:
+    """What is told of `count` prompts of each word, and last of the negative one."""
+    told = []
+    for word in words:
+        asked = held_out.contexts(held_out.property_of(word.target), count)
+        prompts = [sentence.replace(templates.SLOT, word.name) for sentence, _ in asked]
+        told.append(frozen.encode_prompts(prompts, word.row, drawing.SIDE))
+    told.append(frozen.encode_prompts([""], words[0].row, drawing.SIDE))
+    return tuple(map(np.concatenate, zip(*told, strict=True)))
 
 
 def _generate(
-    keys: QualityKeys, frozen: Frozen, wanted: sampling.Wanted, progress: bool
+    keys: QualityKeys, frozen: LoadedModel, wanted: sampling.Wanted, progress: bool
 ) -> UInt8[np.ndarray, "N H W 3"]:
     model = frozen.model
-    side = drawing.SIDE // model.vae.config.downscale
-    recipe = sampling.Recipe(
-        unet=model.unet,
-        vae=model.vae,
+    side = model.family.latent_side(drawing.SIDE)
+    recipe = sampling.SamplingRecipe(
+        family=model.family,
         sampler=scheduler_config.make_sampler(
             model.scheduler, scheduler_config.find_name(model.scheduler), keys.steps
         ),
         guidance_scale=keys.guidance_scale,
-        latent_shape=(side, side, model.unet.config.in_channels),
+        latent_shape=(side, side, model.family.latent_channels),
         mesh=frozen.mesh,
     )
     devices = frozen.mesh.size
@@ -93,7 +97,7 @@ def _generate(
     with tqdm(
         total=len(wanted.seeds), desc="pictures", unit="picture", disable=not progress
     ) as bar:
-        for batch in sampling.make_pictures(frozen.params, wanted, recipe, at_once):
+        for batch in sampling.make_images(frozen.params, wanted, recipe, at_once):
             made.append(batch)
             bar.update(len(batch))
     return np.concatenate(made)

@@ -1,0 +1,152 @@
+"""The one seam: what tells one family of base models from another.
+
+`step/`, `training/`, `checkpoints/`, `generation/` and `reports/` know text encoders by
+name only and never ask which family they serve. A family is a value of `Family`, made
+by a module of its own, such as `models.stable_diffusion`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from jaxtyping import Array, Float, Int
+
+from ti_flax.diffusion.process import Ddpm
+from ti_flax.models.torch_params import Params
+from ti_flax.runtime.errors import UserError
+
+# What the denoiser is told besides x_t and the time, as its further arguments; each
+# array has the examples first.
+Conditioning = tuple[Array, ...]
+# (outputs of the text encoders by name, sizes [B, 6]) to what the denoiser is told.
+Condition = Callable[[Mapping[str, Any], Int[Array, "B 6"]], Conditioning]
+
+
+class TextEncoder(NamedTuple):
+    """A text encoder: `name` is the key of its rows and the folder of its weights.
+
+    `module` maps (ids [B, L], rows [B, K, D]) to what the family's `condition` reads;
+    id V + k is row k. `tokenizer` is the folder of its tokenizer.
+    """
+
+    name: str
+    tokenizer: str
+    module: nn.Module
+    vocab_size: int  # V
+    width: int  # D
+    length: int  # L at most
+
+    def table(self, params: Params) -> Float[Array, "V D"]:
+        """The rows of the vocabulary, of this encoder's params."""
+        return params["embeddings"]["token_embedding"]["embedding"]
+
+
+class Part(NamedTuple):
+    """A network without learned rows: `name` is the folder of its weights."""
+
+    name: str
+    module: nn.Module
+
+
+class LatentScale(NamedTuple):
+    """Latents as the denoiser sees them: those of the autoencoder times `factor`."""
+
+    factor: float
+
+    def to_denoiser(self, z: Array) -> Array:
+        return z * self.factor
+
+    def to_autoencoder(self, latents: Array) -> Array:
+        return latents / self.factor
+
+
+def encode_text(
+    text_encoders: tuple[TextEncoder, ...], condition: Condition
+) -> Callable[..., Conditioning]:
+    """`Family.encode_text` of a family with these parts, which compare by value."""
+
+    def encode(params, ids, rows, sizes):
+        outputs = {
+            encoder.name: encoder.module.apply(
+                {"params": params[encoder.name]}, ids[encoder.name], rows[encoder.name]
+            )
+            for encoder in text_encoders
+        }
+        return condition(outputs, sizes)
+
+    return encode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """A frozen text-to-image model as the step and the samplers see it; no weights."""
+
+    name: str
+    text_encoders: tuple[TextEncoder, ...]
+    # (x_t [B, h, w, c], times [B], *conditioning) to the model's prediction.
+    denoiser: Part
+    # `encode` gives moments [B, h, w, 2c], `decode` takes latents.
+    autoencoder: Part
+    # Of the autoencoder's params, those that decode.
+    decoder_params: tuple[str, ...]
+    condition: Condition
+    process: Ddpm
+    scale: LatentScale
+    # (moments [..., 2c], noise [..., c]) to latents of the autoencoder.
+    sample_posterior: Callable[[Array, Array], Array]
+    latent_channels: int  # c
+    downscale: int  # pixels along a latent
+    sample_size: int  # side of the latents that it was trained on
+    # The class of diffusers' pipeline, and {part: (library, class)} in it.
+    pipeline: str
+    classes: Mapping[str, tuple[str, str]]
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Every network by the folder of its weights."""
+        named = (*self.text_encoders, self.denoiser, self.autoencoder)
+        return {part.name: part.module for part in named}
+
+    @property
+    def trained_through(self) -> dict[str, nn.Module]:
+        """The networks that a train step runs, by the folder of their weights."""
+        named = (*self.text_encoders, self.denoiser)
+        return {part.name: part.module for part in named}
+
+    def clone_denoiser(self, **changed: Any) -> "Family":
+        """The family with another way to compute the same denoiser."""
+        part = self.denoiser
+        part = part._replace(module=part.module.clone(**changed))
+        return dataclasses.replace(self, denoiser=part)
+
+    def encode_text(
+        self,
+        params: Mapping[str, Params],
+        ids: Mapping[str, Int[Array, "B L"]],
+        rows: Mapping[str, Float[Array, "B K D"]],
+        sizes: Int[Array, "B 6"],
+    ) -> Conditioning:
+        """What the denoiser is told of prompts, each with its own rows."""
+        encode = encode_text(self.text_encoders, self.condition)
+        return encode(params, ids, rows, sizes)
+
+    def model_index(self, scheduler_class: str) -> dict[str, Any]:
+        """model_index.json of a folder with these parts, as diffusers writes it."""
+        return {
+            "_class_name": self.pipeline,
+            **{name: list(named) for name, named in self.classes.items()},
+            "scheduler": ["diffusers", scheduler_class],
+        }
+
+    def latent_side(self, resolution: int) -> int:
+        """Latents along a side of `resolution` pixels.
+
+        Raises `UserError` where the side is no whole number of latents.
+        """
+        if resolution % self.downscale:
+            raise UserError(
+                f"resolution: {resolution} is not a multiple of {self.downscale}, the "
+                "pixels of a latent of this model"
+            )
+        return resolution // self.downscale

@@ -1,0 +1,103 @@
+"""What a run writes beside its report; silent on every host but the first."""
+
+import contextlib
+from collections.abc import Mapping
+from types import TracebackType
+
+import jax
+import numpy as np
+
+from ti_flax.checkpoints import identity, store
+from ti_flax.checkpoints.output_dir import RunFolder
+from ti_flax.config import run_config
+from ti_flax.publishing import provenance, results
+from ti_flax.runtime import atomic
+from ti_flax.step.state import State
+from ti_flax.text.embedding import Embedding
+from ti_flax.training.inputs import Inputs
+
+
+class Writer:
+    """The output folder, the checkpoints and the learned word; a context manager.
+
+    Attributes:
+        writes: whether this is the host that writes.
+        found: the checkpoint to resume from, on that host.
+    """
+
+    def __init__(self, config: run_config.Config) -> None:
+        self.writes = jax.process_index() == 0
+        self.found: identity.FoundCheckpoint | None = None
+        self._config = config
+        self._stack = contextlib.ExitStack()
+        self._fingerprints: Mapping[str, str] = {}
+
+    def __enter__(self) -> "Writer":
+        """Checks what can be checked before anything is read, and writes nothing."""
+        if self.writes:
+            results.check(self._config)
+            self._folder = self._stack.enter_context(RunFolder(self._config))
+            self.found = self._folder.found
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def check(self, inputs: Inputs) -> None:
+        """Raises `UserError` when the checkpoint is of other inputs."""
+        self._inputs = inputs
+        if self.writes:
+            self._fingerprints = inputs.fingerprints()
+            if self.found is not None:
+                identity.check_fingerprints(self.found, self._fingerprints)
+
+    def open(self) -> None:
+        """Makes the folder; from now on this may write."""
+        self._stack.enter_context(
+            atomic.one_line_errors(
+                "output_dir",
+                "what was saved before is whole; make room, then run again with "
+                "resume_from_checkpoint latest",
+            )
+        )
+        if self.writes:
+            self._folder.create()
+            self._checkpoints = self._stack.enter_context(
+                store.Checkpoints(
+                    store.folder_of(self._config),
+                    self._config.checkpoints_total_limit,
+                    identity.describe(self._config, self._fingerprints),
+                )
+            )
+
+    def save(self, done: int, state: State) -> None:
+        """A checkpoint after `done` steps, and the word as it is then."""
+        if self.writes:
+            self._checkpoints.save(done, state)
+        self.export(done, state)
+
+    def export(self, done: int, state: State) -> None:
+        """What was learned in `done` steps, for other programs."""
+        if self.writes:
+            about = provenance.of_run(
+                self._config, self._inputs.model.scheduler, self._fingerprints, done
+            )
+            word = learned(self._config, state)._replace(provenance=about)
+            results.write(self._config, word, self._inputs.pictures.images)
+
+    def finish(self, word: Embedding) -> None:
+        """The whole pipeline and the upload, as asked."""
+        if self.writes:
+            model, tokenizers = self._inputs.model, self._inputs.tokenizers
+            results.finish(self._config, model, tokenizers, word)
+
+
+def learned(config: run_config.ConceptKeys, state: State) -> Embedding:
+    """The word of slot 0."""
+    rows = {name: np.asarray(rows)[0] for name, rows in state.rows.items()}
+    return Embedding(config.placeholder_token, rows)
