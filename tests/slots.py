@@ -10,8 +10,8 @@ from ti_flax.models import known, stable_diffusion
 from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
 from ti_flax.step import train_step
-from ti_flax.step.bank import Slot, stack
 from ti_flax.step.optimizer import adamw, learning_rate_schedule
+from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import init_state
 
 CONFIGS = {

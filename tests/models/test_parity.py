@@ -27,8 +27,9 @@ from ti_flax.models import base_model, vae
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.step import train_step
-from ti_flax.step.bank import Bank, Batch, Slot, stack
+from ti_flax.step.bank import Bank, Batch
 from ti_flax.step.optimizer import adamw
+from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import State, init_state
 
 RECORDED = Path(__file__).parents[1] / "reference"

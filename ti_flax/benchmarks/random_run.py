@@ -10,7 +10,8 @@ from ti_flax.models import attention, base_model, stable_diffusion
 from ti_flax.models.known import Configs
 from ti_flax.models.sources import DiffusersFolder
 from ti_flax.step import train_step
-from ti_flax.step.bank import Bank, Slot, stack
+from ti_flax.step.bank import Bank
+from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import State, init_state
 
 _PICTURES = 5

@@ -10,7 +10,8 @@ from jax.sharding import Sharding
 from ti_flax.models.torch_params import Params, param_shapes
 from ti_flax.runtime import sharding
 from ti_flax.step import train_step
-from ti_flax.step.bank import Bank, Slot, stack
+from ti_flax.step.bank import Bank
+from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import State, init_state
 
 

@@ -13,7 +13,8 @@ from ti_flax.data.moments import encode_in_batches
 from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import hosts, sharding
-from ti_flax.step.bank import Bank, Slot, stack
+from ti_flax.step.bank import Bank
+from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import Rows
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
@@ -24,7 +25,9 @@ ENCODE_BATCH_SIZE = 4
 class Resident(NamedTuple):
     """What lies on the devices during a run."""
 
-    # Of the networks of a train step; with previews, of the autoencoder what decodes.
+    # Of the networks of a train step; and with previews, of the autoencoder that which
+    # decodes.
+    frozen: Mapping[str, Params]
     params: Mapping[str, Params]
     bank: Bank
     # [S, K, D] by text encoder; the train step gives them up.
@@ -49,13 +52,14 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         progress,
     )
     layout = functools.partial(sharding.over_fsdp, mesh)
-    params = {name: model.load(name, layout) for name in family.trained_through}
+    frozen = {name: model.load(name, layout) for name in family.trained_through}
+    params = dict(frozen)
     if inputs.previews is not None:
         decoder = {name: autoencoder[name] for name in family.decoder_params}
         params[family.autoencoder.name] = sharding.replicate(decoder, mesh)
     hosts.barrier()
     tables = {
-        encoder.name: sharding.whole(encoder.table(params[encoder.name]))
+        encoder.name: sharding.whole(encoder.table(frozen[encoder.name]))
         for encoder in family.text_encoders
     }
     norms = {name: vocabulary_norms(table) for name, table in tables.items()}
@@ -71,6 +75,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
     )
     rows, bank = stack([slot])
     return Resident(
+        frozen=frozen,
         params=params,
         bank=sharding.replicate(bank, mesh),
         initial_rows=rows,

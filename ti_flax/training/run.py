@@ -6,20 +6,33 @@ import logging
 from ti_flax.checkpoints import store
 from ti_flax.config import run_config
 from ti_flax.reports import report, trackers
-from ti_flax.runtime import compilation, log, profile, sharding
+from ti_flax.runtime import compilation, jax_settings, log, profile, sharding
 from ti_flax.runtime.errors import Stopped, UserError
 from ti_flax.runtime.signals import StopSignals
 from ti_flax.step import dispatch
 from ti_flax.step.abstract import RunShapes, abstract_arguments
 from ti_flax.step.state import Metrics, State, init_state
+from ti_flax.step.train_step import StepRecipe
 from ti_flax.text.embedding import Embedding
 from ti_flax.training import divergence, loop, validation
 from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.recipe import make_recipe
-from ti_flax.training.resident import load
+from ti_flax.training.resident import Resident, load
 from ti_flax.training.writer import Writer, learned
 
 _log = logging.getLogger(__name__)
+
+
+@jax_settings.fixed()
+class Ready(NamedTuple):
+    """All that the loop needs, on the devices; `steps.start` steps are taken."""
+
+    inputs: Inputs
+    recipe: StepRecipe
+    train_steps: Callable[..., tuple[State, Metrics]]
+    resident: Resident
+    state: State
+    steps: range
 
 
 def train_concepts(config: run_config.Config, progress: bool = True) -> list[Embedding]:
@@ -39,67 +52,92 @@ def train_concepts(config: run_config.Config, progress: bool = True) -> list[Emb
         signals = stack.enter_context(StopSignals())
         warnings = stack.enter_context(log.heard_warnings())
         writer = stack.enter_context(Writer(config))
-        inputs = read_inputs(config)
-        writer.check(inputs)
-        phases.end("checks")
-        _log.info("reading %s", inputs.model.folder)
-        recipe = make_recipe(
-            config, inputs.model.family, inputs.latent_side, inputs.mesh
-        )
-        train_steps = dispatch.compile_train_steps(
-            recipe, abstract_arguments(recipe, _shapes(config, inputs))
-        )
         progress = progress and writer.writes
-        resident = load(config, inputs, progress)
-        phases.end("weights and pictures")
-        state = init_state(resident.initial_rows, recipe.optimizer)
-        start, state = store.restore(writer.found, state)
-        state = sharding.replicate(state, inputs.mesh)
-        steps = range(start, max(start, config.max_train_steps))
-
+        ready = prepare(config, writer, progress, phases)
+        steps, state = ready.steps, ready.state
         writer.open()
+        pictures = ready.inputs.pictures.images
         run_report = stack.enter_context(
-            report.Report(config, steps, progress, inputs.pictures.images, warnings)
+            report.Report(config, steps, progress, pictures, warnings)
         )
         validate = validation.compile_validation(
-            config, inputs, resident, recipe, run_report
+            config, ready.inputs, ready.resident, ready.recipe, run_report
         )
-        guard = divergence.DivergenceGuard(start, max(resident.high_norms.values()))
+        guard = divergence.DivergenceGuard(
+            steps.start, max(ready.resident.high_norms.values())
+        )
         signals.defer()
-        phases.end("initial rows, checkpoint, report")
-        if start == 0:
+        phases.end("report")
+        if steps.start == 0:
             validate(0, state)
             phases.end("validation before training")
-        frozen = {name: resident.params[name] for name in recipe.family.trained_through}
 
         def take(state: State, count: int) -> tuple[State, Metrics]:
-            result = train_steps(state, frozen, resident.bank, count)
+            resident = ready.resident
+            result = ready.train_steps(state, resident.frozen, resident.bank, count)
             phases.first_step(result, config.profile_startup)
             return result
 
+        # The checkpoint last: of a step that is saved, nothing is left to do.
+        events = [
+            loop.Event(config.validation_steps, validate),
+            loop.Event(config.checkpointing_steps, writer.save),
+        ]
+        examples = config.examples_per_step
+        stop = functools.partial(_should_stop, guard, signals)
         done, state = loop.run(
-            take,
-            state,
-            steps,
-            config.examples_per_step,
-            [
-                loop.Event(config.validation_steps, validate),
-                # Last: of a step that is saved, nothing is left to do.
-                loop.Event(config.checkpointing_steps, writer.save),
-            ],
-            run_report,
-            guard.add,
-            lambda: guard.diverged or signals.wanted(),
+            take, state, steps, examples, events, run_report, guard.add, stop
         )
-        if guard.diverged or start == steps.stop:  # nothing was left to train
+        if guard.diverged or steps.start == steps.stop:  # nothing was left to train
             writer.export(done, state)
-        elif start < done < steps.stop:
+        elif steps.start < done < steps.stop:
             writer.save(done, state)
+    return _finish(config, writer, guard, signals, done, state)
+
+
+def prepare(
+    config: run_config.Config, writer: Writer, progress: bool, phases: profile.Phases
+) -> Ready:
+    """Checks and reads everything; the step compiles while weights are read.
+
+    Raises `UserError` for whatever a user may have got wrong.
+    """
+    inputs = read_inputs(config)
+    writer.check(inputs)
+    phases.end("checks")
+    _log.info("reading %s", inputs.model.folder)
+    recipe = make_recipe(config, inputs.model.family, inputs.latent_side, inputs.mesh)
+    train_steps = dispatch.compile_train_steps(
+        recipe, abstract_arguments(recipe, _shapes(config, inputs))
+    )
+    resident = load(config, inputs, progress)
+    phases.end("weights and pictures")
+    state = init_state(resident.initial_rows, recipe.optimizer)
+    start, state = store.restore(writer.found, state)
+    state = sharding.replicate(state, inputs.mesh)
+    phases.end("initial rows, checkpoint")
+    steps = range(start, max(start, config.max_train_steps))
+    return Ready(inputs, recipe, train_steps, resident, state, steps)
+
+
+def _should_stop(guard: divergence.DivergenceGuard, signals: StopSignals) -> bool:
+    return guard.diverged or signals.wanted()
+
+
+def _finish(
+    config: run_config.Config,
+    writer: Writer,
+    guard: divergence.DivergenceGuard,
+    signals: StopSignals,
+    done: int,
+    state: State,
+) -> list[Embedding]:
+    """What was learned, or why the run ended before."""
     if guard.diverged:
         raise UserError(guard.explanation())
-    if done < steps.stop:
+    if done < config.max_train_steps:
         raise Stopped(
-            f"{signals.name}: {done} of {steps.stop} steps are saved in "
+            f"{signals.name}: {done} of {config.max_train_steps} steps are saved in "
             f"{config.output_dir}; resume_from_checkpoint latest goes on"
         )
     _log.info("wrote %s", config.output_dir)

@@ -14,7 +14,7 @@ from ti_flax.config import run_config
 from ti_flax.quickstart.critters import drawing
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch
-from ti_flax.step.bank import Slot, stack
+from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import init_state
 from ti_flax.text import templates
 from ti_flax.text.initial_rows import initial_rows, initializer_ids
