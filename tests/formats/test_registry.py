@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -416,9 +417,28 @@ def test_replicates_token_is_in_the_file_beside_it(tmp_path):
         ("[]", "embeddings"),
         ("{", "embeddings"),
         ("[" * 100_000, "embeddings"),
+        ('{"TOK": "' + "<s0>" * 2**15 + '"}', "embeddings"),
+        ("1" * 10_000, "embeddings"),
     ]:
         (tmp_path / "special_params.json").write_text(content)
         assert load_embedding(file).token == token
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "folder"])
+def test_what_is_no_file_beside_replicates_rows_is_not_opened(tmp_path, kind):
+    """A pipe without a writer waits for ever, /dev/zero has no end."""
+    file, tokens = tmp_path / "embeddings.pti", tmp_path / "special_params.json"
+    safetensors.numpy.save_file({"text_encoders_0": rows_of(2, 768)}, file)
+    if kind == "pipe":
+        os.mkfifo(tokens)
+    elif kind == "link to a pipe":
+        os.mkfifo(tmp_path / "pipe")
+        tokens.symlink_to(tmp_path / "pipe")
+    elif kind == "device":
+        tokens.symlink_to("/dev/zero")
+    else:
+        tokens.mkdir()
+    assert load_embedding(file).token == "embeddings"
 
 
 def test_a_bundle_of_any_length_is_read_by_its_header(tmp_path):
