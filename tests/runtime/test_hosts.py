@@ -22,6 +22,7 @@ from ti_flax.formats import find
 from ti_flax.models import known as models_known
 from ti_flax.models import random_model
 from ti_flax.runtime import hosts as runtime_hosts
+from ti_flax.runtime import log
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4  # of all processes together
@@ -246,6 +247,18 @@ def test_a_process_does_not_wait_for_ever_for_the_others(process, hosts, small_m
     assert "within 3 s" in line
 
 
+def test_a_long_wait_for_the_others_is_told(monkeypatch):
+    monkeypatch.setattr(runtime_hosts, "_PATIENT_SECONDS", 0.01)
+    jax = runtime_hosts.jax
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: time.sleep(0.3))
+    keys = run_keys.HostKeys(num_processes=2, coordinator_address="host:1234")
+    with log.heard_warnings() as heard:
+        runtime_hosts._initialize(keys)
+    (line,) = heard
+    assert "waiting up to 300 s" in line and "host:1234" in line
+    assert "num_processes 1" in line
+
+
 # Process 1 fails in the middle of training, in Python or by being killed.
 _FAIL_LATE = """
 import os, signal, sys
@@ -298,6 +311,14 @@ TWO = "10.0.0.1,10.0.0.2"
 MACHINES = {
     "laptop": ({}, False),
     "alone under SLURM": ({"SLURM_STEP_NODELIST": "n1", "SLURM_NTASKS": "1"}, False),
+    "a shell in an allocation of SLURM": (
+        {
+            "SLURM_STEP_NODELIST": "n1",
+            "SLURM_NTASKS": "4",
+            "SLURM_STEP_NUM_TASKS": "1",
+        },
+        False,
+    ),
     "SLURM": ({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}, True),
     "GKE slice": ({"TPU": "1", "TPU_WORKER_HOSTNAMES": "a,b"}, True),
     "GKE host": ({"TPU": "1", "TPU_WORKER_HOSTNAMES": "a"}, False),
@@ -322,7 +343,7 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
             monkeypatch.delenv(name)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(runtime_hosts, "_has_tpu", lambda: "TPU" in env)
+    monkeypatch.setattr(runtime_hosts, "has_tpu", lambda: "TPU" in env)
 
     class Metadata(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import slots
 
-from ti_flax.runtime import hosts, jax_settings
+from ti_flax.runtime import hosts, jax_settings, log
 from ti_flax.runtime.errors import UserError
 from ti_flax.step import dispatch
 
@@ -42,22 +42,23 @@ def usual():
         ("jax_legacy_prng_key", "error"),
     ],
 )
-def test_rows_are_the_same_under_every_setting(name, value, usual, caplog):
+def test_rows_are_the_same_under_every_setting(name, value, usual):
     before = getattr(jax.config, name)
     jax.config.update(name, value)
     try:
-        np.testing.assert_array_equal(learned_rows(), usual)
+        with log.heard_warnings() as heard:
+            np.testing.assert_array_equal(learned_rows(), usual)
         assert getattr(jax.config, name) == value  # the caller's again
     finally:
         jax.config.update(name, before)
     matters = name in jax_settings._FIXED
-    assert (f"{name}={value}" in caplog.text) == matters
+    assert (f"{name}={value}" in "".join(heard)) == matters
 
 
-def test_usual_settings_are_not_warned_of(caplog):
-    with jax_settings.fixed():
+def test_usual_settings_are_not_warned_of():
+    with log.heard_warnings() as heard, jax_settings.fixed():
         assert jnp.arange(2).dtype == np.int32
-    assert not caplog.records
+    assert not heard
 
 
 def test_settings_come_back_after_an_error():
@@ -81,7 +82,7 @@ def test_a_backend_that_cannot_be_had_is_a_users_error(monkeypatch, asked):
     jax.config.update("jax_platforms", asked)
     monkeypatch.setattr(jax_settings, "_is_cpu_only", lambda: False)
     try:
-        with pytest.raises(UserError, match="in use by pid 7.*JAX_PLATFORMS") as told:
+        with pytest.raises(UserError, match=r"in use by pid 7.*JAX_PLATFORMS") as told:
             jax_settings.require_devices()
     finally:
         jax.config.update("jax_platforms", before)
@@ -96,6 +97,7 @@ def test_a_backend_that_cannot_be_had_is_a_users_error(monkeypatch, asked):
         (True, True, {}, [], False),
         (True, False, {"TPU_NAME": "a"}, [], False),
         (True, False, {"TPU_WORKER_HOSTNAMES": "a"}, [], False),
+        (True, False, {"TPU_WORKER_HOSTNAMES": "WARNING: unknown"}, [], True),
         (True, False, {}, ["/dev/nvidia0"], False),
     ],
 )

@@ -1,4 +1,4 @@
-"""JAX's process-wide settings during a run: a batch depends on its seed, not on them."""
+"""JAX's process-wide settings in a run, whose batches depend on its seed alone."""
 
 import contextlib
 import glob
@@ -30,6 +30,7 @@ _FIXED: dict[str, Any] = {
 _GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 # By any of them a machine or a user says that there is a TPU.
 _TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_UNKNOWN = "WARNING"  # what libtpu leaves there when it found no TPU
 # Google's, without the network card of its VMs: https://pci-ids.ucw.cz/read/PC/1ae0
 _TPU_PCI = re.compile("PCI_ID=1AE0:(?!0042)")
 
@@ -42,7 +43,7 @@ def fixed() -> Iterator[None]:
     what a run computes are set aside, with a warning that names them.
 
     Raises:
-        UserError: JAX has no device, as where JAX_PLATFORMS names one that is not there.
+        UserError: JAX has no device, as where JAX_PLATFORMS names an absent one.
     """
     before = {name: getattr(jax.config, name) for name in _FIXED}
     changed = {name: value for name, value in before.items() if value != _FIXED[name]}
@@ -89,7 +90,8 @@ def _is_cpu_only() -> bool:
     """Whether libtpu is installed where there is neither a TPU nor a GPU."""
     if importlib.util.find_spec("libtpu") is None:
         return False
-    if hosts.has_tpu() or any(name in os.environ for name in _TPU_VARIABLES):
+    told = [os.environ.get(name, _UNKNOWN) for name in _TPU_VARIABLES]
+    if hosts.has_tpu() or not all(value.startswith(_UNKNOWN) for value in told):
         return False
     described = Path("/sys/bus/pci/devices").glob("*/uevent")
     on_bus = any(_TPU_PCI.search(device.read_text()) for device in described)
