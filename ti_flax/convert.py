@@ -3,7 +3,7 @@
 from ti_flax.config.door import door
 from ti_flax.formats.convert import GROUPS, USAGE, ConvertKeys
 
-TARGET = "ti_flax.formats.convert:convert"
+TARGET = "ti_flax.formats.convert:convert_embedding"
 command = door("convert", ConvertKeys, GROUPS, TARGET, USAGE, "source")
 main = command.main
 

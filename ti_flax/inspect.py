@@ -3,7 +3,7 @@
 from ti_flax.config.door import door
 from ti_flax.formats.describe import GROUPS, USAGE, InspectKeys
 
-TARGET = "ti_flax.formats.describe:describe"
+TARGET = "ti_flax.formats.describe:describe_embedding"
 command = door("inspect", InspectKeys, GROUPS, TARGET, USAGE, "file")
 main = command.main
 

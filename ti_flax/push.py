@@ -3,7 +3,7 @@
 from ti_flax.config.door import door
 from ti_flax.publishing.push import GROUPS, USAGE, PushKeys
 
-TARGET = "ti_flax.publishing.push:push"
+TARGET = "ti_flax.publishing.push:push_to_hub"
 command = door("push", PushKeys, GROUPS, TARGET, USAGE, "folder")
 main = command.main
 

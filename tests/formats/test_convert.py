@@ -75,7 +75,9 @@ def test_every_format_is_written_under_its_usual_name(folder, tmp_path, name):
         concept_folder.export_concept(
             folder, learned(1), "object", np.zeros((1, 8, 8, 3), np.uint8)
         )
-    [file, *_] = convert.convert(source=folder, to=name, output=tmp_path / "new")
+    [file, *_] = convert.convert_embedding(
+        source=folder, to=name, output=tmp_path / "new"
+    )
     assert file.parent == tmp_path / "new" and file.stem == "learned_embeds"
     assert file.suffix == next(iter(registry.FORMATS[name].suffixes))
     np.testing.assert_array_equal(
@@ -85,11 +87,11 @@ def test_every_format_is_written_under_its_usual_name(folder, tmp_path, name):
 
 
 def test_a_word_may_be_renamed_and_one_of_several_chosen(folder, tmp_path):
-    convert.convert(
+    convert.convert_embedding(
         source=folder, to="kohya", output=tmp_path / "a.safetensors", token="<mine>"
     )
     assert load_embedding(tmp_path / "a.safetensors").token == "<mine>"
-    convert.convert(
+    convert.convert_embedding(
         source=tmp_path / "a.safetensors", to="a1111", output=tmp_path / "b.pt"
     )
     assert load_embedding(tmp_path / "b.pt").token == "<mine>"
@@ -112,7 +114,7 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, monkeypatch, keys, word
     monkeypatch.chdir(tmp_path)
     given = {"source": str(folder), "to": "kohya", "output": "cat.safetensors", **keys}
     with pytest.raises(UserError) as caught:
-        convert.convert(**given)
+        convert.convert_embedding(**given)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.glob("cat*"))
 
@@ -121,7 +123,7 @@ def test_a_file_is_not_converted_onto_itself(folder):
     file = folder / find.SAFETENSORS_NAME
     for output in (file, folder):
         with pytest.raises(UserError, match="is the file that is converted"):
-            convert.convert(source=folder, to="kohya", output=output)
+            convert.convert_embedding(source=folder, to="kohya", output=output)
     assert registry.read(file).format == "diffusers"
 
 
@@ -135,7 +137,7 @@ def test_what_is_given_without_its_name_is_required():
 def test_inspect_shows_both_encoders_of_sdxl(tmp_path):
     second = np.ones((2, 1280), np.float32)
     registry.write(tmp_path, "sdxl", with_second(second))
-    lines = describe.describe(file=tmp_path).splitlines()
+    lines = describe.describe_embedding(file=tmp_path).splitlines()
     assert "width: 768 and 1280" in lines and "fits: SDXL" in lines
     assert lines[6].endswith("; 35.777, 35.777")
 
@@ -151,7 +153,7 @@ def test_inspect_shows_both_encoders_of_sdxl(tmp_path):
 )
 def test_inspect_names_the_models_that_fit(tmp_path, width, family):
     registry.write(tmp_path, "diffusers", learned(width=width))
-    assert f"fits: {family}" in describe.describe(file=tmp_path).splitlines()
+    assert f"fits: {family}" in describe.describe_embedding(file=tmp_path).splitlines()
 
 
 def test_inspect_finds_the_nearest_words(tiny_model, tmp_path):
@@ -166,7 +168,7 @@ def test_inspect_finds_the_nearest_words(tiny_model, tmp_path):
     # Cosine looks at directions: other lengths, the same words.
     rows = np.asarray(table)[[toy, red]] * np.float32([[3], [0.5]])
     registry.write(tmp_path, "diffusers", Embedding(TOKEN, {"text_encoder": rows}))
-    shown = describe.describe(file=tmp_path, model=str(tiny_model))
+    shown = describe.describe_embedding(file=tmp_path, model=str(tiny_model))
     found = [line.split(": ")[1] for line in shown.splitlines() if "nearest to" in line]
     assert len(found) == 2
     for line, row in zip(found, rows, strict=True):
@@ -180,11 +182,11 @@ def test_inspect_finds_the_nearest_words(tiny_model, tmp_path):
 def test_inspect_refuses_a_model_of_another_family(tiny_model, tmp_path):
     registry.write(tmp_path, "diffusers", learned())
     with pytest.raises(UserError, match=r"width 768 \(Stable Diffusion 1\.x\)"):
-        describe.describe(file=tmp_path, model=str(tiny_model))
+        describe.describe_embedding(file=tmp_path, model=str(tiny_model))
     second = np.ones((2, 1280), np.float32)
     registry.write(tmp_path, "diffusers", with_second(second))
     with pytest.raises(UserError, match="is for SDXL"):
-        describe.describe(file=tmp_path, model=str(tiny_model))
+        describe.describe_embedding(file=tmp_path, model=str(tiny_model))
 
 
 def test_a_strangers_metadata_cannot_spoil_the_terminal(tmp_path):
@@ -193,13 +195,13 @@ def test_a_strangers_metadata_cannot_spoil_the_terminal(tmp_path):
     file = tmp_path / "odd.safetensors"
     metadata = {"\x1b[31mred": "a\nfake: line", "long": "x" * 10_000}
     safetensors.numpy.save_file({"a": learned().rows["text_encoder"]}, file, metadata)
-    shown = describe.describe(file=file)
+    shown = describe.describe_embedding(file=file)
     assert "\x1b" not in shown and "\nfake" not in shown
     assert max(map(len, shown.splitlines())) < 250
 
 
 def test_a_picture_with_an_embedding_still_is_a_picture(folder, tmp_path):
-    [file] = convert.convert(
+    [file] = convert.convert_embedding(
         source=folder, to="a1111-png", output=tmp_path / "duck.png"
     )
     with Image.open(file) as image:

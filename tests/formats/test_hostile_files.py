@@ -440,7 +440,7 @@ from ti_flax.runtime import errors
 for file in sorted(Path(sys.argv[1]).iterdir(), key=lambda file: int(file.name)):
     start = time.process_time()
     try:
-        told, refused = describe.describe(file=str(file)), False
+        told, refused = describe.describe_embedding(file=str(file)), False
     except errors.UserError as error:
         told, refused = str(error), True
     except BaseException as error:

@@ -92,7 +92,7 @@ def test_a_text_encoder_that_differs_is_told_and_ends_in_code_1(
 )
 def test_what_diffusers_does_not_read_is_told(torch, rows, tmp_path, name, words):
     registry.write(tmp_path, name, Embedding(TOKEN, {"text_encoder": rows}))
-    [check] = verify.verify(source=tmp_path, model=settings.MODEL)
+    [check] = verify.verify_embedding(source=tmp_path, model=settings.MODEL)
     assert not check.agrees
     assert words in check.text and "convert it to diffusers" in check.text
 
@@ -101,4 +101,4 @@ def test_without_pytorch_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match=r"pip install 'ti_flax\[torch\]'"):
-        verify.verify(source=tmp_path, model=settings.MODEL)
+        verify.verify_embedding(source=tmp_path, model=settings.MODEL)

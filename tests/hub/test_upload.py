@@ -173,7 +173,7 @@ def test_an_upload_that_fails_leaves_all_and_says_how_to_push_later(
     assert content_of(folder) == before
     # And later it works.
     server.faults.clear()
-    assert push.push(folder=folder).endswith("/me/my-duck")
+    assert push.push_to_hub(folder=folder).endswith("/me/my-duck")
     assert set(server.repositories["me/my-duck"]) == OWN_FILES
 
 
@@ -223,7 +223,7 @@ def test_a_folder_without_a_concept_is_refused(server, tmp_path):
     with pytest.raises(UserError, match=r"expected learned_embeds\.safetensors in it"):
         upload.push(tmp_path, concept_folder.concept_files(tmp_path), "my-duck")
     with pytest.raises(UserError, match="is no folder"):
-        push.push(folder=tmp_path / "none")
+        push.push_to_hub(folder=tmp_path / "none")
     assert not server.requests
 
 

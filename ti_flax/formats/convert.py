@@ -3,12 +3,13 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
 from ti_flax.config.fields import FilePath, NameOrPath, OptionalName, Settings
+from ti_flax.config.signatures import ConvertSettings, with_keys_of
 from ti_flax.formats import find, registry
 from ti_flax.formats.checks import checked_token
 from ti_flax.runtime import errors
@@ -44,17 +45,18 @@ class ConvertKeys(Settings):
 GROUPS: dict[str, type[BaseModel]] = {"Conversion": ConvertKeys}
 
 
-def convert(**keys: Any) -> list[Path]:
+@with_keys_of(ConvertKeys, ConvertSettings)
+def convert_embedding(**settings: Unpack[ConvertSettings]) -> list[Path]:
     """Writes an embedding in another program's format; returns the files written.
 
-    As in `convert(source="output/cat", to="kohya", output="cat.safetensors")`; the
-    rows come out bit for bit in float32, with their provenance where the format has a
-    place for it.
+    As in `convert_embedding(source="output/cat", to="kohya", output="new.pt")`; the
+    rows come out bit for bit in float32, with their provenance where the format has
+    a place for it.
 
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = validation.validate(ConvertKeys, keys, "with --key value")
+    checked = validation.validate(ConvertKeys, settings, "with --key value")
     file = find.find_file(checked.source)
     found = registry.read(file, checked.token)
     embedding = found.embedding

@@ -1,7 +1,7 @@
 """Says what an embedding file holds."""
 
 import json
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from jaxtyping import Float32
@@ -15,6 +15,7 @@ from ti_flax.config.fields import (
     Revision,
     Settings,
 )
+from ti_flax.config.signatures import InspectSettings, with_keys_of
 from ti_flax.formats import find, pickle_machine, registry
 from ti_flax.formats.checks import shown
 from ti_flax.formats.refused import Refused
@@ -43,16 +44,18 @@ class InspectKeys(Settings):
 GROUPS: dict[str, type[BaseModel]] = {"File": InspectKeys}
 
 
-def describe(**keys: Any) -> str:
+@with_keys_of(InspectKeys, InspectSettings)
+def describe_embedding(**settings: Unpack[InspectSettings]) -> str:
     """What a file holds, in lines of `fact: value`.
 
-    As in `describe(file="cat.pt", model="sd-1-5")`: format, token, vectors, width, base
-    models that fit, norms, with a model the nearest words by cosine, and provenance.
+    As in `describe_embedding(file="cat.pt", model="sd-1-5")`: format, token, vectors,
+    width, base models that fit, norms, with a model the nearest words by cosine, and
+    provenance.
 
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = validation.validate(InspectKeys, keys, "with --key value")
+    checked = validation.validate(InspectKeys, settings, "with --key value")
     found = registry.read(find.find_file(checked.file), checked.token)
     learned = found.embedding
     norms = [

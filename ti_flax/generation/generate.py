@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import jax
 import numpy as np
@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from ti_flax.config import validation
 from ti_flax.config.generate_keys import GenerateKeys
+from ti_flax.config.signatures import GenerateSettings, with_keys_of
 from ti_flax.diffusion import scheduler_config
 from ti_flax.formats import find
 from ti_flax.generation import png, sampling
 from ti_flax.models import attention, base_model
 from ti_flax.models.family import Conditioning, Family
-from ti_flax.runtime import sharding
+from ti_flax.runtime import jax_settings, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
 from ti_flax.text.tokenizer import (
@@ -44,7 +45,10 @@ _PLACEHOLDER = re.compile(r"<[^<>\s]+>")
 Words = dict[str, dict[str, Float32[np.ndarray, "K _"]]]
 
 
-def generate_images(progress: bool = True, **keys: Any) -> list[Image.Image]:
+@with_keys_of(GenerateKeys, GenerateSettings)
+def generate_images(
+    progress: bool = True, **settings: Unpack[GenerateSettings]
+) -> list[Image.Image]:
     """Makes pictures, `num_images` of each prompt in turn.
 
     As in `generate_images(model="sd-1-5", embedding="cat.bin", prompt="a <cat>")`;
@@ -56,10 +60,11 @@ def generate_images(progress: bool = True, **keys: Any) -> list[Image.Image]:
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = validation.validate(GenerateKeys, keys, "with --key value")
+    checked = validation.validate(GenerateKeys, settings, "with --key value")
     return generate(checked, progress)
 
 
+@jax_settings.fixed()
 def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:
     """`generate.generate_images` after its keys have been checked.
 

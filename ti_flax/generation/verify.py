@@ -1,7 +1,7 @@
 """Loads an embedding in diffusers as its users do, and compares with ours."""
 
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -17,6 +17,7 @@ from ti_flax.config.fields import (
     Settings,
     Variant,
 )
+from ti_flax.config.signatures import VerifySettings, with_keys_of
 from ti_flax.runtime import errors
 from ti_flax.text.embedding import FIRST_ENCODER
 
@@ -64,16 +65,17 @@ class Check(NamedTuple):
     text: str
 
 
-def verify(**keys: Any) -> list[Check]:
+@with_keys_of(VerifyKeys, VerifySettings)
+def verify_embedding(**settings: Unpack[VerifySettings]) -> list[Check]:
     """Compares token ids, rows, text encoder output and, with a prompt, a picture.
 
-    As in `verify(source="output/cat", model="sd-1-5", prompt="a <cat>")`. Stops at the
-    first thing that keeps PyTorch from using the file.
+    As in `verify_embedding(source="output/cat", model="sd-1-5", prompt="a <cat>")`.
+    Stops at the first thing that keeps PyTorch from using the file.
 
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = validation.validate(VerifyKeys, keys, "with --key value")
+    checked = validation.validate(VerifyKeys, settings, "with --key value")
     try:
         import diffusers
         import torch  # noqa: F401, diffusers' import alone does not need it
@@ -105,9 +107,9 @@ def verify(**keys: Any) -> list[Check]:
     return checks
 
 
-def print_checks(**keys: Any) -> None:
-    """Prints what `verify` found; ends with exit code 1 where something differs."""
-    checks = verify(**keys)
+def print_checks(**settings: Unpack[VerifySettings]) -> None:
+    """Prints what was compared; ends with exit code 1 where something differs."""
+    checks = verify_embedding(**settings)
     for check in checks:
         print(f"{'agrees' if check.agrees else 'differs'}: {check.text}")
     if not all(check.agrees for check in checks):

@@ -1,12 +1,13 @@
 """Uploads what a run left to the Hub."""
 
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
 from ti_flax.config.fields import FilePath, OptionalName, Secret, Settings
+from ti_flax.config.signatures import PushSettings, with_keys_of
 from ti_flax.hub import upload
 from ti_flax.publishing import concept_folder
 from ti_flax.runtime import errors
@@ -34,16 +35,18 @@ class PushKeys(Settings):
 GROUPS: dict[str, type[BaseModel]] = {"Upload": PushKeys}
 
 
-def push(**keys: Any) -> str:
+@with_keys_of(PushKeys, PushSettings)
+def push_to_hub(**settings: Unpack[PushSettings]) -> str:
     """Uploads a concept's files and returns the repository's address.
 
-    As in `push(folder="output/cat", hub_model_id="me/cat")`. Nothing else in the folder
-    is uploaded: no checkpoint, no sample, no configuration with this machine's paths.
+    As in `push_to_hub(folder="output/cat", hub_model_id="me/cat")`. Nothing else in
+    the folder is uploaded: no checkpoint, no sample, no configuration with this
+    machine's paths.
 
     Raises:
         UserError: what to mend, in one line.
     """
-    checked = validation.validate(PushKeys, keys, "with --key value")
+    checked = validation.validate(PushKeys, settings, "with --key value")
     folder: Path = checked.folder
     if not folder.is_dir():
         raise errors.UserError(f"{folder} is no folder; give a run's output_dir")

@@ -1,0 +1,103 @@
+"""The keys of the public functions, as editors, type checkers and `help` read them.
+
+Each class stands for the keys of the same name; tests/test_face.py compares them.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal, Required, TypedDict, TypeVar, get_type_hints
+
+from ti_flax.config.fields import Settings
+
+Function = TypeVar("Function", bound=Callable)
+_Path = str | os.PathLike[str]
+_EMPTY = inspect.Parameter.empty
+
+
+class GenerateSettings(TypedDict, total=False):
+    """`config.generate_keys.GenerateKeys`."""
+
+    model: Required[_Path]
+    revision: str | None
+    variant: str | None
+    mixed_precision: Literal["auto", "no", "bf16"]
+    attention: Literal["auto", "plain", "chunked", "splash", "cudnn"]
+    embedding: _Path | Sequence[_Path]
+    prompt: Required[str | Sequence[str]]
+    negative_prompt: str
+    num_images: int
+    seed: int
+    width: int | None
+    height: int | None
+    steps: int
+    guidance_scale: float
+    scheduler: Literal["ddim", "dpmpp_2m", "euler", "pndm"] | None
+    output: _Path | None
+    batch_size: int | None
+
+
+class ConvertSettings(TypedDict, total=False):
+    """`formats.convert.ConvertKeys`."""
+
+    source: Required[_Path]
+    to: Required[str]
+    output: Required[_Path]
+    token: str | None
+
+
+class InspectSettings(TypedDict, total=False):
+    """`formats.describe.InspectKeys`."""
+
+    file: Required[_Path]
+    model: _Path | None
+    revision: str | None
+    token: str | None
+
+
+class PushSettings(TypedDict, total=False):
+    """`publishing.push.PushKeys`."""
+
+    folder: Required[_Path]
+    hub_model_id: str | None
+    hub_private_repo: bool
+    hub_token: str | None
+
+
+class VerifySettings(TypedDict, total=False):
+    """`generation.verify.VerifyKeys`."""
+
+    source: Required[_Path]
+    model: Required[_Path]
+    revision: str | None
+    variant: str | None
+    prompt: str | None
+    seed: int
+    steps: int
+
+
+def with_keys_of(
+    settings: type[Settings], hints: type
+) -> Callable[[Function], Function]:
+    """Lets `help` show each key, its type in `hints` and its default.
+
+    It would show no more than the name of `**settings`.
+    """
+
+    def show(function: Function) -> Function:
+        signature = inspect.signature(function)
+        *others, _ = signature.parameters.values()
+        kinds = get_type_hints(hints)
+        keys = [
+            inspect.Parameter(
+                key,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=kinds[key],
+                default=_EMPTY if field.is_required() else field.default,
+            )
+            for key, field in settings.model_fields.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*others, *keys])
+        return function
+
+    return show
