@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from typing import NamedTuple
 
 from ti_flax.checkpoints import store
 from ti_flax.config import run_config
@@ -23,7 +24,6 @@ from ti_flax.training.writer import Writer, learned
 _log = logging.getLogger(__name__)
 
 
-@jax_settings.fixed()
 class Ready(NamedTuple):
     """All that the loop needs, on the devices; `steps.start` steps are taken."""
 
@@ -35,6 +35,7 @@ class Ready(NamedTuple):
     steps: range
 
 
+@jax_settings.fixed()
 def train_concepts(config: run_config.Config, progress: bool = True) -> list[Embedding]:
     """Trains what `config` describes, writes `output_dir`, returns what was learned.
 
