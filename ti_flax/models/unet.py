@@ -232,17 +232,7 @@ class UNet(nn.Module):
         context: Float[Array, "B L D"],
     ) -> Float[Array, "B h w C"]:
         config, dtype = self.config, self.dtype
-        context = context.astype(dtype)
-        embedding = timestep_embedding(
-            timesteps,
-            config.block_out_channels[0],
-            config.flip_sin_to_cos,
-            config.freq_shift,
-        )
-        embedding = TimestepMlp(
-            4 * config.block_out_channels[0], dtype, name="time_embedding"
-        )(embedding.astype(dtype))
-
+        context, embedding = context.astype(dtype), self._embed(timesteps)
         x = layers.conv(config.block_out_channels[0], 3, "conv_in", dtype)(
             x_t.astype(dtype)
         )
@@ -289,6 +279,14 @@ class UNet(nn.Module):
             config.norm_num_groups, config.norm_eps, "conv_norm_out", dtype
         )(x)
         return layers.conv(config.out_channels, 3, "conv_out", dtype)(nn.silu(x))
+
+    def _embed(self, timesteps: Real[Array, "B"]) -> Float[Array, "B E"]:
+        config, width = self.config, self.config.block_out_channels[0]
+        waves = timestep_embedding(
+            timesteps, width, config.flip_sin_to_cos, config.freq_shift
+        )
+        mlp = TimestepMlp(4 * width, self.dtype, name="time_embedding")
+        return mlp(waves.astype(self.dtype))
 
 
 class Block(nn.Module):
