@@ -174,6 +174,21 @@ def encode(p: Tree, x: Tensor, config: vae.VaeConfig) -> Tensor:
     return conv(p["quant_conv"], x)
 
 
+def draw(
+    moments: Tensor, scaling_factor: float, alphas_cumprod: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, their noise and timesteps, of moments [B, Z, h, w]."""
+    mean, logvar = moments.chunk(2, dim=1)
+    std = (0.5 * logvar.clamp(-30, 20)).exp()
+    latents = scaling_factor * (mean + std * torch.randn_like(mean))
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(
+        len(alphas_cumprod), (len(latents),), device=latents.device
+    )
+    signal = alphas_cumprod[timesteps][:, None, None, None]
+    return signal.sqrt() * latents + (1 - signal).sqrt() * noise, noise, timesteps
+
+
 def make_step(
     params: Mapping[str, Tree],
     configs: tuple[Any, Any, Any],
@@ -223,15 +238,7 @@ def make_step(
         return torch.where(learned_ids, learned, words)
 
     def take_step() -> Tensor:
-        mean, logvar = moments().chunk(2, dim=1)
-        std = (0.5 * logvar.clamp(-30, 20)).exp()
-        latents = scaling_factor * (mean + std * torch.randn_like(mean))
-        noise = torch.randn_like(latents)
-        timesteps = torch.randint(
-            len(alphas_cumprod), (len(latents),), device=latents.device
-        )
-        signal = alphas_cumprod[timesteps][:, None, None, None]
-        x_t = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        x_t, noise, timesteps = draw(moments(), scaling_factor, alphas_cumprod)
         with autocast:
             context = to_context(params["text_encoder"], embed(), text_config)
         predicted = ask(

@@ -1,7 +1,9 @@
 """A run from configuration to files; `python -m ti_flax.train` is its command line."""
 
 import contextlib
+import functools
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ti_flax.checkpoints import store
