@@ -4,20 +4,23 @@ PyTorch loads it with `StableDiffusionPipeline.from_pretrained` and no further s
 tokenizer has the placeholder's names, the text encoder's table their rows.
 """
 
+import contextlib
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors
 
 from ti_flax.models import base_model
 from ti_flax.models.family import TextEncoder
 from ti_flax.models.sources import DiffusersFolder
 from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
+from ti_flax.runtime.errors import one_line
 from ti_flax.text.embedding import Embedding
 from ti_flax.text.tokenizer import vector_names
 
@@ -37,8 +40,20 @@ def write(
     """Writes the pipeline into `folder`; files of the same names are replaced.
 
     The text encoder is float32, in which the rows were learned; UNet and VAE are copied
-    as they are, a variant's files under the names without it.
+    as they are, a variant's files under the names without it. model_index.json, without
+    which nobody takes a folder for a pipeline, comes last. Raises `OSError` when the
+    disk is full or a file is in a folder's place.
     """
+    with _one_kind_of_error():
+        _write_all(folder, model, tokenizers, learned)
+
+
+def _write_all(
+    folder: Path,
+    model: base_model.BaseModel,
+    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
+    learned: Embedding,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     family = model.family
     for encoder in family.text_encoders:
@@ -49,8 +64,17 @@ def write(
         _copy_network(folder / part.name, model.source, part.name)
     for name in ("scheduler", *_OPTIONAL):
         if (model.folder / name).is_dir():
-            shutil.copytree(model.folder / name, folder / name, dirs_exist_ok=True)
+            _copy_folder(folder / name, model.folder / name)
     atomic.write_json(folder / "model_index.json", _model_index(folder, model))
+
+
+@contextlib.contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """What safetensors raises when the system refuses, as the OSError that it is."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise OSError(one_line(error)) from error
 
 
 def _write_tokenizer(
@@ -60,7 +84,14 @@ def _write_tokenizer(
     tokenizer = copy.deepcopy(tokenizer)
     names = vector_names(learned.token, learned.num_vectors)
     tokenizer.add_tokens(names)
-    tokenizer.save_pretrained(folder)
+    # Else transformers takes a file in its place for done.
+    folder.mkdir(exist_ok=True)
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers' errors have no class of their own
+        raise OSError(one_line(error)) from error
     return tokenizer.convert_tokens_to_ids(names)
 
 
@@ -97,8 +128,19 @@ def _copy_network(folder: Path, source: DiffusersFolder, part: str) -> None:
         # Shards keep their names, by which the index finds them.
         shard = "-of-" in path.name
         name = path.name if shard else path.name.replace(f".{variant}.", ".")
-        with atomic.atomic_path(folder / name) as temporary:
-            shutil.copyfile(path, temporary)
+        _copy_file(folder / name, path)
+
+
+def _copy_folder(folder: Path, source: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        copy_one = _copy_folder if path.is_dir() else _copy_file
+        copy_one(folder / path.name, path)
+
+
+def _copy_file(file: Path, source: Path) -> None:
+    with atomic.atomic_path(file) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _model_index(folder: Path, model: base_model.BaseModel) -> dict[str, Any]:

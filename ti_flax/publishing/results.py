@@ -11,6 +11,7 @@ from ti_flax.hub import upload
 from ti_flax.hub.ids import hub_id
 from ti_flax.models import base_model
 from ti_flax.publishing import concept_folder, full_pipeline, model_card
+from ti_flax.runtime import atomic
 from ti_flax.text.embedding import Embedding
 
 if TYPE_CHECKING:
@@ -43,11 +44,16 @@ def finish(
 ) -> None:
     """After `write`, at the end of a run: the whole pipeline, and the Hub, as asked.
 
-    Raises `UserError` when the upload fails; everything has been written by then.
+    Raises `UserError` when one of them fails; the concept's folder is whole by then.
     """
     folder = config.output_dir
     if config.save_as_full_pipeline:
-        full_pipeline.write(folder, model, tokenizers, learned)
+        with atomic.one_line_errors(
+            "the whole pipeline",
+            "the learned word itself is saved; make room for the pipeline, then run "
+            "again with resume_from_checkpoint latest",
+        ):
+            full_pipeline.write(folder, model, tokenizers, learned)
     if config.push_to_hub:
         files = concept_folder.concept_files(folder)
         upload.push(
