@@ -22,7 +22,9 @@ import runs
 
 import ti_flax
 from ti_flax.checkpoints import identity, orbax_folder, store
-from ti_flax.checkpoints.output_dir import CONFIG_NAME, LOCK_NAME, RunFolder
+from ti_flax.checkpoints.folder_lock import LOCK_NAME
+from ti_flax.checkpoints.output_dir import RunFolder
+from ti_flax.checkpoints.written import CONFIG_NAME
 from ti_flax.config.fields import LrScheduler
 from ti_flax.config.run_config import Config
 from ti_flax.formats import find

@@ -1,35 +1,32 @@
-"""What a run may do to its output folder, and that it is alone there."""
+"""The output folder: locked, and nothing in it overwritten without being asked."""
 
-import contextlib
-import logging
 import os
+from pathlib import Path
 from types import TracebackType
 
-import filelock
-
-from ti_flax.checkpoints import identity, orbax_folder, store
+from ti_flax.checkpoints import identity, orbax_folder, store, written
+from ti_flax.checkpoints.folder_lock import LOCK_NAME, FolderLock
 from ti_flax.config import run_config
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError
 
-_log = logging.getLogger(__name__)
-
-CONFIG_NAME = "config.yaml"
-LOCK_NAME = ".lock"
-
 
 class RunFolder:
-    """The output folder while a run has it; a context manager of the first process.
+    """The output folder, and that of checkpoints, while a run has them.
 
-    The system gives its lock up with the process, however that ends: the empty file
-    that a killed run leaves blocks nobody.
+    A context manager of the first process.
     """
 
     def __init__(self, config: run_config.Config) -> None:
         self._config = config
         self._folder = config.output_dir
-        self._lock: filelock.BaseFileLock | None = None
-        # The checkpoint to go on from.
+        self._locks = [FolderLock(self._folder, "output_dir")]
+        checkpoints = store.folder_of(config)
+        # A bucket has no locks; the store looks for other writers.
+        if not orbax_folder.is_remote(checkpoints):
+            # Also where it is in output_dir: another run may name it.
+            self._locks.append(FolderLock(Path(checkpoints), "checkpoint_dir"))
+        # The checkpoint to resume.
         self.found: identity.FoundCheckpoint | None = None
 
     def __enter__(self) -> "RunFolder":
@@ -42,8 +39,8 @@ class RunFolder:
         try:
             self._check_place()
             # A folder without it belongs to no run that is under way.
-            if (self._folder / LOCK_NAME).exists():
-                self._take()
+            for lock in self._locks:
+                lock.take_if_used()
             self.found = store.find(self._config)
             self._check_content()
         except BaseException:
@@ -60,16 +57,14 @@ class RunFolder:
         self._give_up()
 
     def create(self) -> None:
-        """Makes the folder if need be, and takes away what the run replaces."""
-        if self._lock is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._take()
+        """Makes the folder if need be, and removes what the run replaces."""
+        if any([lock.take() for lock in self._locks]):
             # Another run may have come and gone in the meantime.
             self._check_content()
         atomic.remove_leftovers(self._folder)
         for number in self._later_checkpoints():
             (store.folder_of(self._config) / str(number)).rmtree()
-        with atomic.atomic_path(self._folder / CONFIG_NAME) as path:
+        with atomic.atomic_path(self._folder / written.CONFIG_NAME) as path:
             path.write_text(run_config.dump_yaml(self._config), encoding="utf-8")
 
     def _check_place(self) -> None:
@@ -89,38 +84,19 @@ class RunFolder:
                 f"output_dir: {nearest} cannot be written to; choose another"
             )
 
-    def _take(self) -> None:
-        self._lock = filelock.FileLock(
-            self._folder / LOCK_NAME, timeout=0, fallback_to_soft=False
-        )
-        try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise UserError(
-                f"output_dir: another run is writing {self._folder}; wait for its end, "
-                "or choose another folder"
-            ) from None
-        # File systems without locks, such as some of NFS.
-        except (OSError, NotImplementedError) as error:
-            _log.warning(
-                "output_dir: %s cannot be locked (%s); see to it that no other run "
-                "writes there",
-                self._folder,
-                getattr(error, "strerror", None) or error,
-            )
-
     def _give_up(self) -> None:
-        if self._lock is not None and self._lock.is_locked:
-            # Before the release, so that it is ours. Windows refuses this of an open
-            # file, and filelock does it there.
-            with contextlib.suppress(OSError):
-                (self._folder / LOCK_NAME).unlink()
-            self._lock.release()
-        self._lock = None
+        for lock in self._locks:
+            lock.give_up()
 
     def _check_content(self) -> None:
-        """Nothing of value may be lost, unless `overwrite_output_dir` says so."""
+        """Nothing of value may be lost, unless `overwrite_output_dir` says so.
+
+        What no run wrote, and the checkpoints of another one, are not lost even then.
+        """
+        self._check_model_survives()
+        self._check_checkpoints_are_own()
         if self._config.overwrite_output_dir:
+            self._check_files_are_of_runs()
             return
         later = self._later_checkpoints()
         if later:
@@ -135,6 +111,40 @@ class RunFolder:
                 "resume_from_checkpoint to latest to go on with its run, or "
                 "overwrite_output_dir to replace what a run wrote there"
             )
+        self._check_files_are_of_runs()
+
+    def _check_model_survives(self) -> None:
+        model = self._config.pretrained_model_name_or_path
+        if os.path.realpath(model) == os.path.realpath(self._folder):
+            raise UserError(
+                f"output_dir: {self._folder} is the base model's own folder; choose "
+                "another"
+            )
+
+    def _check_files_are_of_runs(self) -> None:
+        foreign = written.not_of_a_run(self._folder, self._config.save_as_full_pipeline)
+        if foreign is not None:
+            raise UserError(
+                f"output_dir: {foreign} would be replaced, and no run wrote it; move "
+                "it elsewhere, or choose another output_dir"
+            )
+
+    def _check_checkpoints_are_own(self) -> None:
+        folder = store.folder_of(self._config)
+        if self._config.checkpoint_dir is None:
+            return
+        # `store.find` compared the configurations.
+        if self.found and self.found.folder == folder:
+            return
+        steps = orbax_folder.finished_steps(folder)
+        if not steps:
+            return
+        theirs = orbax_folder.read_run(folder, steps[-1])["config"]["output_dir"]
+        if os.path.realpath(theirs) != os.path.realpath(self._folder):
+            raise UserError(
+                f"checkpoint_dir: {folder} has the checkpoints of the run that writes "
+                f"{theirs}; give each run a folder of its own"
+            )
 
     def _later_checkpoints(self) -> list[int]:
         start = self.found.step if self.found else -1
@@ -145,7 +155,9 @@ class RunFolder:
 
     def _is_used(self) -> bool:
         return self._folder.is_dir() and any(
-            path.name != LOCK_NAME and not atomic.is_leftover(path)
+            path.name != LOCK_NAME
+            and not atomic.is_leftover(path)
+            and not _is_unused(path)
             for path in self._folder.iterdir()
         )
 
@@ -156,9 +168,16 @@ class RunFolder:
         if self.found and self.found.folder == store.folder_of(self._config):
             return True
         try:
-            path = str(self._folder / CONFIG_NAME)
+            path = str(self._folder / written.CONFIG_NAME)
             theirs = run_config.load_config(["--config", path])
         except UserError:
             return False
         ours = identity.config_fingerprint(self._config)
         return identity.config_fingerprint(theirs) == ours
+
+
+def _is_unused(path: Path) -> bool:
+    """Whether this is the folder of checkpoints before there is one."""
+    if path.name != store.FOLDER_NAME or not path.is_dir():
+        return False
+    return {entry.name for entry in path.iterdir()} <= {LOCK_NAME}

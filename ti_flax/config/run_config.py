@@ -52,16 +52,15 @@ class Config(
 
     @model_validator(mode="after")
     def _pictures_survive(self) -> "Config":
-        output_dir, train_data_dir = (
-            Path(os.path.abspath(folder))
-            for folder in (self.output_dir, self.train_data_dir)
-        )
-        if train_data_dir.is_relative_to(output_dir):
-            raise ValueError(
-                "expected an output_dir that does not hold train_data_dir, found "
-                f"{str(self.output_dir)!r} and {str(self.train_data_dir)!r}; "
-                "choose another output_dir"
-            )
+        # By their names and by what links lead to: either may be written over.
+        for resolve in (os.path.abspath, os.path.realpath):
+            output_dir = Path(resolve(self.output_dir))
+            if Path(resolve(self.train_data_dir)).is_relative_to(output_dir):
+                raise ValueError(
+                    "expected an output_dir that does not hold train_data_dir, found "
+                    f"{str(self.output_dir)!r} and {str(self.train_data_dir)!r}; "
+                    "choose another output_dir"
+                )
         return self
 
 
