@@ -49,6 +49,7 @@ CALLS = [
     (["data", "--resolutoin", "64"], 2, "did you mean --resolution?"),
     (["data", "pictures", "--resolution=wide"], 2, "invalid int value: 'wide'"),
     (["data", "pictures", "more"], 2, "found 'more'"),
+    (["data", "pictures", "--resolution=80000"], 2, "expected 1 to 4096, found 80000"),
     (["convert", "--otuput=x"], 2, "'--otuput=x'; did you mean --output?"),
     (["inspect", "--modle", "m"], 2, "'--modle'; did you mean --model?"),
     (["push", "--hub_modle_id=m"], 2, "did you mean --hub_model_id?"),

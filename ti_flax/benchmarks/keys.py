@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ti_flax.config.fields import (
+    LARGEST_BATCH,
+    LARGEST_SIDE,
     AttentionName,
     Count,
     FilePath,
@@ -26,10 +28,13 @@ class WorkKeys(Settings):
         None,
         ge=64,
         multiple_of=64,
+        le=LARGEST_SIDE,
         description="width and height of the pictures in pixels; none: the model's own",
     )
     train_batch_size: Count = Field(
-        1, description="examples of each concept in a step, over all devices together"
+        1,
+        le=LARGEST_BATCH,
+        description="examples of each concept in a step, over all devices together",
     )
     dtype: Precision = "auto"
     attention: AttentionName = "auto"
@@ -38,7 +43,7 @@ class WorkKeys(Settings):
 class StepWorkKeys(WorkKeys):
     """What a step computes."""
 
-    concepts: Count = Field(1, description="concepts that are trained at once")
+    concepts: Count = Field(1, le=4096, description="concepts that are trained at once")
     gradient_checkpointing: bool | None = Field(
         None,
         description="compute the UNet's blocks a second time in the backward pass; "
@@ -49,7 +54,9 @@ class StepWorkKeys(WorkKeys):
 class MeasuringKeys(Settings):
     """How it is measured, and against what."""
 
-    repeats: Count = Field(5, description="timed turns, each after an untimed one")
+    repeats: Count = Field(
+        5, le=1000, description="timed turns, each after an untimed one"
+    )
     pytorch: Literal["no", "same"] = Field(
         "no", description="measure PyTorch in turn with it"
     )

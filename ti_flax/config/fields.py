@@ -46,6 +46,12 @@ def _secret(value: Any) -> Any:
     return SecretStr(str(value)) if value != "" else None
 
 
+# The largest values that can mean something; larger ones are slips of a finger.
+LARGEST_SIDE = 4096  # pixels; attention over 512 x 512 latents fits no device
+LARGEST_BATCH = 2**14  # two such factors are counted in 32 bits
+MOST_STEPS = 10**9  # counted in 32 bits as well
+MOST_DEVICES = 2**16
+
 Integer = Annotated[int, BeforeValidator(_no_switch)]
 Count = Annotated[Integer, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_no_switch)]

@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ti_flax.config.fields import (
+    LARGEST_BATCH,
+    LARGEST_SIDE,
     AttentionName,
     Count,
     FilePath,
@@ -46,7 +48,7 @@ class PictureKeys(Settings):
         min_length=1, description="what to see; num_images of each prompt are made"
     )
     negative_prompt: str = Field("", description="what not to see, in every picture")
-    num_images: Count = Field(1, description="pictures of each prompt")
+    num_images: Count = Field(1, le=1000, description="pictures of each prompt")
     seed: Integer = Field(
         42,
         ge=0,
@@ -54,14 +56,23 @@ class PictureKeys(Settings):
         description="seed of the first picture of each prompt; the next has the next",
     )
     width: OptionalInteger = Field(
-        None, ge=1, description="in pixels; none: as the UNet was trained"
+        None,
+        ge=1,
+        le=LARGEST_SIDE,
+        description="in pixels; none: as the UNet was trained",
     )
     height: OptionalInteger = Field(
-        None, ge=1, description="in pixels; none: as the UNet was trained"
+        None,
+        ge=1,
+        le=LARGEST_SIDE,
+        description="in pixels; none: as the UNet was trained",
     )
-    steps: Count = Field(25, description="steps from noise to picture")
+    steps: Count = Field(25, le=1000, description="steps from noise to picture")
     guidance_scale: Number = Field(
-        7.5, ge=0, description="weight of the prompt; up to 1 there is no guidance"
+        7.5,
+        ge=0,
+        le=1000,
+        description="weight of the prompt; up to 1 there is no guidance",
     )
     scheduler: Literal["ddim", "dpmpp_2m", "euler", "pndm"] | None = Field(
         None, description="none: the model's own"
@@ -77,6 +88,7 @@ class OutputKeys(Settings):
     batch_size: OptionalInteger = Field(
         None,
         ge=1,
+        le=LARGEST_BATCH,
         description="pictures made at once over ALL devices together, rounded up to a "
         "multiple of the devices; none: one for each device",
     )

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from ti_flax.config.fields import (
+    LARGEST_SIDE,
+    MOST_DEVICES,
+    MOST_STEPS,
     Count,
     FilePath,
     Name,
@@ -84,11 +87,12 @@ class ConceptKeys(Settings):
     initializer_jitter: Annotated[Number, TRAVELS] = Field(
         0.1,
         ge=0,
+        le=100,
         description="noise on vectors that would start equal to an earlier one, in "
         "standard deviations of a vocabulary coordinate",
     )
     num_vectors: Annotated[Count, TRAVELS] = Field(
-        1, description="vectors to learn; each takes one token of the prompt"
+        1, le=75, description="vectors to learn; each takes one token of the prompt"
     )
     learnable_property: Annotated[Literal["object", "style"], TRAVELS] = Field(
         "object", description="what the pictures share; selects the prompt templates"
@@ -114,7 +118,10 @@ class DataKeys(Settings):
     """How pictures are read."""
 
     resolution: Annotated[Count, TRAVELS] = Field(
-        512, multiple_of=8, description="width and height of the pictures in pixels"
+        512,
+        multiple_of=8,
+        le=LARGEST_SIDE,
+        description="width and height of the pictures in pixels",
     )
     center_crop: Annotated[bool, TRAVELS] = Field(
         True,
@@ -135,7 +142,7 @@ class ReportKeys(Settings):
         "report.html; empty: no previews",
     )
     num_validation_images: Annotated[Count, FREE] = Field(
-        4, description="previews of each prompt, with seeds seed, seed + 1, ..."
+        4, le=64, description="previews of each prompt, with seeds seed, seed + 1, ..."
     )
     validation_control: Annotated[bool, FREE] = Field(
         False,
@@ -144,6 +151,7 @@ class ReportKeys(Settings):
     )
     validation_steps: Annotated[Count, FREE] = Field(
         100,
+        le=MOST_STEPS,
         description="steps of the optimizer between validations: previews, the "
         "loss on a fixed set, nearest words, report.html",
     )
@@ -189,6 +197,7 @@ class HostKeys(Settings):
 
     fsdp: Annotated[Count, FREE] = Field(
         1,
+        le=MOST_DEVICES,
         description="devices that hold the frozen weights together, for a model that "
         "does not fit one; must divide the number of devices",
     )
@@ -203,13 +212,20 @@ class HostKeys(Settings):
         None,
         ge=1,
         exclude=True,
+        le=MOST_DEVICES,
         description="processes of the job, with coordinator_address",
     )
     process_id: Annotated[OptionalInteger, FREE] = Field(
-        None, ge=0, exclude=True, description="number of this process, from 0"
+        None,
+        ge=0,
+        exclude=True,
+        lt=MOST_DEVICES,
+        description="number of this process, from 0",
     )
     initialization_timeout: Annotated[Count, FREE] = Field(
-        300, description="seconds to wait for the other processes at the start"
+        300,
+        le=604800,
+        description="seconds to wait for the other processes at the start",
     )
 
     @model_validator(mode="after")

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ti_flax.config.fields import (
+    LARGEST_BATCH,
+    MOST_STEPS,
     AttentionName,
     Beta,
     Count,
@@ -30,17 +32,18 @@ class OptimizerKeys(Settings):
     )
     train_batch_size: Annotated[Count, NOTED] = Field(
         4,
+        le=LARGEST_BATCH,
         description="examples in a micro-batch over ALL devices together (diffusers "
         "counts them per device)",
     )
     gradient_accumulation_steps: Annotated[Count, NOTED] = Field(
-        1, description="micro-batches in a step of the optimizer"
+        1, le=LARGEST_BATCH, description="micro-batches in a step of the optimizer"
     )
     max_train_steps: Annotated[Count, NOTED] = Field(
-        3000, description="length of the run in steps of the optimizer"
+        3000, le=MOST_STEPS, description="length of the run in steps of the optimizer"
     )
     learning_rate: Annotated[Number, TRAVELS] = Field(
-        2e-3, gt=0, description="peak of the learning rate, before scale_lr"
+        2e-3, gt=0, le=1e6, description="peak of the learning rate, before scale_lr"
     )
     scale_lr: Annotated[bool, TRAVELS] = Field(
         False,
@@ -53,14 +56,15 @@ class OptimizerKeys(Settings):
     lr_warmup_steps: Annotated[Integer, TRAVELS] = Field(
         0,
         ge=0,
+        le=MOST_STEPS,
         description="steps of the optimizer over which the learning rate rises from 0; "
         "no effect with lr_scheduler constant",
     )
     lr_num_cycles: Annotated[Count, TRAVELS] = Field(
-        1, description="cycles of lr_scheduler cosine_with_restarts"
+        1, le=10**6, description="cycles of lr_scheduler cosine_with_restarts"
     )
     lr_power: Annotated[Number, TRAVELS] = Field(
-        1.0, gt=0, description="exponent of lr_scheduler polynomial"
+        1.0, gt=0, le=100, description="exponent of lr_scheduler polynomial"
     )
     adam_beta1: Annotated[Beta, TRAVELS] = Field(
         0.9, description="decay of Adam's mean gradient, per step"
@@ -69,15 +73,19 @@ class OptimizerKeys(Settings):
         0.999, description="decay of Adam's mean squared gradient, per step"
     )
     adam_epsilon: Annotated[Number, TRAVELS] = Field(
-        1e-8, gt=0, description="added to the denominator of Adam's update"
+        1e-8, gt=0, le=1, description="added to the denominator of Adam's update"
     )
     adam_weight_decay: Annotated[Number, TRAVELS] = Field(
         0.0,
         ge=0,
+        le=1e6,
         description="share of the vectors taken off per step, times the learning rate",
     )
     max_grad_norm: Annotated[OptionalNumber, TRAVELS] = Field(
-        None, gt=0, description="L2 norm that gradients are clipped to; none: no limit"
+        None,
+        gt=0,
+        le=1e9,
+        description="L2 norm that gradients are clipped to; none: no limit",
     )
     hold_row_norm: Annotated[Literal["clip", "median", "decay"] | None, TRAVELS] = (
         Field(
@@ -90,6 +98,7 @@ class OptimizerKeys(Settings):
     row_decay: Annotated[Number, TRAVELS] = Field(
         1e-2,
         ge=0,
+        le=1e6,
         description="with hold_row_norm decay, the share of the way back per step, "
         "times the learning rate",
     )
@@ -152,10 +161,14 @@ class OutputKeys(Settings):
     )
     checkpointing_steps: Annotated[Count, FREE] = Field(
         500,
+        le=MOST_STEPS,
         description="steps between checkpoints; each writes learned_embeds.* as well",
     )
     checkpoints_total_limit: Annotated[OptionalInteger, FREE] = Field(
-        None, ge=1, description="checkpoints that are kept, the newest; none: all"
+        None,
+        ge=1,
+        le=10**6,
+        description="checkpoints that are kept, the newest; none: all",
     )
     checkpoint_dir: Annotated[OptionalNameOrPath, FREE] = Field(
         None,

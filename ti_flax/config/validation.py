@@ -13,6 +13,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 FOREIGN_FLAGS = tuple(diffusers_flags.NO_MEANING)
 
+# Characters of a wrong value that are shown.
+_LONGEST_VALUE = 80
 # What pydantic says in its own terms.
 _EXPECTED = {
     "bool_parsing": "true or false",
@@ -21,6 +23,7 @@ _EXPECTED = {
     "float_type": "a number",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of a few digits",
     "int_type": "a whole number",
     "path_type": "a path",
     "string_too_short": "a text that is not empty",
@@ -55,6 +58,11 @@ def _one_line(error: ValidationError, place: str) -> str:
     else:
         fallback = problem["msg"].removeprefix("Input should be ")
         expected = _EXPECTED.get(problem["type"], fallback)
-        text = f"expected {expected}, found {problem['input']!r}"
+        text = f"expected {expected}, found {_shown(problem['input'])}"
     others = f" ({len(problems) - 1} more like this)" if len(problems) > 1 else ""
     return ": ".join([*map(str, problem["loc"]), text]) + others
+
+
+def _shown(found: object) -> str:
+    text = repr(found)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

@@ -16,6 +16,7 @@ from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import arguments, errors
 
 FAULTS_EXIT_CODE = 1
+_LARGEST_SIDE = 4096  # as `config.fields` has it for training
 
 # Fewer show too few views to tell the concept from its surroundings (Gal et al. 2023
 # train on 3 to 5).
@@ -90,9 +91,9 @@ def main() -> None:
         help="squash pictures into squares, as diffusers does",
     )
     given = parser.parse()
-    if given.resolution < 1:
+    if not 1 <= given.resolution <= _LARGEST_SIDE:
         raise errors.UserError(
-            f"resolution: expected 1 or more, found {given.resolution}"
+            f"resolution: expected 1 to {_LARGEST_SIDE}, found {given.resolution}"
         )
     pictures, faults = examine(given.folder, given.resolution, not given.no_center_crop)
     for fault in faults:

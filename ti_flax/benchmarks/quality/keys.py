@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from ti_flax.config.fields import (
+    LARGEST_BATCH,
+    MOST_STEPS,
     Count,
     FilePath,
     Integer,
@@ -27,13 +29,16 @@ class TrainingKeys(Settings):
     )
     objects: Count = Field(12, le=24, description="held-out looks to learn")
     train_batch_size: OptionalInteger = Field(
-        None, ge=1, description=f"examples of each concept in a step; {_AS_QUICKSTART}"
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description=f"examples of each concept in a step; {_AS_QUICKSTART}",
     )
     max_train_steps: OptionalInteger = Field(
-        None, ge=1, description=f"length of the run; {_AS_QUICKSTART}"
+        None, ge=1, le=MOST_STEPS, description=f"length of the run; {_AS_QUICKSTART}"
     )
     learning_rate: OptionalNumber = Field(
-        None, gt=0, description=f"peak of the learning rate; {_AS_QUICKSTART}"
+        None, gt=0, le=1e6, description=f"peak of the learning rate; {_AS_QUICKSTART}"
     )
     seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
 
@@ -45,12 +50,15 @@ class PictureKeys(Settings):
         20, le=40, description="species nouns to compare with, of the 40 of the world"
     )
     num_images: Count = Field(
-        12, description="pictures of each word, in as many contexts"
+        12, le=1000, description="pictures of each word, in as many contexts"
     )
-    steps: Count = Field(20, description="steps from noise to picture")
-    guidance_scale: Number = Field(3.0, ge=0, description="weight of the prompt")
+    steps: Count = Field(20, le=1000, description="steps from noise to picture")
+    guidance_scale: Number = Field(
+        3.0, ge=0, le=1000, description="weight of the prompt"
+    )
     output: FilePath = Field(
-        Path("output/quality.json"), description="file for all numbers of the table"
+        Path("output/quality.json"),
+        description="file for all numbers of the table",
     )
 
 
