@@ -189,6 +189,14 @@ def draw(
     return signal.sqrt() * latents + (1 - signal).sqrt() * noise, noise, timesteps
 
 
+def embed(ids: Tensor, table: Tensor, learned: Tensor, script: bool) -> Tensor:
+    """Embeddings of a prompt; `learned` is the last row, or the table of the script."""
+    if script:
+        return F.embedding(ids, learned)
+    words = F.embedding(ids.clamp(max=len(table) - 1), table)
+    return torch.where((ids == len(table))[:, :, None], learned, words)
+
+
 def make_step(
     params: Mapping[str, Tree],
     configs: tuple[Any, Any, Any],
@@ -221,7 +229,6 @@ def make_step(
     dtype = params["unet"]["conv_in"]["kernel"].dtype
     compile_ = torch.compile if compiled else lambda function: function
     ask, to_context = compile_(predict), compile_(read)
-    learned_ids = (batch["ids"] == len(table))[:, :, None]
     # bfloat16 as `accelerate` gives it to the script's text encoder.
     autocast = torch.autocast(table.device.type, dtype, enabled=dtype != torch.float32)
 
@@ -231,16 +238,11 @@ def make_step(
         with torch.no_grad():
             return encode(params["vae"], batch["pixels"], vae_config).float()
 
-    def embed() -> Tensor:
-        if script:
-            return F.embedding(batch["ids"], learned)
-        words = F.embedding(batch["ids"].clamp(max=len(table) - 1), table)
-        return torch.where(learned_ids, learned, words)
-
     def take_step() -> Tensor:
         x_t, noise, timesteps = draw(moments(), scaling_factor, alphas_cumprod)
+        words = embed(batch["ids"], table, learned, script)
         with autocast:
-            context = to_context(params["text_encoder"], embed(), text_config)
+            context = to_context(params["text_encoder"], words, text_config)
         predicted = ask(
             params["unet"], x_t.to(dtype), timesteps, context.to(dtype), unet_config
         )
