@@ -1,5 +1,9 @@
 """A run is a function of its configuration, whatever JAX's surroundings say."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +117,21 @@ def test_a_tpu_or_gpu_is_never_hidden(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert jax_settings._is_cpu_only() == cpu
+
+
+@pytest.mark.parametrize("asked", ["cuda", "gpu", "rocm", "nonsense"])
+def test_an_absent_backend_is_one_line(asked):
+    code = (
+        "from ti_flax.runtime import errors, jax_settings\n"
+        "errors.run(jax_settings.fixed()(lambda: None))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": asked},
+    )
+    assert ran.returncode == 2, ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: JAX has no device (")
+    assert f"JAX_PLATFORMS is {asked}: unset it" in line

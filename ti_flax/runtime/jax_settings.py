@@ -74,7 +74,9 @@ def require_devices() -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
+        # An assertion without a word is JAX's answer where a plugin is not installed.
+        reason = one_line(str(error) or "none of that kind, or no plugin for it")
         asked = jax.config.jax_platforms
         advice = (
             f"JAX_PLATFORMS is {asked}: unset it to use what there is, or install JAX "
@@ -83,7 +85,7 @@ def require_devices() -> None:
             else "if another process holds the device, end that one; JAX_PLATFORMS=cpu "
             "does without"
         )
-        raise UserError(f"JAX has no device ({one_line(error)}); {advice}") from error
+        raise UserError(f"JAX has no device ({reason}); {advice}") from error
 
 
 def _is_cpu_only() -> bool:
