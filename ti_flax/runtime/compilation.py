@@ -2,28 +2,33 @@
 
 import os
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import jax
 
-from ti_flax.runtime import hosts
+from ti_flax.runtime import hosts, process
 
 
-def compiled_together(jitted: jax.stages.Wrapped) -> Callable[..., Any]:
+def compiled_together(
+    jitted: jax.stages.Wrapped, compiling: futures.Future | None = None
+) -> Callable[..., Any]:
     """`jitted`, for arguments of one shape; the first call waits until all have it.
 
     Processes compile at their own speed, and the networks between them do not wait
-    long (those of CPUs 30 s).
+    long (those of CPUs 30 s). `compiling` gives the program if that has begun.
     """
-    met = False
+    program = None
 
     def call(*arguments):
-        nonlocal met
-        if not met and jax.process_count() > 1:
-            jitted.lower(*arguments).compile()  # kept for the call
+        nonlocal program
+        if program is None:
+            if compiling is None:
+                jitted.lower(*arguments).compile()  # kept for the call
+            program = jitted if compiling is None else compiling.result()
+            process.give_back_freed()
             hosts.barrier()
-        met = True
-        return jitted(*arguments)
+        return program(*arguments)
 
     return call
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ti_flax.models.torch_params import Params
-from ti_flax.runtime import hosts, process, sharding
+from ti_flax.runtime import compilation, sharding
 from ti_flax.step import train_step
 from ti_flax.step.bank import Bank
 from ti_flax.step.state import Metrics, State
@@ -63,26 +63,18 @@ def compile_train_steps(
     Given the arguments' shapes, dtypes and shardings, it is compiled from now on, in a
     thread of its own, so that weights can be read meanwhile.
     """
-    jitted, compiling, steps = jit_train_steps(recipe), None, None
+    jitted, compiling = jit_train_steps(recipe), None
     if shapes is not None:
         everywhere = sharding.replicated(recipe.mesh)
         count = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
         pool = futures.ThreadPoolExecutor(1)
         compiling = pool.submit(lambda: jitted.lower(*shapes, count).compile())
         pool.shutdown(wait=False)
+    steps = compilation.compiled_together(jitted, compiling)
 
     def run(state, frozen, bank, num_steps):
-        nonlocal steps
         if not 0 < num_steps <= MAX_STEPS_A_DISPATCH:
             raise ValueError(f"num_steps {num_steps} not in 1..{MAX_STEPS_A_DISPATCH}")
-        arguments = state, frozen, bank, np.int32(num_steps)
-        if steps is None:
-            # Processes compile at their own speed, and their networks do not wait long.
-            if compiling is None:
-                jitted.lower(*arguments).compile()  # kept for the call
-            steps = jitted if compiling is None else compiling.result()
-            process.give_back_freed()
-            hosts.barrier()
-        return steps(*arguments)
+        return steps(state, frozen, bank, np.int32(num_steps))
 
     return run
