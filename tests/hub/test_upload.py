@@ -281,6 +281,21 @@ def run_config(folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("answer", [429, 503, "drop"])
+@pytest.mark.parametrize("place", ["/repos/create", "/info/lfs/", "/storage/"])
+def test_an_upload_that_is_repeated_says_so_in_our_own_lines(
+    server, folder, tmp_path, place, answer
+):
+    """Inside huggingface_hub single requests are repeated, with a warning each."""
+    server.faults.append(Fault(place, answer, times=1))
+    ran = run_push(server, str(folder), HF_TOKEN=SECRET, HF_HOME=str(tmp_path / "home"))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == f"{server.url}/me/my-duck\n"
+    first, *retries, last = ran.stderr.splitlines()
+    assert "uploading 7 files, " in first and "uploaded to " in last
+    assert len(retries) <= 1 and all("trying again in" in line for line in retries)
+
+
 def test_a_run_checks_before_it_starts_and_uploads_when_it_ends(
     server, run_config, monkeypatch
 ):
