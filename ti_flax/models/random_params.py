@@ -64,5 +64,5 @@ def random_weights(shapes: Params) -> Params:
 
 
 # Of the module, so that leaves of one shape are compiled once.
-def _normal(key: jax.Array, std: float, shape: tuple, dtype: Any) -> jax.Array:
+def _normal(key: jax.Array, std: jax.Array, shape: tuple, dtype: Any) -> jax.Array:
     return (std * jax.random.normal(key, shape)).astype(dtype)
