@@ -16,10 +16,10 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from ti_flax import generate
+from ti_flax import generate as door
 from ti_flax.diffusion import samplers, scheduler_config
 from ti_flax.formats import find
-from ti_flax.generation import png, sampling
+from ti_flax.generation import generate, png, sampling
 from ti_flax.models import base_model, unet
 from ti_flax.runtime import errors, sharding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
@@ -521,11 +521,11 @@ def test_flags_become_keys(monkeypatch):
         "argv",
         ["generate", "--model=m", "--embedding", "a", "b", "--prompt", "x", *more],
     )
-    generate.main()
+    door.main()
     assert seen == {
         "model": "m",
-        "embedding": ["a", "b", "c"],
-        "prompt": ["x", "y"],
-        "steps": "3",
-        "output": "out",
+        "embedding": ("a", "b", "c"),
+        "prompt": ("x", "y"),
+        "steps": 3,
+        "output": Path("out"),
     }

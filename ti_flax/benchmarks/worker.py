@@ -1,8 +1,9 @@
 """One side of `python -m ti_flax.benchmark step|kernels`, in a process of its own.
 
-`python -m ti_flax.step_side MODULE KEYS` writes lines of JSON: its facts, then, to
-a line `true` on stdin, what a turn measured, and to `false` its peak memory. A mistake
-is `{"error": message}`. What needs packages is imported where a missing one is named.
+`python -m ti_flax.benchmarks.worker MODULE KEYS` writes lines of JSON: its facts, then,
+to a line `true` on stdin, what a turn measured, and to `false` its peak memory. A
+mistake is `{"error": message}`. What needs packages is imported where a missing one is
+named.
 
 A side measures what is not its first work in a turn: while it waits, a virtual machine
 takes the memory that it freed, and to get that back takes longer than some steps.
@@ -22,9 +23,9 @@ from ti_flax.runtime.errors import UserError
 def answers(module: str, keys: str) -> Iterator[Any]:
     """What the side in `module` says: its facts, then an answer to each line."""
     try:
-        from ti_flax.config.run_config import command_line
+        from ti_flax.runtime import log
 
-        command_line.show_log()
+        log.show_log()
         side = importlib.import_module(module)
         facts, run = side.prepare(side.KEYS.model_validate_json(keys))
         yield facts

@@ -67,7 +67,7 @@ class PictureKeys(Settings):
         le=LARGEST_SIDE,
         description="in pixels; none: as the UNet was trained",
     )
-    steps: Count = Field(25, le=1000, description="steps from noise to picture")
+    steps: Count = Field(25, le=10**4, description="steps from noise to picture")
     guidance_scale: Number = Field(
         7.5,
         ge=0,

@@ -52,7 +52,7 @@ class VerifyKeys(Settings):
         None, description="also compare a picture of this prompt; none: no picture"
     )
     seed: Integer = Field(42, ge=0, lt=2**32, description="seed of the picture")
-    steps: Count = Field(25, le=1000, description="steps from noise to picture")
+    steps: Count = Field(25, le=10**4, description="steps from noise to picture")
 
 
 GROUPS: dict[str, type[BaseModel]] = {"Comparison": VerifyKeys}
