@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ti_flax.formats import a1111_png, npy, pickle_machine, safetensors_file, torch_zip
+from ti_flax.formats import a1111_png, bounds, npy, safetensors_file, torch_zip
 from ti_flax.formats.content import Content
 from ti_flax.formats.refused import Refused
 from ti_flax.runtime import atomic
@@ -43,8 +43,8 @@ def read(file: Path) -> Content:
 def _bounded(file: Path, content: Content) -> Content:
     """The content, all of which may now be hashed, compared and printed."""
     try:
-        pickle_machine.check_bounds(content.value)
-        pickle_machine.check_bounds(dict(content.metadata))
+        bounds.check_bounds(content.value)
+        bounds.check_bounds(dict(content.metadata))
     except Refused as refusal:
         raise UserError(f"{file} {refusal}") from None
     return content

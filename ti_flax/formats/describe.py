@@ -16,7 +16,7 @@ from ti_flax.config.fields import (
     Settings,
 )
 from ti_flax.config.signatures import InspectSettings, with_keys_of
-from ti_flax.formats import find, pickle_machine, registry
+from ti_flax.formats import bounds, find, registry
 from ti_flax.formats.checks import shown
 from ti_flax.formats.refused import Refused
 from ti_flax.text.embedding import FIRST_ENCODER, Embedding
@@ -85,7 +85,7 @@ def _settings(learned: Embedding) -> dict[str, object]:
     """The settings of the run, which are JSON, each by itself."""
     try:
         settings = json.loads(learned.provenance["settings"])
-        pickle_machine.check_bounds(settings)
+        bounds.check_bounds(settings)
     except (LookupError, RecursionError, ValueError, Refused):
         return {}
     return settings if isinstance(settings, dict) else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ti_flax.formats import pickle_machine
-from ti_flax.formats.pickle_machine import Array
+from ti_flax.formats.pickled_arrays import Array
 from ti_flax.formats.refused import Refused
 from ti_flax.runtime.errors import UserError
 

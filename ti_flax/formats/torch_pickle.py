@@ -21,7 +21,8 @@ import ml_dtypes
 import numpy as np
 
 from ti_flax.formats import pickle_machine
-from ti_flax.formats.pickle_machine import Array, Function, is_shape, is_size
+from ti_flax.formats.bounds import is_shape, is_size
+from ti_flax.formats.pickled_arrays import Array, Function
 from ti_flax.formats.refused import Refused
 
 # torch's name of a storage, torch's name of the numbers, and ours.
