@@ -1,6 +1,6 @@
 """Files of strangers end in a result or in one line, in bounded time and memory.
 
-`test_formats` cuts and changes embedding files in every format, `test_torch_zip` what
+`test_registry` cuts and changes embedding files in every format, `test_torch_zip` what
 torch nests; here are headers of safetensors made up from their grammar, pictures,
 weights and bombs.
 """
@@ -25,6 +25,7 @@ from PIL import Image, features
 from ti_flax.data.folder import read_pictures
 from ti_flax.formats import find
 from ti_flax.models import base_model
+from ti_flax.models.sources import DiffusersFolder
 from ti_flax.models.torch_params import load_params
 from ti_flax.runtime import errors
 
@@ -173,12 +174,12 @@ def test_absurd_claims_of_safetensors(tmp_path, content, told):
 
 @pytest.fixture(scope="module")
 def model_folder(tiny_model, folder):
-    """A copy of the VAE's folder, and its weights' file."""
+    """A model of the VAE's folder alone, its weights' file, and their sound bytes."""
     copy = folder / "vae"
     copy.mkdir()
     (copy / "config.json").write_bytes((tiny_model / "vae/config.json").read_bytes())
     file = copy / "diffusion_pytorch_model.safetensors"
-    return copy, file, (tiny_model / "vae" / file.name).read_bytes()
+    return DiffusersFolder(folder), file, (tiny_model / "vae" / file.name).read_bytes()
 
 
 @settings(FEW, max_examples=12)
@@ -191,20 +192,20 @@ def model_folder(tiny_model, folder):
 def test_damaged_weights_give_params_or_one_line(
     tiny_model, model_folder, vae_module, edits, end
 ):
-    place, file, sound = model_folder
+    source, file, sound = model_folder
     content = bytearray(sound)
     for position, replacement in edits:
         content[position : position + len(replacement)] = replacement
     file.write_bytes(content[:end])
     try:
-        load_params(place, vae_module)
+        load_params(source, "vae", vae_module)
     except errors.UserError as error:
         assert "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")
 def vae_module(tiny_model):
-    return base_model.open_model(str(tiny_model)).vae
+    return base_model.open_model(str(tiny_model)).family.parts["vae"]
 
 
 # Pictures
