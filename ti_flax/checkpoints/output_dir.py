@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from etils import epath
+
 from ti_flax.checkpoints import identity, orbax_folder, store, written
 from ti_flax.checkpoints.folder_lock import LOCK_NAME, FolderLock
 from ti_flax.config import run_config
@@ -122,12 +124,21 @@ class RunFolder:
             )
 
     def _check_files_are_of_runs(self) -> None:
-        foreign = written.not_of_a_run(self._folder, self._config.save_as_full_pipeline)
+        # Only what stands in output_dir itself tells who wrote the rest of it.
+        own = self.found and self.found.folder == self._default_checkpoints()
+        foreign = written.not_of_a_run(
+            self._folder,
+            self._config.save_as_full_pipeline,
+            self.found.run["config"] if own else None,
+        )
         if foreign is not None:
             raise UserError(
                 f"output_dir: {foreign} would be replaced, and no run wrote it; move "
                 "it elsewhere, or choose another output_dir"
             )
+
+    def _default_checkpoints(self) -> epath.Path:
+        return orbax_folder.absolute(self._folder) / store.FOLDER_NAME
 
     def _check_checkpoints_are_own(self) -> None:
         folder = store.folder_of(self._config)

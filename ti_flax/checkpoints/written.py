@@ -3,7 +3,7 @@
 Whatever the configuration says, a run replaces nothing that no run wrote.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,24 @@ PIPELINE = (
 )
 
 
-def not_of_a_run(folder: Path, full_pipeline: bool) -> Path | None:
+def not_of_a_run(
+    folder: Path, full_pipeline: bool, resumed: Mapping[str, Any] | None
+) -> Path | None:
     """A file that a run would replace in `folder` although no run wrote it, or None.
 
     Args:
         folder: the output_dir.
         full_pipeline: whether the run writes a whole pipeline, too.
+        resumed: keys of the run that wrote there, as its checkpoint has them; None
+            where there is none, and config.yaml says it.
     """
-    return next(_foreign(folder, full_pipeline), None)
+    run = resumed or _earlier_run(folder / CONFIG_NAME)
+    return next(_foreign(folder, full_pipeline, run), None)
 
 
-def _foreign(folder: Path, full_pipeline: bool) -> Iterator[Path]:
-    run = _earlier_run(folder / CONFIG_NAME)
+def _foreign(
+    folder: Path, full_pipeline: bool, run: Mapping[str, Any] | None
+) -> Iterator[Path]:
     names = [*FILES, *FOLDERS, *(PIPELINE if full_pipeline else ())]
     for name in names:
         path = folder / name

@@ -1,5 +1,6 @@
 """What a run tells while it runs: the progress bar, numbers and pictures, the page."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -91,21 +92,23 @@ class Report:
             warnings = folder / metrics_log.WARNINGS_NAME
             if self._step == 0:
                 metrics_log.remove_samples(folder / metrics_log.SAMPLES_NAME)
-                warnings.unlink(missing_ok=True)
-            elif warnings.exists():
-                self._earlier_warnings = warnings.read_text("utf-8").splitlines()
+                with contextlib.suppress(OSError):
+                    warnings.unlink()
+            else:
+                self._earlier_warnings = metrics_log.read_warnings(warnings)
             self._metrics = metrics_log.open_lines(
                 folder / metrics_log.METRICS_NAME, self._step
             )
             self._validations = metrics_log.open_lines(
                 folder / metrics_log.VALIDATION_NAME, self._step
             )
-            self._sink = trackers.open_sink(
-                self._config.report_to,
-                folder / self._config.logging_dir,
-                self._config.model_dump(mode="json"),
-                self._step,
-            )
+            with metrics_log.told("logging_dir"):
+                self._sink = trackers.open_sink(
+                    self._config.report_to,
+                    folder / self._config.logging_dir,
+                    self._config.model_dump(mode="json"),
+                    self._step,
+                )
         return self
 
     def __exit__(
@@ -184,10 +187,11 @@ class Report:
         warnings = list(dict.fromkeys([*self._earlier_warnings, *self._warnings]))
         if warnings:
             path = self._config.output_dir / metrics_log.WARNINGS_NAME
-            with atomic.atomic_path(path) as temporary:
+            with metrics_log.told(path.name), atomic.atomic_path(path) as temporary:
                 temporary.write_text("\n".join(warnings) + "\n", encoding="utf-8")
         status = page.Status(self._step, self._steps.stop, running, reason)
-        page.write(self._config, self._pictures, status, warnings)
+        with metrics_log.told(page.REPORT_NAME):
+            page.write(self._config, self._pictures, status, warnings)
 
     def _write(self, file: TextIO | None, line: Mapping[str, Any]) -> None:
         if file is not None:

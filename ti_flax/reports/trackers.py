@@ -3,6 +3,8 @@
 A sink takes what belongs to a step; steps never go down.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from jaxtyping import UInt8
 from ti_flax.runtime.errors import UserError, one_line
 
 _EVENT_FILES = "events.out.tfevents.*"
+_OWN_SUFFIX = re.compile(r"\.\d{9}$")
 _WANDB_ID = "wandb_id.txt"
 
 
@@ -34,9 +37,14 @@ class TensorBoard:
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         import tensorboardX
 
-        if start == 0:
+        inside = os.path.realpath(folder).startswith(
+            os.path.realpath(config["output_dir"]) + os.sep
+        )
+        # Elsewhere, those of other runs may be.
+        if start == 0 and inside:
             for path in folder.glob(_EVENT_FILES):
-                path.unlink()
+                if _OWN_SUFFIX.search(path.name):
+                    path.unlink()
         # By its name alone, which has the second, a file could replace that of the run
         # before; TensorBoard reads them in the order of their names.
         self._writer = tensorboardX.SummaryWriter(
