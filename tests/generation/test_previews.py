@@ -12,10 +12,10 @@ import slots
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
-from ti_flax import generate
 from ti_flax.config import run_config
 from ti_flax.diffusion import samplers
 from ti_flax.formats import find
+from ti_flax.generation import generate
 from ti_flax.models import base_model
 from ti_flax.publishing import concept_folder
 from ti_flax.reports import metrics_log, report, trackers
