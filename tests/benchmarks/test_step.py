@@ -79,9 +79,9 @@ def test_pytorch_takes_our_step(torch):
     words = torch.nn.functional.embedding(
         torch.tensor(ids).long(), torch.cat([table, learned])
     )
-    text, net = recipe.text_encoder.config, recipe.unet.config
+    text, net = (m.config for m in recipe.family.trained_through.values())
     context = step_torch.read(params["text_encoder"], words, text)
-    abar = torch.tensor(np.array(recipe.schedule.alphas_cumprod))[timesteps]
+    abar = torch.tensor(np.array(recipe.family.process.alphas_cumprod))[timesteps]
     abar = abar[:, None, None, None]
     x0, eps = (torch.tensor(np.moveaxis(x, -1, 1)) for x in (latents, noise))
     predicted = step_torch.predict(
@@ -122,8 +122,8 @@ def test_pytorchs_step_moves_the_learned_row_alone(torch, script):
     take_step = step_torch.make_step(
         params,
         tuple(module.config for module in slots.FAMILY.parts.values()),
-        torch.tensor(np.array(recipe.schedule.alphas_cumprod)),
-        recipe.scaling_factor,
+        torch.tensor(np.array(recipe.family.process.alphas_cumprod)),
+        recipe.family.scale.factor,
         {
             "ids": ids,
             "moments": torch.randn(1, 8, 4, 4),

@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import slots
+
+from ti_flax.step import dispatch
+from ti_flax.step.bank import draw_batch
+from ti_flax.step.slots import refill, stack
+
+CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
+DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
+BIRD = slots.Concept(seed=3, pictures=1, prompts=2, vectors=1)
+
+
+def rows_of(recipe, concept, steps):
+    """What a concept learns alone."""
+    state, bank = slots.make_run(recipe, concept)
+    train = dispatch.compile_train_steps(recipe)
+    state, _ = train(state, slots.make_frozen(recipe), bank, steps)
+    return np.asarray(state.rows["text_encoder"])[0, : concept.vectors]
+
+
+def test_a_refilled_slot_learns_as_alone_and_compiles_nothing():
+    recipe = slots.make_recipe()
+    state, bank = slots.make_run(recipe, CAT, DOG)
+    frozen, train = slots.make_frozen(recipe), dispatch.jit_train_steps(recipe)
+    state, _ = train(state, frozen, bank, np.int32(3))
+    state, bank = refill(state, bank, 0, slots.make_slot(BIRD), recipe.optimizer)
+    assert state.step.tolist() == [0, 3]
+    state, _ = train(state, frozen, bank, np.int32(4))
+    assert state.step.tolist() == [4, 7]
+    assert train._cache_size() == 1
+    rows = np.asarray(state.rows["text_encoder"])
+    # Another batch size is another order of summation; see test_train_step.py.
+    np.testing.assert_allclose(rows[0, :1], rows_of(recipe, BIRD, 4), atol=2e-5)
+    np.testing.assert_allclose(rows[1, :1], rows_of(recipe, DOG, 7), atol=2e-5)
+    # Of the cat, nothing is left.
+    np.testing.assert_array_equal(rows[0, 1], np.zeros(slots.WIDTH))
+    for moment in jax.tree.leaves(state.opt_state):
+        if moment.ndim == 3:
+            np.testing.assert_array_equal(moment[0, 1], np.zeros(slots.WIDTH))
+
+
+def test_stacked_concepts_keep_what_is_theirs():
+    rows, bank = stack([slots.make_slot(concept) for concept in (CAT, DOG)])
+    assert bank.num_pictures.tolist() == [3, 2] and bank.num_prompts.tolist() == [5, 4]
+    assert bank.row_mask.tolist() == [[True, True], [True, False]]
+    for index, concept in enumerate((CAT, DOG)):
+        slot = slots.make_slot(concept)
+        found = bank.moments[index, : concept.pictures]
+        np.testing.assert_array_equal(found, slot.moments)
+        found = bank.prompts["text_encoder"][index, : concept.prompts]
+        np.testing.assert_array_equal(found, slot.prompts["text_encoder"])
+        found = rows["text_encoder"][index, : concept.vectors]
+        np.testing.assert_array_equal(found, slot.rows["text_encoder"])
+
+
+def test_a_concept_that_needs_more_room_is_no_refill():
+    recipe = slots.make_recipe()
+    state, bank = slots.make_run(recipe, DOG)
+    with pytest.raises(ValueError, match="negative"):
+        refill(state, bank, 0, slots.make_slot(CAT), recipe.optimizer)
+
+
+def test_sizes_go_with_the_picture_and_its_mirror_image():
+    slot = slots.make_slot(CAT._replace(pictures=2))
+    sizes = np.arange(2 * 2 * 6, dtype=np.int32).reshape(2, 2, 6)
+    moments = np.broadcast_to(
+        np.arange(4, dtype=np.float32).reshape(2, 2, 1, 1, 1), slot.moments.shape
+    )
+    # A log-variance of -30: the sample is the mean, which is the view's number.
+    moments = np.concatenate(
+        [moments[..., :4], np.full_like(moments[..., 4:], -30)], -1
+    )
+    _, bank = stack([slot._replace(sizes=sizes, moments=moments)])
+    batch = draw_batch(bank, jnp.zeros(1, int), jnp.arange(64), slots.FAMILY)
+    latents = np.asarray(batch.latents[0, :, 0, 0, 0])
+    views = np.rint(latents / slots.FAMILY.scale.factor).astype(int)
+    assert set(views) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(batch.sizes[0], sizes.reshape(4, 6)[views])
