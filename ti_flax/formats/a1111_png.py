@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from ti_flax.formats.refused import SIGNS_OF_DAMAGE
 from ti_flax.runtime.errors import UserError
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -60,14 +61,10 @@ def load(path: Path) -> object:
         return json.loads(base64.b64decode(text, validate=True), object_hook=_tensor)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ArithmeticError, LookupError, RecursionError, TypeError) as error:
-        raise _damaged(path) from error
-    except (struct.error, ValueError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: its embedding cannot be read; get it again")
+    except SIGNS_OF_DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged: its embedding cannot be read; get it again"
+        ) from error
 
 
 def _chunk(data: bytes) -> bytes | None:

@@ -50,7 +50,8 @@ class Reading(NamedTuple):
 def checked(file: Path, word: RawWord, provenance: Mapping[str, str]) -> Embedding:
     """The word as an embedding; without a token of its own, the file's name is it.
 
-    Raises `UserError` when it is none.
+    Raises:
+        UserError: what is wrong with its rows or its token.
     """
     token = word.token if isinstance(word.token, str) else file.stem
     if FIRST_ENCODER not in word.rows:

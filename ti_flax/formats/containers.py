@@ -17,7 +17,8 @@ from ti_flax.runtime.errors import UserError
 def read(file: Path) -> Content:
     """What a file's container holds, by the first container that knows its bytes.
 
-    Raises `UserError` in one line on what is no such file, or damaged.
+    Raises:
+        UserError: on what is no such file, or damaged.
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist: expected an embedding file or folder")

@@ -1,7 +1,4 @@
-"""Learned rows as files: what a run leaves for PyTorch users, and what is read back.
-
-`formats` knows how every program writes embeddings; this module knows folders.
-"""
+"""Finds and reads the embedding that a file, a folder or a Hub id names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +21,11 @@ def load_embedding(name_or_path: Path | str, token: str | None = None) -> Embedd
     repository, `owner/name/file.safetensors` a file in one. Of a file with several
     words, `token` says which.
 
-    Nothing in the file is executed. Raises `UserError` in one line when there is no
-    such file, it is damaged, its format is unknown, or its rows are not finite.
+    Nothing in the file is executed.
+
+    Raises:
+        UserError: when there is no such file, it is damaged, its format is unknown, or
+            its rows are not finite.
     """
     return registry.read(find_file(name_or_path), token).embedding
 
@@ -38,7 +38,8 @@ def load_for_model(
 ) -> Embedding:
     """`load_embedding` for a model whose text encoders, by name, have these widths.
 
-    Raises `UserError`, beginning with `key`, when the rows are for another family.
+    Raises:
+        UserError: beginning with `key`, when the rows are for another family.
     """
     learned = load_embedding(name_or_path, token)
     check_fits(learned, widths, key, name_or_path)

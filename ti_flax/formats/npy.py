@@ -11,7 +11,7 @@ import numpy as np
 
 from ti_flax.formats import pickle_machine
 from ti_flax.formats.pickled_arrays import Array
-from ti_flax.formats.refused import Refused
+from ti_flax.formats.refused import SIGNS_OF_DAMAGE, Refused
 from ti_flax.runtime.errors import UserError
 
 MAGIC = b"\x93NUMPY"
@@ -37,7 +37,7 @@ def load(path: Path) -> object:
         raise UserError(f"{path} {refusal}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except pickle_machine.SIGNS_OF_DAMAGE as error:
+    except SIGNS_OF_DAMAGE as error:
         raise UserError(
             f"{path} is damaged: its content is not what np.save writes; get it again"
         ) from error

@@ -10,7 +10,6 @@ bounds what comes of it.
 import io
 import pickle
 import pickletools
-import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,19 +21,6 @@ from ti_flax.formats.refused import Refused
 _MAX_WORK = 2**16
 _MAX_TEXT = 60
 _MAX_KEY = 2**32
-
-# What the unpickler, numpy and zipfile raise on bytes that make no sense.
-SIGNS_OF_DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-)
 
 
 class _Dispatch(dict[int, Callable[["Unpickler"], None]]):
@@ -60,8 +46,11 @@ class _Dispatch(dict[int, Callable[["Unpickler"], None]]):
 class Unpickler(pickle._Unpickler):
     """Loads a program that may name what is in `known` ("module name"), nothing else.
 
-    `writer` is the function whose files these are, for messages. Raises `Refused` on
-    what such a file never holds and on too much work, `SIGNS_OF_DAMAGE` on nonsense.
+    `writer` is the function whose files these are, for messages.
+
+    Raises:
+        Refused: on what such a file never holds, and on too much work.
+        SIGNS_OF_DAMAGE: one of `refused`'s, on bytes that make no sense.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The list of formats, and the two things done with it: reading and writing a file."""
+"""All formats by name, and how a file is read and written in them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -130,8 +130,9 @@ def read(file: Path, token: str | None = None) -> ReadFile:
 
     Of a file with several words, `token` says which.
 
-    Raises `UserError` in one line when there is no such file, it is damaged, its format
-    is unknown, `token` is needed, or its rows are not finite.
+    Raises:
+        UserError: when there is no such file, it is damaged, its format is unknown,
+            `token` is needed, or its rows are not finite.
     """
     content = containers.read(file)
     try:
@@ -191,8 +192,9 @@ def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
     `path` is a file, or a folder that gets a file of the usual name; in diffusers'
     format SDXL's rows are two files.
 
-    Raises `UserError` when the format has no place for the embedding's rows, or its
-    program would not know the file's suffix.
+    Raises:
+        UserError: when the format has no place for the embedding's rows, or its program
+            would not know the file's suffix.
     """
     layout = FORMATS[name]
     wanted = len(embedding.rows)

@@ -10,6 +10,7 @@ import safetensors
 
 from ti_flax.formats.checks import DTYPES, shown
 from ti_flax.formats.content import Content
+from ti_flax.formats.refused import SIGNS_OF_DAMAGE
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import NOTHING
 
@@ -102,9 +103,7 @@ def read_bundle(file: Path, size: int) -> Content:
                 offsets = [end, end + stop - begin]
                 kept[name] = {**header[name], "data_offsets": offsets}
                 end += stop - begin
-        except (ArithmeticError, AttributeError, LookupError) as error:
-            raise _damaged(file, error) from error
-        except (RecursionError, TypeError, ValueError) as error:
+        except SIGNS_OF_DAMAGE as error:
             raise _damaged(file, error) from error
     if not wanted:
         raise too_long(file, size)

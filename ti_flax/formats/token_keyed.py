@@ -109,7 +109,8 @@ def split(first: Path, embedding: Embedding) -> dict[Path, Embedding]:
 def join(word: RawWord, encoder: str, content: Content, file: Path) -> RawWord:
     """The word with the rows of one more text encoder, which have to be of its token.
 
-    Raises `Refused` when they are not.
+    Raises:
+        Refused: when they are not.
     """
     token, rows = _only_item(content) or (None, None)
     if token is None or token != word.token:

@@ -151,9 +151,10 @@ def loads(program: bytes, read_storage: Callable[[str], bytes]) -> object:
     and ParameterDict too) come as dict, parameters as their tensor; arrays of one
     storage share its memory, as the tensors did. The tensors of any device come alike.
 
-    Raises `Refused` when the program wants what no file of tensors needs, reaches
-    beyond a storage or takes more work than an embedding does. On bytes that make no
-    sense it raises what they lead to, one of `pickle_machine.SIGNS_OF_DAMAGE`.
+    Raises:
+        Refused: when the program wants what no file of tensors needs, reaches beyond a
+            storage or takes more work than an embedding does.
+        SIGNS_OF_DAMAGE: one of `refused`'s, on bytes that make no sense.
     """
     return _Unpickler(program, read_storage).load()
 

@@ -13,8 +13,7 @@ import zipfile
 from pathlib import Path
 
 from ti_flax.formats import torch_pickle
-from ti_flax.formats.pickle_machine import SIGNS_OF_DAMAGE
-from ti_flax.formats.refused import Refused
+from ti_flax.formats.refused import SIGNS_OF_DAMAGE, Refused
 from ti_flax.runtime.errors import UserError
 
 # torch aligns storages so that it can map them into memory.
@@ -67,8 +66,10 @@ def load(path: Path) -> object:
     Dictionaries (OrderedDict and ParameterDict too) come as dict, parameters as their
     tensor; arrays may share their storage's memory, as the tensors did.
 
-    Raises `UserError` when the file is no zip of torch.save, is damaged or cut short,
-    claims more bytes than it has, or names anything but tensors and plain containers.
+    Raises:
+        UserError: when the file is no zip of torch.save, is damaged or cut short,
+            claims more bytes than it has, or names anything but tensors and plain
+            containers.
     """
     try:
         data = path.read_bytes()

@@ -15,7 +15,8 @@ def embedding(name: HubId) -> Path:
 
     What the cache holds is not fetched again, and without a network it serves alone.
 
-    Raises `UserError` when the repository cannot be read.
+    Raises:
+        UserError: when the repository cannot be read.
     """
     # Slow to import, and not needed for a local file.
     import huggingface_hub

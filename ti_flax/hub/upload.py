@@ -21,7 +21,8 @@ _MAX_WAIT = 60.0
 def find_token(given: str | None) -> str:
     """The token given, or that of the environment (HF_TOKEN) or of the login.
 
-    Raises `UserError` when there is none.
+    Raises:
+        UserError: when there is none.
     """
     import huggingface_hub
 
@@ -39,7 +40,8 @@ def check(repo_id: str, token: str | None) -> None:
 
     A Hub that cannot be reached now may be there in an hour: that is only a warning.
 
-    Raises `UserError` when there is no token, the Hub refuses it, or `repo_id` is none.
+    Raises:
+        UserError: when there is no token, the Hub refuses it, or `repo_id` is none.
     """
     import huggingface_hub
     from huggingface_hub import errors, utils
@@ -74,7 +76,8 @@ def push(
     What may pass (429, 5xx, a dropped connection) is tried five times in all, with
     growing waits.
 
-    Raises `UserError` that says how to push later; the folder stays as it is.
+    Raises:
+        UserError: why, and how to push later; the folder stays as it is.
     """
     import huggingface_hub
 

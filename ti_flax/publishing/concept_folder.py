@@ -72,8 +72,9 @@ _PATTERNS = (
 def concept_files(folder: Path) -> list[Path]:
     """The files of a concept's folder that are uploaded.
 
-    Raises `UserError` when it is no concept's folder, or one of them is a link or not
-    what its name says.
+    Raises:
+        UserError: when it is no concept's folder, or one of them is a link or not what
+            its name says.
     """
     found = sorted(path for pattern in _PATTERNS for path in folder.glob(pattern))
     if folder / find.SAFETENSORS_NAME not in found:

@@ -41,8 +41,10 @@ def write(
 
     The text encoder is float32, in which the rows were learned; UNet and VAE are copied
     as they are, a variant's files under the names without it. model_index.json, without
-    which nobody takes a folder for a pipeline, comes last. Raises `OSError` when the
-    disk is full or a file is in a folder's place.
+    which nobody takes a folder for a pipeline, comes last.
+
+    Raises:
+        OSError: when the disk is full or a file is in a folder's place.
     """
     with _one_kind_of_error():
         _write_all(folder, model, tokenizers, learned)

@@ -28,7 +28,7 @@ def write(
     base_model_id: str | None,
     license: str | None,
 ) -> None:
-    """Writes README.md for the concept that `export.export_concept` wrote.
+    """Writes README.md for the concept that `concept_folder.export_concept` wrote.
 
     `base_model_id` is a Hub id, None for a model that has none; `license` is an
     identifier of the Hub's list (mit, creativeml-openrail-m, other...), None for none.

@@ -44,7 +44,8 @@ def finish(
 ) -> None:
     """After `write`, at the end of a run: the whole pipeline, and the Hub, as asked.
 
-    Raises `UserError` when one of them fails; the concept's folder is whole by then.
+    Raises:
+        UserError: when one of them fails; the concept's folder is whole by then.
     """
     folder = config.output_dir
     if config.save_as_full_pipeline:
