@@ -4,6 +4,7 @@ import functools
 import itertools
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -179,7 +180,7 @@ def _load_words(embeddings: Sequence[str], widths: Mapping[str, int]) -> Words:
     for given in embeddings:
         name, file = _split_name(given)
         learned = find.load_for_model(
-            Path(file).expanduser(), widths, "embedding", name or None
+            Path(os.path.expanduser(file)), widths, "embedding", name or None
         )
         word = name or learned.token
         if word in words:
@@ -193,7 +194,7 @@ def _load_words(embeddings: Sequence[str], widths: Mapping[str, int]) -> Words:
 
 def _split_name(given: str) -> tuple[str, str]:
     """Word and file of WORD=FILE; the word is empty where only a file is given."""
-    if "=" not in given or Path(given).expanduser().exists():
+    if "=" not in given or Path(os.path.expanduser(given)).exists():
         return "", given
     name, _, file = given.partition("=")
     return name, file

@@ -1,5 +1,6 @@
 """What a Hub repository id is."""
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -47,12 +48,12 @@ def is_repository(name: str) -> bool:
 
 def model_name(name_or_path: str) -> str:
     """A Hub id as it is, of a folder its name alone."""
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     return path.resolve().name if path.is_dir() else name_or_path
 
 
 def hub_id(name_or_path: str) -> str | None:
     """The Hub id of a base model, None when it is a local folder or file."""
-    if Path(name_or_path).expanduser().exists():
+    if Path(os.path.expanduser(name_or_path)).exists():
         return None
     return name_or_path if is_repository(name_or_path) else None

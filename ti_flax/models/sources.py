@@ -8,6 +8,7 @@ import concurrent.futures
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -126,7 +127,7 @@ def find_tokenizer(name_or_path: str, revision: str | None) -> Path:
 def _local_folder(
     key: str, name_or_path: str, revision: str | None, patterns: list[str]
 ) -> Path:
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
         return path
     if path.exists() or not is_repository(name_or_path):
