@@ -1,5 +1,6 @@
 """What other libraries say, in one line of ours."""
 
+import os
 import unicodedata
 
 import pytest
@@ -43,3 +44,25 @@ def test_any_text_is_one_bounded_line_that_a_terminal_shows(text):
 def test_a_long_text_says_that_it_was_cut():
     line = errors.one_line(ValueError("many words " * 1000))
     assert len(line) == 320 and line.endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (errors.UserError("expected this"), 2, "error: expected this"),
+        (errors.Stopped("2 of 6 steps"), os.EX_TEMPFAIL, "stopped: 2 of 6 steps"),
+    ],
+)
+def test_a_door_ends_in_one_line_and_a_code(raised, code, line, capsys):
+    def main():
+        # Libraries catch Exception and go on: a stop is none, as it comes anywhere.
+        try:
+            raise raised
+        except Exception:
+            assert isinstance(raised, errors.UserError)
+            raise
+
+    with pytest.raises(SystemExit) as ended:
+        errors.run(main)
+    assert ended.value.code == code
+    assert capsys.readouterr().err.splitlines() == [line]

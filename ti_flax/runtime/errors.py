@@ -17,15 +17,12 @@ class UserError(Exception):
     """
 
 
-class Stopped(SystemExit):
-    """A run ended early because it was asked to, with all it needs to go on saved."""
+class Stopped(BaseException):
+    """A run ended early because it was asked to, with all it needs to resume saved.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(AGAIN_EXIT_CODE)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+    Raised by a signal wherever the program is, so that no `except Exception` may catch
+    it; not a SystemExit, which would end more than the call in a notebook.
+    """
 
 
 def one_line(told: BaseException | str) -> str:
@@ -55,4 +52,4 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(USAGE_EXIT_CODE)
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
-        raise
+        sys.exit(AGAIN_EXIT_CODE)

@@ -27,7 +27,13 @@ import jax
 from jax._src import distributed as jax_distributed
 from tqdm import tqdm
 
-from ti_flax.runtime.errors import AGAIN_EXIT_CODE, USAGE_EXIT_CODE, UserError, one_line
+from ti_flax.runtime.errors import (
+    AGAIN_EXIT_CODE,
+    USAGE_EXIT_CODE,
+    Stopped,
+    UserError,
+    one_line,
+)
 
 _log = logging.getLogger("ti_flax")
 
@@ -77,7 +83,7 @@ def job(hosts: JobSettings) -> Iterator[None]:
     try:
         try:
             yield
-        except SystemExit as asked:
+        except (SystemExit, Stopped) as asked:
             leaving = asked
         # The first process may still be writing. One that is asked to stop while the
         # others are not will not see them here.
@@ -265,6 +271,8 @@ def _stop_all(error: BaseException) -> None:
     code, message = USAGE_EXIT_CODE, str(error)
     if isinstance(error, SystemExit):
         code = error.code
+    elif isinstance(error, Stopped):
+        code = AGAIN_EXIT_CODE
     elif not isinstance(error, UserError):
         traceback.print_exception(error)
         code, message = 1, f"{type(error).__name__}: {one_line(error)}"
