@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ti_flax.diffusion.process import Ddpm
@@ -18,7 +19,7 @@ from ti_flax.runtime.errors import UserError
 
 # What the denoiser is told besides x_t and the time, as its further arguments; each
 # array has the examples first.
-Conditioning = tuple[Array, ...]
+Conditioning = tuple[Array | np.ndarray, ...]
 # (outputs of the text encoders by name, sizes [B, 6]) to what the denoiser is told.
 Condition = Callable[[Mapping[str, Any], Int[Array, "B 6"]], Conditioning]
 
