@@ -201,6 +201,23 @@ def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
         assert [path.name for path in folder.iterdir()] == ["pictures"]
 
 
+@pytest.mark.slow
+def test_a_batch_of_4_on_two_hosts_of_3_devices_learns_the_rows_of_one(
+    hosts, small_model, alone
+):
+    folders, port = hosts(2), free_port()
+    ended = wait(
+        start(TRAIN, folder, i, 2, port, *arguments(small_model), devices=3)
+        for i, folder in enumerate(folders)
+    )
+    assert [end.code for end in ended] == [0, 0], ended
+    assert "4 examples on 6 devices take as long as 6" in ended[0].stderr
+    learned = find.load_embedding(folders[0] / "out" / find.SAFETENSORS_NAME)
+    rows = learned.rows["text_encoder"]
+    # Sums in another order, as above.
+    np.testing.assert_allclose(rows, alone, rtol=0, atol=2e-5)
+
+
 def last_line(end):
     return end.stderr.strip().splitlines()[-1]
 
