@@ -125,7 +125,10 @@ def test_a_run_that_ends_in_a_validation_repeats_it(settings, whole, monkeypatch
     assert runs.checkpoints(folder) == [2, 4]
     go_on(settings, validation_steps=3)
     assert seen == [0, 3, 6, 6]
-    assert runs.content(folder) == runs.content(whole)
+    # This validation writes no line; the tests of signals compare those.
+    left, expected = runs.content(folder), runs.content(whole)
+    del left["validation.jsonl"], expected["validation.jsonl"]
+    assert left == expected
 
 
 @without_networks
