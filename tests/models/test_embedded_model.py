@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import ti_flax
 from ti_flax.formats import find
 from ti_flax.generation import sampling
 from ti_flax.models import base_model

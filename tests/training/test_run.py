@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import ti_flax
 from ti_flax.config import run_config
 from ti_flax.data.folder import read_pictures
 from ti_flax.formats import find, registry
