@@ -61,11 +61,11 @@ def make_plan(name: Name, mesh: Mesh) -> Plan:
 
 
 def attend(
-    q: Float[Array, "B T heads D"],
+    q: Float[Array, "B Q heads D"],
     k: Float[Array, "B L heads D"],
     v: Float[Array, "B L heads D"],
     plan: Plan = Plan(),  # noqa: B008, a tuple
-) -> Float[Array, "B T heads D"]:
+) -> Float[Array, "B Q heads D"]:
     """Attention of every query to every key, without a mask."""
     match choose(q, k, plan):
         case "splash":
@@ -139,11 +139,11 @@ def _cudnn_takes(q: Array | jax.ShapeDtypeStruct, device: Any) -> bool:
 
 
 def plain(
-    q: Float[Array, "B T heads D"],
+    q: Float[Array, "B Q heads D"],
     k: Float[Array, "B L heads D"],
     v: Float[Array, "B L heads D"],
     causal: bool = False,
-) -> Float[Array, "B T heads D"]:
+) -> Float[Array, "B Q heads D"]:
     """All scores at once."""
     scores = jnp.einsum(
         "bthd,blhd->bhtl", q, k, preferred_element_type=jnp.float32
@@ -156,14 +156,14 @@ def plain(
 
 
 def splash(
-    q: Float[Array, "B T heads D"],
-    k: Float[Array, "B T heads D"],
-    v: Float[Array, "B T heads D"],
+    q: Float[Array, "B Q heads D"],
+    k: Float[Array, "B Q heads D"],
+    v: Float[Array, "B Q heads D"],
     interpret: bool = False,
-) -> Float[Array, "B T heads D"]:
+) -> Float[Array, "B Q heads D"]:
     """JAX's Pallas kernel for TPUs; no scores in memory, forward or backward.
 
-    T is a multiple of 128. `interpret` runs the kernel's logic on any device, slowly.
+    Q is a multiple of 128. `interpret` runs the kernel's logic on any device, slowly.
     """
     # Slow to import, and of no use on other machines.
     from jax.experimental.pallas.ops.tpu import splash_attention

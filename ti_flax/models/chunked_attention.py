@@ -12,11 +12,11 @@ def scaled(q: Array) -> Array:
 
 
 def chunked(
-    q: Float[Array, "B T heads D"],
+    q: Float[Array, "B Q heads D"],
     k: Float[Array, "B L heads D"],
     v: Float[Array, "B L heads D"],
     scores_bytes: int,
-) -> Float[Array, "B T heads D"]:
+) -> Float[Array, "B Q heads D"]:
     """One head after the other, and in it as many queries as `scores_bytes` hold.
 
     The backward pass computes the scores again, chunk by chunk (Dao et al. 2022,
@@ -38,8 +38,8 @@ def chunked(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend_heads(
-    chunk: int, q: Float[Array, "N T D"], k: Float[Array, "N L D"], v: Array
-) -> Float[Array, "N T D"]:
+    chunk: int, q: Float[Array, "N Q D"], k: Float[Array, "N L D"], v: Array
+) -> Float[Array, "N Q D"]:
     """`q` is scaled; its length is a multiple of `chunk`."""
     return forward(chunk, q, k, v)[0]
 

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 
 def convolve(
     x: Float[Array, "B H W C"],
-    kernel: Float[Array, "size size C F"],
+    kernel: Float[Array, "size size C out"],
     strides: tuple[int, int],
     padding: list[tuple[int, int]],
     **settings: Any,
-) -> Float[Array, "B h w F"]:
+) -> Float[Array, "B h w out"]:
     """`lax.conv_general_dilated` as `flax.linen.Conv` calls it.
 
     On CPUs four kinds become a matrix product: 1 x 1; strided ones and those with more
@@ -50,8 +50,8 @@ def convolve(
 
 @jax.custom_vjp
 def convolution(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"]
-) -> Float[Array, "B H W F"]:
+    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C out"]
+) -> Float[Array, "B H W out"]:
     """A 3 x 3 convolution that keeps height and width.
 
     Its gradient to `x` is such a convolution too, with a kernel that has been turned
@@ -84,8 +84,8 @@ convolution.defvjp(_convolution_forward, _convolution_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "size size C F"], stride: int
-) -> Float[Array, "B h w F"]:
+    x: Float[Array, "B H W C"], kernel: Float[Array, "size size C out"], stride: int
+) -> Float[Array, "B h w out"]:
     """A 1 x 1 or 3 x 3 convolution as one matrix product, summed in float32.
 
     Left to itself, JAX differentiates products of bfloat16 that are summed in float32
@@ -117,8 +117,8 @@ product.defvjp(_product_forward, _product_backward)
 
 def _patches(
     x: Float[Array, "B H W C"], size: int, stride: int
-) -> Float[Array, "B h w K"]:
-    """What a kernel sees where it is put; K is size * size * C."""
+) -> Float[Array, "B h w patch"]:
+    """What a kernel sees where it is put; patch is size * size * C."""
     _, height, width, _ = x.shape
     edge = (size // 2, size // 2)
     padded = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
@@ -129,13 +129,15 @@ def _patches(
     return jnp.concatenate(shifted, axis=-1)
 
 
-def _flat(kernel: Float[Array, "size size C F"]) -> Float[Array, "K F"]:
+def _flat(kernel: Float[Array, "size size C out"]) -> Float[Array, "patch out"]:
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-def _multiply(x: Float[Array, "B h w C"], matrix: Float[Array, "C F"]) -> jax.Array:
+def _multiply(x: Float[Array, "B h w C"], matrix: Float[Array, "C out"]) -> jax.Array:
     return jnp.einsum("bhwc,cf->bhwf", x, matrix, preferred_element_type=jnp.float32)
 
 
-def _sum_over_pixels(x: Float[Array, "B h w K"], y: Array) -> Float[Array, "K F"]:
+def _sum_over_pixels(
+    x: Float[Array, "B h w patch"], y: Array
+) -> Float[Array, "patch out"]:
     return jnp.einsum("bhwk,bhwf->kf", x, y, preferred_element_type=jnp.float32)

@@ -77,9 +77,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T C"],
+        x: Float[Array, "B Q C"],
         context: Float[Array, "B L D"] | None = None,
-    ) -> Float[Array, "B T C"]:
+    ) -> Float[Array, "B Q C"]:
         context = x if context is None else context
         inner = self.heads * self.head_dim
 
@@ -110,7 +110,7 @@ class ResnetBlock(nn.Module):
         self,
         x: Float[Array, "B H W C"],
         time_embedding: Float[Array, "B E"] | None = None,
-    ) -> Float[Array, "B H W F"]:
+    ) -> Float[Array, "B H W out"]:
         features, dtype = self.features, self.dtype
 
         h = nn.silu(group_norm(self.groups, self.eps, "norm1", dtype)(x))

@@ -134,7 +134,7 @@ class GeGlu(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T F"]:
+    def __call__(self, x: Float[Array, "B Q C"]) -> Float[Array, "B Q out"]:
         both = layers.dense(2 * self.features, "proj", self.dtype)(x)
         value, gate = jnp.split(both, 2, axis=-1)
         return value * layers.gelu(gate)
@@ -144,7 +144,7 @@ class FeedForward(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+    def __call__(self, x: Float[Array, "B Q C"]) -> Float[Array, "B Q C"]:
         width = x.shape[-1]
         h = GeGlu(4 * width, self.dtype, name="net_0")(x)
         return layers.dense(width, "net_2", self.dtype)(h)
@@ -157,8 +157,8 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T C"], context: Float[Array, "B L D"]
-    ) -> Float[Array, "B T C"]:
+        self, x: Float[Array, "B Q C"], context: Float[Array, "B L D"]
+    ) -> Float[Array, "B Q C"]:
         head_dim = x.shape[-1] // self.heads
 
         def norm(name: str) -> Array:

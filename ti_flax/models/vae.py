@@ -122,7 +122,7 @@ class DownLevel(Level):
     downsample: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w out"]:
         x = self.resnets(x)
         if self.downsample:
             x = layers.Downsample((0, 1), self.dtype, name="downsamplers_0")(x)
@@ -133,7 +133,7 @@ class UpLevel(Level):
     upsample: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W F"]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W out"]:
         x = self.resnets(x)
         if self.upsample:
             x = layers.Upsample(self.dtype, name="upsamplers_0")(x)
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+    def __call__(self, z: Float[Array, "B h w c"]) -> Float[Array, "B H W C"]:
         config, dtype = self.config, self.dtype
         groups, widths = config.norm_num_groups, config.block_out_channels[::-1]
         x = layers.conv(widths[0], 3, "conv_in", dtype)(z)

@@ -55,7 +55,9 @@ class Judge(nn.Module):
         return nn.Dense(sum(map(len, ATTRIBUTES.values())))(x)
 
 
-def split_logits(logits: Float[Array, "B logits"]) -> dict[str, Float[Array, "B n"]]:
+def split_logits(
+    logits: Float[Array, "B logits"],
+) -> dict[str, Float[Array, "B values"]]:
     """The logits of each attribute's values."""
     ends = np.cumsum([len(values) for values in ATTRIBUTES.values()])
     parts = jnp.split(logits, ends[:-1], axis=1)

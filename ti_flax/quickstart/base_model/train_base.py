@@ -96,7 +96,7 @@ def _captions(scenes: Sequence[drawing.Scene], seed: int) -> list[str]:
 
 def _token_ids(
     tokenizer: CLIPTokenizer, captions: list[str]
-) -> Int32[np.ndarray, "M L"]:
+) -> Int32[np.ndarray, "P L"]:
     padded = tokenizer(captions, padding="max_length", truncation=True)
     return np.asarray(padded.input_ids, np.int32)
 
