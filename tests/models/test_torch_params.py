@@ -488,7 +488,7 @@ def test_saved_params_are_the_files_of_pytorch(
 MEASURE_LOADING = """
 import pathlib, sys, threading
 import jax, jax.numpy as jnp
-from ti_flax.models import weights
+from ti_flax.models import base_model, torch_params
 
 def anonymous():
     status = pathlib.Path("/proc/self/status").read_text()
@@ -499,8 +499,9 @@ def watch():
     while not done.wait(0.0005):
         peak = max(peak, anonymous())
 
-model = weights.open_model(sys.argv[1], dtype=jnp.bfloat16)
-weights.param_shapes(model.family.denoiser.module)  # what tracing takes does not grow with the model
+model = base_model.open_model(sys.argv[1], dtype=jnp.bfloat16)
+# What tracing takes does not grow with the model.
+torch_params.param_shapes(model.family.denoiser.module)
 peak = before = anonymous()
 done = threading.Event()
 watcher = threading.Thread(target=watch)
@@ -521,6 +522,7 @@ def test_loading_in_bfloat16_allocates_little_more_than_the_params(
         name: json.loads((folder / name / "config.json").read_text()) for name in FILES
     }
     configs["unet"]["block_out_channels"] = [128, 256]
+    configs["scheduler"] = known.TINY["scheduler"]
     params = random_params(configs, "unet")
     save_params(folder / "unet", configs["unet"], params, np.dtype(np.float32))
     size = (folder / FILES["unet"]).stat().st_size
