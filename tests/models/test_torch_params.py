@@ -23,7 +23,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
-from ti_flax.models import base_model
+from ti_flax.models import base_model, known
 from ti_flax.models.random_params import random_params
 from ti_flax.models.sources import find_folder
 from ti_flax.models.torch_params import Params, save_params, torch_key
