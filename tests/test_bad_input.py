@@ -291,9 +291,9 @@ CASES = {
     "pictures inside the output folder": pictures_in_output,
     "a second run at the same time": locked,
     "no such checkpoint": given(resume_from_checkpoint="nowhere/500"),
-    "a run gone on with other settings": checkpointed(learning_rate=0.5),
-    "a run gone on with another model": other_model,
-    "a run gone on with other pictures": checkpointed(),
+    "a run resumed with other settings": checkpointed(learning_rate=0.5),
+    "a run resumed with another model": other_model,
+    "a run resumed with other pictures": checkpointed(),
     "a run begun where a later one was": checkpointed(resume_from_checkpoint="none"),
     "a damaged checkpoint": damaged_checkpoint,
 }
@@ -358,7 +358,7 @@ def test_it_ends_in_the_line_of_the_page_and_code_2(
     assert page.get(case) == line
 
 
-# A run goes on after these.
+# A run continues after these.
 NOTICES = {
     "a batch that does not split over the devices": given(train_batch_size=12),
     "more pieces than vectors": given(
