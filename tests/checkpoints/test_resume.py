@@ -212,11 +212,13 @@ def test_the_trainer_goes_on_with_other_devices(settings, whole, monkeypatch):
             sharding, "make_mesh", lambda d=chosen, **keys: make_mesh(d, **keys)
         )
         learned = go_on(settings, max_train_steps=steps)
+    # As in tests/step/test_train_step.py: the gradient is a sum over the batch, in
+    # another order on other devices, and Adam divides by its size.
     np.testing.assert_allclose(
         learned.rows["text_encoder"],
         find.load_embedding(whole).rows["text_encoder"],
         rtol=0,
-        atol=1e-6,
+        atol=2e-5,
     )
     lines = runs.content(settings().output_dir)["metrics.jsonl"]
     assert [line["step"] for line in lines] == [*range(1, 7)]
