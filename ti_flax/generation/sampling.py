@@ -137,7 +137,11 @@ def draw_noise(
     seeds: UInt32[Array, "B"], shape: tuple[int, int, int]
 ) -> Float32[Array, "B h w c"]:
     """Standard normal noise, each picture's from its own seed."""
-    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds)
+
+    def draw(seed: Array) -> Array:
+        return jax.random.normal(jax.random.key(seed, impl="threefry2x32"), shape)
+
+    return jax.vmap(draw)(seeds)
 
 
 @functools.partial(jax.jit, static_argnames=("stepper", "denoiser", "mesh"))

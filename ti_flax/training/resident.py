@@ -65,7 +65,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
     norms = {name: vocabulary_norms(table) for name, table in tables.items()}
     held = 0 if config.hold_row_norm == "median" else 1
     slot = Slot(
-        seed_key=jax.random.key(config.seed),
+        seed_key=jax.random.key(config.seed, impl="threefry2x32"),
         moments=moments,
         sizes=inputs.pictures.sizes[:, : 1 + config.random_flip],
         prompts=inputs.prompts,
