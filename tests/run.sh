@@ -44,4 +44,5 @@ fi
 "${pip[@]}" --no-deps skypilot
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
+"$venv/bin/ty" check --quiet --error-on-warning --python "$venv"
 "$venv/bin/python" -m pytest "${workers[@]}" "$@"
