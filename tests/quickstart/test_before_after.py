@@ -1,8 +1,5 @@
-"""The quickstart: its pictures, its configuration, its sheet, and the wheel."""
+"""The quickstart: its pictures, its configuration and its sheet."""
 
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +25,6 @@ def test_pictures_are_what_the_code_draws():
 def test_the_concept_is_new_to_the_base_model():
     assert concept.LOOK in world.HELD_OUT_LOOKS
     assert {*world.BACKGROUNDS} - {*concept.BACKGROUNDS} == {"black"}
-
-
-def test_the_package_has_the_file_of_configs():
-    packaged = settings.CONFIG.read_bytes()
-    assert packaged == (REPOSITORY / "configs" / "quickstart.yaml").read_bytes()
 
 
 def test_configuration_holds_in_any_folder(tmp_path, monkeypatch):
@@ -89,23 +81,3 @@ def test_before_after_shows_the_rows(tiny_model, tmp_path):
     assert path == tmp_path / "run" / "before_after.png"
     with Image.open(path) as page:
         assert page.width > 5 * 64 and page.height > 4 * 64
-
-
-def test_wheel_holds_model_pictures_and_configuration(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet"]
-    # Without isolation, so that nothing is fetched.
-    subprocess.run(
-        [*command, "--no-build-isolation", "-w", str(tmp_path), str(REPOSITORY)],
-        check=True,
-    )
-    [wheel] = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as content:
-        held = {name: content.read(name) for name in content.namelist()}
-    wanted = [settings.CONFIG, settings.FOLDER / "judge.safetensors"]
-    wanted.append(REPOSITORY / "ti_flax" / "report.html.jinja")
-    wanted += settings.PICTURES.glob("*.png")
-    wanted += (path for path in settings.MODEL.rglob("*") if path.is_file())
-    for path in wanted:
-        name = path.relative_to(REPOSITORY).as_posix()
-        assert held[name] == path.read_bytes()
-    assert wheel.stat().st_size < 14 * 2**20

@@ -8,7 +8,7 @@ from ti_flax.config import run_config
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
 PICTURES = FOLDER / "pictures"
-CONFIG = FOLDER / "quickstart.yaml"  # the same as configs/quickstart.yaml
+CONFIG = FOLDER / "quickstart.yaml"  # configs/quickstart.yaml is a link to it
 
 
 def load_config(argv: Sequence[str]) -> run_config.Config:
