@@ -1,4 +1,4 @@
-"""Our side of a benchmark and PyTorch's, in processes of their own that take turns.
+"""ti_flax and PyTorch in separate processes, alternating: noise hits both alike.
 
 So their memory can be told apart, and what else the machine does hits both.
 """

@@ -50,7 +50,7 @@ def fingerprint(*parts: bytes | np.ndarray) -> str:
 
 
 def config_fingerprint(config: run_config.Config) -> str:
-    """Equal for configurations of which one may go on with the other's run."""
+    """Equal for configurations of which one may resume the other's run."""
     kept = json.dumps(_kept(config.model_dump(mode="json")), sort_keys=True)
     return fingerprint(kept.encode())
 
@@ -84,7 +84,7 @@ def check_fingerprints(found: FoundCheckpoint, fingerprints: Mapping[str, str]) 
 
 
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a run must keep when it goes on."""
+    """The values that a resumed run must share."""
     kept = {
         key: values.get(key, default)
         for key, default in keys_of(run_config.Config, (TRAVELS, KEPT)).items()

@@ -173,7 +173,7 @@ class RunFolder:
         )
 
     def _is_own(self) -> bool:
-        """Whether the run that this one goes on with wrote the folder."""
+        """Whether the folder is of the run that this one resumes."""
         if self._config.resume_from_checkpoint is None:
             return False
         if self.found and self.found.folder == store.folder_of(self._config):

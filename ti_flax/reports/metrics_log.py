@@ -49,7 +49,7 @@ def open_lines(path: Path, start: int) -> TextIO:
 
 @contextlib.contextmanager
 def told(name: str) -> Iterator[None]:
-    """Warns of what cannot be written, and goes on."""
+    """Warns of what cannot be written; the run continues."""
     try:
         yield
     except UserError:

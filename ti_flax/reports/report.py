@@ -54,8 +54,8 @@ class Report:
     `prompt` and `files`. Numbers that are not finite are null,
     and a step that had them is `skipped`.
 
-    With `steps.start` > 0 the files of the run that took the steps before are gone on
-    with, without what they say of later steps. Of several processes, one writes.
+    When resuming (`steps.start` > 0), appends to the earlier run's files and drops
+    lines past the checkpoint. Of several hosts, the first writes.
     """
 
     def __init__(

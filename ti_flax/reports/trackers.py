@@ -70,7 +70,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases; going on from a step goes on with the same run."""
+    """A run of Weights & Biases; resuming from a step continues the same run."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         import wandb

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 USAGE_EXIT_CODE = 2
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on.
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes.
 AGAIN_EXIT_CODE = 75
 # Characters of another library's text: four lines of a terminal.
 _LONGEST_QUOTE = 320

@@ -134,7 +134,7 @@ def broadcast_from_first(number: int) -> int:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any process; the devices are not waited for."""
+    """True on every host if `flag` is on any; does not wait for the devices."""
     return "True" in _gather(str(flag))
 
 

@@ -1,4 +1,4 @@
-"""What a process does at its start: its clock, kept programs, memory."""
+"""Memory of the process: large pages at its start, and giving freed pages back."""
 
 import ctypes
 import os

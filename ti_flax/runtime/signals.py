@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that a run fulfils when it can.
+"""Graceful shutdown on SIGTERM and Ctrl-C.
 
 A supervisor (SLURM, Kubernetes, a TPU VM that is preempted) sends SIGTERM and kills
 half a minute later; a user presses Ctrl-C.

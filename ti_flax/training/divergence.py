@@ -1,4 +1,4 @@
-"""Steps that were not finite, and rows that outgrow the vocabulary."""
+"""Stops diverging runs, and warns of rows that grow too long."""
 
 import logging
 
