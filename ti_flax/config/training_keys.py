@@ -177,6 +177,6 @@ class OutputKeys(Settings):
     )
     resume_from_checkpoint: Annotated[OptionalNameOrPath, FREE] = Field(
         None,
-        description="resume from `latest` of this run, or start it where there is none; "
-        "or from the folder of a checkpoint",
+        description="resume from `latest` of this run, or start it where there is "
+        "none; or from the folder of a checkpoint",
     )
