@@ -154,6 +154,8 @@ def _only_first_process() -> ocp.options.MultiprocessingOptions:
 def reason(error: BaseException) -> str:
     """Why, in a line: what the system says, where TensorStore quotes it."""
     told = re.search(r"([^:\[\]]+) \[os_error_code", str(error))
+    # TensorStore up to 0.1.85 quotes it last, without a code: Colab's and Kaggle's.
+    told = told or re.search(r"(?s)^[A-Z_]+: .*: ([^:\[\]]+)$", str(error))
     if told:
         return told[1].strip()
     return one_line(getattr(error, "strerror", None) or error)
