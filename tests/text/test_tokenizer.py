@@ -597,3 +597,14 @@ def test_initial_rows_are_a_function_of_the_seed(table, ids):
 
     np.testing.assert_array_equal(rows(1), rows(1))
     assert (rows(1)[1:] != rows(2)[1:]).all()
+
+
+def test_a_warning_made_an_error_is_not_blamed_on_the_files(tiny_model, monkeypatch):
+    import transformers
+
+    def warn(*_, **__):
+        raise DeprecationWarning("soon gone")
+
+    monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", warn)
+    with pytest.raises(DeprecationWarning, match="soon gone"):
+        load_tokenizer(tiny_model / "tokenizer")

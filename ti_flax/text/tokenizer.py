@@ -48,6 +48,8 @@ def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Warning:  # an error by `python -W`: nothing is wrong with the files
+        raise
     except Exception as error:  # its Rust reader raises bare Exception
         reason = " ".join(str(error).split())
         raise UserError(
