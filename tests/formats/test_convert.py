@@ -175,7 +175,9 @@ def test_inspect_finds_the_nearest_words(tiny_model, tmp_path):
         cosines = row @ np.asarray(table).T
         cosines /= np.linalg.norm(row) * np.linalg.norm(table, axis=1)
         best = tokenizer.convert_ids_to_tokens([int(np.argmax(cosines))])[0]
-        assert line.startswith(f"{best.removesuffix('</w>')} 1.00, ")
+        # An ellipsis stands where CLIP's mark of a word's end does not.
+        spelt = best[: -len("</w>")] if best.endswith("</w>") else f"{best}…"
+        assert line.startswith(f"{spelt} 1.00, ")
         assert line.count(",") == 4
 
 

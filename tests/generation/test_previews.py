@@ -23,7 +23,6 @@ from ti_flax.runtime import errors
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.fixed_loss import compile_fixed_loss
 from ti_flax.step.state import Metrics
-from ti_flax.text import nearest_words
 from ti_flax.text.initial_rows import initial_rows, initializer_ids
 from ti_flax.text.tokenizer import load_tokenizer
 from ti_flax.training import run as training_run
@@ -284,26 +283,6 @@ def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():
         predicted = predict(state.rows["text_encoder"][slot], latents, noise, ids)
         loss = np.mean((np.asarray(predicted) - np.asarray(noise)) ** 2)
         np.testing.assert_allclose(found[slot], loss, rtol=1e-5)
-
-
-def test_nearest_words_are_those_of_the_largest_cosine():
-    random = np.random.default_rng(0)
-    table, rows = random.normal(size=(200, 16)), random.normal(size=(3, 16))
-    table[17] = 0  # near to nothing
-    rows[1] = 5 * table[42] + 0.01
-    cosines, ids = nearest_words.nearest(
-        jnp.asarray(table, jnp.float32), jnp.asarray(rows, jnp.float32)
-    )
-    for k in range(3):
-        expected = {
-            i: float(rows[k] @ word)
-            / (np.linalg.norm(rows[k]) * max(np.linalg.norm(word), 1e-30))
-            for i, word in enumerate(table)
-        }
-        best = sorted(expected, key=expected.get, reverse=True)[:5]
-        assert list(ids[k]) == best
-        np.testing.assert_allclose(cosines[k], [expected[i] for i in best], rtol=1e-5)
-    assert ids[1, 0] == 42
 
 
 def test_the_numbers_of_a_validation_are_those_of_the_rows(run, tiny_model, settings):

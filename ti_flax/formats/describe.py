@@ -22,7 +22,6 @@ from ti_flax.formats.refused import Refused
 from ti_flax.text.embedding import FIRST_ENCODER, Embedding
 
 USAGE = "FILE [--model NAME]"
-_NEAREST = 5
 _MAX_FACTS = 200
 
 
@@ -99,6 +98,7 @@ def _nearest_words(learned: Embedding, keys: InspectKeys) -> list[str]:
     """For each vector the words of the vocabulary nearest to it, by cosine."""
     # Imported late: a file alone is shown without JAX.
     from ti_flax.models import base_model
+    from ti_flax.text.nearest_words import nearest_words
     from ti_flax.text.tokenizer import load_tokenizer
 
     model = base_model.open_model(keys.model, keys.revision)
@@ -107,18 +107,9 @@ def _nearest_words(learned: Embedding, keys: InspectKeys) -> list[str]:
     tokenizer = load_tokenizer(model.folder / "tokenizer")
     embeddings = model.load(FIRST_ENCODER)["embeddings"]
     table = np.asarray(embeddings["token_embedding"]["embedding"])
-    norms = _norms(table)
-    lines = [f"norm of the model's words: median {np.median(norms):.3f}"]
-    # A model may have rows without a word, and a row may be zero.
-    rows = learned.rows[FIRST_ENCODER]
-    cosines = rows @ table.T / np.maximum(norms, 1e-12)
-    cosines /= np.maximum(_norms(rows), 1e-12)[:, None]
-    for number, cosine in enumerate(cosines[:, : len(tokenizer)], 1):
-        best = np.argsort(-cosine)[:_NEAREST]
-        words = tokenizer.convert_ids_to_tokens(best.tolist())
-        texts = [
-            f"{word.removesuffix('</w>')} {cosine[i]:.2f}"
-            for word, i in zip(words, best, strict=True)
-        ]
-        lines.append(f"nearest to vector {number}: {', '.join(texts)}")
+    lines = [f"norm of the model's words: median {np.median(_norms(table)):.3f}"]
+    found = nearest_words(tokenizer, table, learned.rows[FIRST_ENCODER])
+    for number, near in enumerate(found, 1):
+        words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in near)
+        lines.append(f"nearest to vector {number}: {words}")
     return lines

@@ -1,5 +1,6 @@
 """The words of the vocabulary nearest to learned rows."""
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -7,32 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ti_flax.runtime import sharding
+
 if TYPE_CHECKING:
     import transformers
 
 _NUM_NEAREST = 5
 
 
-@jax.jit
-def nearest(
-    table: Float[Array, "V D"], rows: Float[Array, "K D"]
-) -> tuple[Float[Array, "K N"], Int[Array, "K N"]]:
-    """Cosines and ids of the vocabulary's rows nearest to each learned row."""
-
-    def unit(vectors: Array) -> Array:
-        return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-
-    highest = jax.lax.Precision.HIGHEST
-    cosines = jnp.matmul(unit(rows), unit(table).T, precision=highest)
-    # A row of zeros is near to nothing.
-    return tuple(jax.lax.top_k(jnp.nan_to_num(cosines, nan=-1.0), _NUM_NEAREST))
-
-
-def words(
+def nearest_words(
     tokenizer: "transformers.CLIPTokenizer",
-    ids: Int[np.ndarray, "K N"],
-    cosines: Float[np.ndarray, "K N"],
+    table: Float[Array | np.ndarray, "V D"],
+    rows: Float[Array | np.ndarray, "K D"],
 ) -> list[list[tuple[str, float]]]:
+    """The words nearest to each row with their cosines to four digits, nearest first.
+
+    Only words of the tokenizer count: some models have more rows.
+    """
+    cosines, ids = map(sharding.whole, _nearest(table, rows, len(tokenizer)))
     return [
         [
             (_word(tokenizer, int(id_)), round(float(cosine), 4))
@@ -40,6 +33,23 @@ def words(
         ]
         for near in zip(ids, cosines, strict=True)
     ]
+
+
+@functools.partial(jax.jit, static_argnames="num_words")
+def _nearest(
+    table: Float[Array | np.ndarray, "V D"],
+    rows: Float[Array | np.ndarray, "K D"],
+    num_words: int,
+) -> tuple[Float[Array, "K N"], Int[Array, "K N"]]:
+    """Cosines and ids, of the first `num_words`, of the words nearest to each row."""
+
+    def unit(vectors: Array) -> Array:
+        return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    highest = jax.lax.Precision.HIGHEST
+    cosines = jnp.matmul(unit(rows), unit(table[:num_words]).T, precision=highest)
+    # A row of zeros is near to nothing.
+    return tuple(jax.lax.top_k(jnp.nan_to_num(cosines, nan=-1.0), _NUM_NEAREST))
 
 
 def _word(tokenizer: "transformers.CLIPTokenizer", id_: int) -> str:

@@ -45,9 +45,8 @@ def compile_validation(
         for encoder in encoders:
             own = rows[encoder.name]
             table = encoder.table(params[encoder.name])
-            cosines, ids = map(sharding.whole, nearest_words.nearest(table, own))
             tokenizer = inputs.tokenizers[encoder.name]
-            nearest += nearest_words.words(tokenizer, ids, cosines)
+            nearest += nearest_words.nearest_words(tokenizer, table, own)
             moved = sharding.whole(own) - began[encoder.name]
             distance += np.linalg.norm(moved, axis=-1).tolist()
 
