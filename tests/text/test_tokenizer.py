@@ -240,6 +240,7 @@ def test_a_word_that_diffusers_reads_otherwise_is_warned_of(tiny_model, caplog, 
     textual_inversion = pytest.importorskip("diffusers.loaders.textual_inversion")
 
     model = base_model.open_model(str(tiny_model))
+    encoder = model.family.text_encoders[0]
     tokenizer = load_tokenizer(tiny_model / "tokenizer")
 
     def keeps_all(word):
@@ -255,7 +256,7 @@ def test_a_word_that_diffusers_reads_otherwise_is_warned_of(tiny_model, caplog, 
         placeholder_token=word,
         num_vectors=3,
     )
-    _prompt_tokenizer(keys, tokenizer, model)
+    _prompt_tokenizer(keys, tokenizer, encoder)
     assert len(caplog.records) == (not keeps_all(word))
     for record in caplog.records:
         given, better, count = record.args
@@ -265,7 +266,7 @@ def test_a_word_that_diffusers_reads_otherwise_is_warned_of(tiny_model, caplog, 
     # One vector is found whatever its spelling.
     caplog.clear()
     one = keys.model_copy(update={"num_vectors": 1})
-    _prompt_tokenizer(one, tokenizer, model)
+    _prompt_tokenizer(one, tokenizer, encoder)
     assert not caplog.records
 
 
