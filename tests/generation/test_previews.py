@@ -213,9 +213,9 @@ def test_samples_of_another_run_do_not_stay(settings):
     old.mkdir(parents=True)
     (folder / "samples" / "mine").mkdir()
     keys = run_config.Config(**settings, report_to="none")
-    with report.Report(keys, range(9000, 9001), False, PICTURES, []):
+    with report.open_report(keys, 0, range(9000, 9001), False, PICTURES, []):
         assert old.exists()
-    with report.Report(keys, range(0, 1), False, PICTURES, []):
+    with report.open_report(keys, 0, range(0, 1), False, PICTURES, []):
         assert not old.exists()
     assert (folder / "samples" / "mine").exists()
 
@@ -398,10 +398,10 @@ def test_wandb_gets_the_same_and_goes_on_with_its_run(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     keys = run_config.Config(**settings, report_to="wandb")
     keys.output_dir.mkdir()
-    with report.Report(keys, range(0, 4), False, PICTURES, []) as run_report:
+    with report.open_report(keys, 0, range(0, 4), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 2)
         run_report.add_validation(make_validation(2))
-    with report.Report(keys, range(2, 4), False, PICTURES, []) as run_report:
+    with report.open_report(keys, 0, range(2, 4), False, PICTURES, []) as run_report:
         add_steps(run_report, 3, 1)
     assert fake.finished == 2
     assert [begun["id"] for begun in fake.begun] == [None, "run-1"]
@@ -426,14 +426,14 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
     keys = run_config.Config(**settings)
     folder = keys.output_dir
     folder.mkdir()
-    with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
+    with report.open_report(keys, 0, range(0, 6), False, PICTURES, []) as run_report:
         run_report.add_validation(make_validation(0))
         for number in range(1, 6):
             add_steps(run_report, number, 1)
             run_report.add_validation(make_validation(number))
     with (folder / metrics_log.METRICS_NAME).open("a") as file:
         file.write('{"step": 6, "lo')  # the machine was switched off
-    with report.Report(keys, range(3, 6), False, PICTURES, []) as run_report:
+    with report.open_report(keys, 0, range(3, 6), False, PICTURES, []) as run_report:
         kept = lines(folder / metrics_log.METRICS_NAME)
         assert [line["step"] for line in kept] == [1, 2, 3]
         add_steps(run_report, 40, 2)
@@ -450,7 +450,7 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
     assert shown == [0, 1, 2, 3, 5]
 
     # A new run shows nothing of this one.
-    with report.Report(keys, range(0, 6), False, PICTURES, []) as run_report:
+    with report.open_report(keys, 0, range(0, 6), False, PICTURES, []) as run_report:
         add_steps(run_report, 1, 1)
     assert len(lines(folder / metrics_log.METRICS_NAME)) == 1
     assert lines(folder / metrics_log.VALIDATION_NAME) == []
@@ -460,7 +460,7 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
 def test_numbers_that_are_not_finite_are_null(settings):
     keys = run_config.Config(**settings, report_to="none")
     keys.output_dir.mkdir()
-    with report.Report(keys, range(0, 1), False, PICTURES, []) as run_report:
+    with report.open_report(keys, 0, range(0, 1), False, PICTURES, []) as run_report:
         nan = np.full((8, 1), np.nan, np.float32)
         infinite = np.full((8, 1, 2), np.inf, np.float32)
         run_report.add(

@@ -1,9 +1,11 @@
 """report.html is whole, true and readable, in a real browser."""
 
+import contextlib
 import html
 import json
 import logging
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -19,7 +21,7 @@ from ti_flax.reports import page as reports_page
 from ti_flax.runtime import log
 from ti_flax.step.state import Metrics
 
-STEPS, VECTORS = 700, 2
+STEPS, VECTORS, SLOT = 700, 2, 1
 PROMPTS = ("a <toy> on a table", "</script><b>&amp; 'two' \"<toy>\"")
 WARNINGS = ["train_data_dir: <notes.txt> is no picture"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -45,14 +47,17 @@ def make_config(folder, **keys):
 
 
 def make_metrics(first, count):
-    """Those of steps first + 1, ..., in buffers longer than that."""
+    """Those of steps first + 1, ... in the buffers of SLOT, which are longer.
+
+    The slot beside it has other numbers.
+    """
     numbers = np.arange(first + 1, first + count + 1, dtype=np.float32)
-    loss = np.full((128, 1), np.nan, np.float32)
-    loss[:count, 0] = np.where(numbers == 350, np.nan, numbers % 7)
-    rate = np.zeros((128, 1), np.float32)
-    rate[:count, 0] = 1 - numbers / STEPS
-    norms = np.zeros((128, 1, VECTORS), np.float32)
-    norms[:count, 0] = numbers[:, None] * [1, 2]
+    loss = np.full((128, 2), np.nan, np.float32)
+    loss[:count, SLOT] = np.where(numbers == 350, np.nan, numbers % 7)
+    rate = np.full((128, 2), 9, np.float32)
+    rate[:count, SLOT] = 1 - numbers / STEPS
+    norms = np.full((128, 2, VECTORS), 9, np.float32)
+    norms[:count, SLOT] = numbers[:, None] * [1, 2]
     return Metrics(loss, loss, rate, norms, norms, np.isnan(loss))
 
 
@@ -87,7 +92,9 @@ def run(tmp_path_factory):
     keys = make_config(tmp_path_factory.mktemp("report"))
     keys.output_dir.mkdir()
     pictures = np.zeros((3, 32, 32, 3), np.uint8)
-    with report.Report(keys, range(STEPS), False, pictures, WARNINGS) as run_report:
+    with report.open_report(
+        keys, SLOT, range(STEPS), False, pictures, WARNINGS
+    ) as run_report:
         run_report.add_validation(make_validation(keys.output_dir, 0))
         for done in range(0, STEPS, 35):
             run_report.add(make_metrics(done, 35), 35, 8.0)
@@ -157,12 +164,16 @@ def test_pictures_may_be_gone_and_prompts_may_change(tmp_path):
     keys = make_config(tmp_path)
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
-    with report.Report(keys, range(STEPS), False, pictures, []) as run_report:
+    with report.open_report(
+        keys, SLOT, range(STEPS), False, pictures, []
+    ) as run_report:
         run_report.add_validation(make_validation(keys.output_dir, 0))
         run_report.add(make_metrics(0, 9), 9, 8.0)
         run_report.add_validation(make_validation(keys.output_dir, 9))
     shutil.rmtree(keys.output_dir / "samples")
-    with report.Report(keys, range(9, STEPS), False, pictures, []) as run_report:
+    with report.open_report(
+        keys, SLOT, range(9, STEPS), False, pictures, []
+    ) as run_report:
         run_report.add(make_metrics(9, 1), 1, 8.0)
         look = make_validation(keys.output_dir, 10)
         other = look.previews[0]._replace(prompt="another <toy>")
@@ -228,7 +239,9 @@ def write_page(keys, steps, done, error=None):
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
     warnings = [] if steps.start else ["an old one"]
     try:
-        with report.Report(keys, steps, False, pictures, warnings) as run_report:
+        with report.open_report(
+            keys, SLOT, steps, False, pictures, warnings
+        ) as run_report:
             if done:
                 run_report.add(make_metrics(steps.start, done), done, 8.0)
             if error:
@@ -252,11 +265,83 @@ def test_the_page_says_how_a_run_ended(tmp_path):
     assert (keys.output_dir / metrics_log.WARNINGS_NAME).read_text() == "an old one\n"
 
 
+def test_an_error_is_one_line_of_the_page(tmp_path):
+    keys = make_config(tmp_path)
+    error = RuntimeError("no\n memory\x1b[31m " + "x" * 5000)
+    text = write_page(keys, range(STEPS), 0, error)
+    assert "RuntimeError: no memory\\x1b[31m xxx" in text
+    assert "x" * 400 not in text
+    text = write_page(keys, range(STEPS), 0, RuntimeError())
+    assert "0 of 700 steps RuntimeError" in text and "RuntimeError:" not in text
+
+
+# Ends whatever text stands in: an attribute, an element, a script.
+HOSTILE = "\"'></script></style><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}"
+# What a word and a folder may be called.
+HOSTILE_NAME = "\"'><b>&amp;{{7*7}}"
+
+
+def page_of(folder, name, text):
+    """A page on which every word from outside is one of the two."""
+    keys = make_config(
+        folder,
+        pretrained_model_name_or_path=text,
+        output_dir=folder / f"out{name}",
+        placeholder_token=name,
+        validation_prompt=[f"{text} {name}"],
+    )
+    keys.output_dir.mkdir()
+    pictures = np.zeros((1, 32, 32, 3), np.uint8)
+    told = contextlib.suppress(RuntimeError)
+    with (
+        told,
+        report.open_report(keys, SLOT, range(9), False, pictures, [text]) as opened,
+    ):
+        opened.add(make_metrics(0, 1), 1, 8.0)
+        one = make_validation(keys.output_dir, 0)
+        shown = one.previews[0]._replace(prompt=f"{text} {name}")
+        control = one.control[0]._replace(prompt=text)
+        nearest = [[(text, 0.9), (text, 0.1)]] * VECTORS
+        opened.add_validation(
+            one._replace(previews=[shown], control=[control], nearest=nearest)
+        )
+        raise RuntimeError(text)
+    return (keys.output_dir / reports_page.REPORT_NAME).read_text()
+
+
+def test_words_from_outside_are_text_whatever_they_are(tmp_path):
+    plain = Elements(page_of(tmp_path, "toy", "plain"))
+    page = page_of(tmp_path, HOSTILE_NAME, HOSTILE)
+    hostile = Elements(page)
+    assert [(tag, list(a)) for tag, a in hostile.elements] == [
+        (tag, list(a)) for tag, a in plain.elements
+    ]
+    for expected in (
+        f"{HOSTILE_NAME}: 1 of 9 steps",
+        f"with {HOSTILE} stopped",
+        f"RuntimeError: {HOSTILE}",
+        f"Warnings {HOSTILE}",
+        f"“{HOSTILE} {HOSTILE_NAME}”",
+        f"what “{HOSTILE}” gives without",
+        f"{HOSTILE} 0.90, {HOSTILE} 0.10",
+        f"from_pretrained({json.dumps(HOSTILE)})",
+        f"--model {shlex.quote(HOSTILE)}",
+        f"output_dir {tmp_path / 'out'}{HOSTILE_NAME}",
+    ):
+        assert expected in hostile.text
+    alts = [attributes.get("alt") for _, attributes in hostile.elements]
+    assert f"{HOSTILE} {HOSTILE_NAME}, picture 1" in alts
+    labels = plots(page)["Nearest word"]["labels"]
+    assert labels["vector 0"] == [HOSTILE]
+
+
 def test_a_running_run_says_so_at_each_validation(tmp_path):
     keys = make_config(tmp_path)
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
-    with report.Report(keys, range(STEPS), False, pictures, []) as run_report:
+    with report.open_report(
+        keys, SLOT, range(STEPS), False, pictures, []
+    ) as run_report:
         run_report.add_validation(make_validation(keys.output_dir, 0))
         page = (keys.output_dir / reports_page.REPORT_NAME).read_text()
     assert "running: 0 of 700 steps" in Elements(page).text

@@ -10,6 +10,7 @@ import runs
 import slots
 
 from ti_flax.formats import find
+from ti_flax.models import base_model
 from ti_flax.runtime import errors
 from ti_flax.step import dispatch, train_step
 from ti_flax.step.optimizer import Hold
@@ -95,7 +96,10 @@ def test_rows_are_held(recipe, kind):
     state, bank = slots.make_run(recipe, CAT, DOG)
     initial = np.random.default_rng(5).normal(size=SHAPE).astype(np.float32)
     norm = np.array([4.0, 3.0], np.float32)
-    bank = bank._replace(initial={"text_encoder": jnp.asarray(initial)}, norm=norm)
+    bank = bank._replace(
+        initial={"text_encoder": jnp.asarray(initial)},
+        norms={"text_encoder": jnp.asarray(norm)},
+    )
     free, _ = apply(recipe, state, bank)
     held, metrics = apply(recipe._replace(hold=Hold(kind, 0.5)), state, bank)
     rows = np.asarray(free.rows["text_encoder"], np.float64)
@@ -121,20 +125,21 @@ def test_a_row_of_zeros_is_not_lengthened(recipe):
 
 
 def metrics_of(skipped, norms):
-    """Metrics of a dispatch as the guard reads them; padded, as its buffers are."""
+    """Metrics of a dispatch as the guard reads them: of slot 1, in longer buffers.
+
+    The slot beside it, and what is behind the steps, is bad throughout.
+    """
     count = len(skipped)
-    empty = np.zeros((dispatch.MAX_STEPS_A_DISPATCH, 1), np.float32)
+    empty = np.zeros((dispatch.MAX_STEPS_A_DISPATCH, 2), np.float32)
     was_skipped, row_norm = np.ones_like(empty, bool), np.full((*empty.shape, 2), 99.0)
-    was_skipped[:count, 0] = skipped
-    row_norm[:count, 0] = np.stack([norms, np.zeros(count)], axis=-1)
-    return Metrics(
-        **{name: empty for name in Metrics._fields}
-        | {"skipped": was_skipped, "row_norm": row_norm}
-    ), count
+    was_skipped[:count, 1] = skipped
+    row_norm[:count, 1] = np.stack([norms, np.zeros(count)], axis=-1)
+    known = {"skipped": was_skipped, "row_norm": row_norm}
+    return Metrics(**dict.fromkeys(Metrics._fields, empty) | known), count
 
 
 def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
-    guard = divergence.DivergenceGuard(10, limit=2.0)
+    guard = divergence.DivergenceGuard(1, 10, limit=2.0)
     guard.add(*metrics_of([0, 0, 0], [1.0, 2.0, 2.5]))
     guard.add(*metrics_of([0], [3.0]))
     (record,) = caplog.records
@@ -144,7 +149,7 @@ def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
 
 
 def test_only_steps_in_a_row_end_a_run(caplog):
-    guard = divergence.DivergenceGuard(0, limit=9.0)
+    guard = divergence.DivergenceGuard(1, 0, limit=9.0)
     some = [1] * (divergence.MAX_SKIPPED - 1)
     for _ in range(3):
         guard.add(*metrics_of([*some, 0], [1.0] * (len(some) + 1)))
@@ -202,12 +207,10 @@ def test_a_run_that_diverges_ends_with_its_last_good_rows(train):
     np.testing.assert_array_equal(kept, two)
 
 
-def test_the_trainer_holds_rows_as_long_as_words(train, monkeypatch, caplog):
-    table = np.asarray(
-        training_run.weights.BaseModel.load(None, "")["embeddings"]["token_embedding"][
-            "embedding"
-        ]
-    )
+def test_the_trainer_holds_rows_as_long_as_words(train, tiny_model, caplog):
+    model = base_model.open_model(str(tiny_model))
+    [encoder] = model.family.text_encoders
+    table = np.asarray(encoder.table(model.load(encoder.name)))
     lengths = np.linalg.norm(table, axis=-1)
     grown = np.linalg.norm(train("free", learning_rate=1.0))
     assert grown > 2 * np.percentile(lengths, 99)

@@ -3,8 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, page, trackers
-from ti_flax.runtime import atomic
+from ti_flax.runtime import atomic, errors
 from ti_flax.step.state import Metrics
 
 
@@ -43,90 +42,47 @@ class Validation(NamedTuple):
     control: list[Shown]
 
 
-class Report:
-    """Shows and writes the metrics of each dispatch and validation; a context manager.
+class Sinks(NamedTuple):
+    """Where a report goes, beside its page."""
 
-    Lines of steps after `steps.start`, of a run that was ended, are dropped.
+    bar: tqdm
+    metrics: TextIO
+    validations: TextIO
+    tracker: trackers.Sink
+
+
+class Report:
+    """Shows and writes what a run tells of one slot; `open_report` makes it.
+
     metrics.jsonl gets one line a step: `step` (from 1), `loss`, `learning_rate`,
     `grad_norm`, `row_norm` and `row_step` (one number a vector: the L2 norms of the
     row and of its last change), `examples_per_second` (of the dispatch that ran the
     step). validation.jsonl gets the fields of each `Validation`, with previews as
     `prompt` and `files`. Numbers that are not finite are null,
     and a step that had them is `skipped`.
-
-    When resuming (`steps.start` > 0), appends to the earlier run's files and drops
-    lines past the checkpoint. Of several hosts, the first writes.
     """
 
     def __init__(
         self,
         config: run_config.Config,
+        slot: int,
         steps: range,
-        progress: bool,
         pictures: UInt8[np.ndarray, "N H W 3"],
         warnings: Sequence[str],
+        sinks: Sinks,
     ) -> None:
         """`pictures` are those of the training; to `warnings` others may be added."""
-        self._config = config
-        self._steps = steps
-        self._step = steps.start
-        self._pictures = pictures
-        self._warnings = warnings
-        self._earlier_warnings: list[str] = []
-        self._writes = jax.process_index() == 0
-        self._metrics: TextIO | None = None
-        self._validations: TextIO | None = None
-        self._sink: trackers.Sink | None = None
-        self._bar = tqdm(
-            total=steps.stop,
-            initial=steps.start,
-            unit="step",
-            desc="training",
-            dynamic_ncols=True,
-            disable=not (progress and self._writes),
-        )
-
-    def __enter__(self) -> "Report":
-        if self._writes:
-            folder = self._config.output_dir
-            warnings = folder / metrics_log.WARNINGS_NAME
-            if self._step == 0:
-                metrics_log.remove_samples(folder / metrics_log.SAMPLES_NAME)
-                with contextlib.suppress(OSError):
-                    warnings.unlink()
-            else:
-                self._earlier_warnings = metrics_log.read_warnings(warnings)
-            self._metrics = metrics_log.open_lines(
-                folder / metrics_log.METRICS_NAME, self._step
-            )
-            self._validations = metrics_log.open_lines(
-                folder / metrics_log.VALIDATION_NAME, self._step
-            )
-            with metrics_log.told("logging_dir"):
-                self._sink = trackers.open_sink(
-                    self._config.report_to,
-                    folder / self._config.logging_dir,
-                    self._config.model_dump(mode="json"),
-                    self._step,
-                )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.close()
-        for opened in (self._metrics, self._validations, self._sink):
-            if opened is not None:
-                opened.close()
-        reason = "" if error is None else f"{kind.__name__}: {error}"
-        self._write_page(running=False, reason=reason)
+        self._config, self._slot = config, slot
+        self._steps, self._step = steps, steps.start
+        self._pictures, self._warnings = pictures, warnings
+        self._earlier_warnings = _earlier_warnings(config, steps.start)
+        self._sinks = sinks
 
     def add(self, metrics: Metrics, num_steps: int, examples_per_second: float) -> None:
-        """Adds the first `num_steps` entries of a dispatch's buffers, of slot 0."""
-        metrics = Metrics(*(np.asarray(buffer)[:num_steps, 0] for buffer in metrics))
+        """Adds the first `num_steps` entries of a dispatch's buffers."""
+        metrics = Metrics(
+            *(np.asarray(buffer)[:num_steps, self._slot] for buffer in metrics)
+        )
         for index in range(num_steps):
             self._step += 1
             values = {
@@ -134,13 +90,12 @@ class Report:
                 for name, buffer in metrics._asdict().items()
             }
             values["examples_per_second"] = round(examples_per_second, 3)
-            self._write(self._metrics, {"step": self._step, **values})
-            self._tell({f"train/{name}": value for name, value in values.items()})
-        if self._metrics is not None:
-            self._metrics.flush()
-        self._bar.update(num_steps)
+            _write(self._sinks.metrics, {"step": self._step, **values})
+            self._track({f"train/{name}": value for name, value in values.items()})
+        self._sinks.metrics.flush()
+        self._sinks.bar.update(num_steps)
         loss, row_norm = metrics.loss.mean(), metrics.row_norm[-1].mean()
-        self._bar.set_postfix_str(
+        self._sinks.bar.set_postfix_str(
             f"loss {loss:.4f}, row norm {row_norm:.3f}, "
             f"{examples_per_second:.3g} examples/s"
         )
@@ -152,38 +107,32 @@ class Report:
             line[key] = [
                 {"prompt": shown.prompt, "files": shown.files} for shown in line[key]
             ]
-        self._write(self._validations, line)
-        if self._validations is not None:
-            self._validations.flush()
+        _write(self._sinks.validations, line)
+        self._sinks.validations.flush()
         # The bar tells the time of steps.
-        self._bar.unpause()
+        self._sinks.bar.unpause()
         closest = [near[0][1] for near in validation.nearest]
-        self._tell(
+        self._track(
             {
                 "validation/fixed_loss": validation.fixed_loss,
                 "validation/distance": validation.distance,
                 "validation/nearest_cosine": closest,
             }
         )
-        if self._sink is not None:
-            self._show(validation)
-        self._write_page(running=True)
-
-    def _show(self, validation: Validation) -> None:
-        """Hands the sink words and pictures."""
-        self._sink.text(validation.step, "nearest words", _table(validation.nearest))
+        tracker = self._sinks.tracker
+        tracker.text(validation.step, "nearest words", _table(validation.nearest))
         for name in ("previews", "control"):
             for number, shown in enumerate(getattr(validation, name)):
                 side_by_side = np.concatenate(list(shown.pictures), axis=1)
                 # TensorBoard replaces other characters by itself, one by one.
                 words = re.sub(r"\W+", "_", shown.prompt).strip("_")
-                self._sink.picture(
+                tracker.picture(
                     validation.step, f"{name}/{number}_{words}", side_by_side
                 )
+        self.write_page(running=True)
 
-    def _write_page(self, running: bool, reason: str = "") -> None:
-        if not self._writes:
-            return
+    def write_page(self, running: bool, reason: str = "") -> None:
+        """Writes report.html, and warnings.txt; `reason` says what ended the run."""
         warnings = list(dict.fromkeys([*self._earlier_warnings, *self._warnings]))
         if warnings:
             path = self._config.output_dir / metrics_log.WARNINGS_NAME
@@ -193,14 +142,8 @@ class Report:
         with metrics_log.told(page.REPORT_NAME):
             page.write(self._config, self._pictures, status, warnings)
 
-    def _write(self, file: TextIO | None, line: Mapping[str, Any]) -> None:
-        if file is not None:
-            file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
-
-    def _tell(self, values: Mapping[str, float | list[float]]) -> None:
-        """Hands the sink numbers, those of several vectors one by one."""
-        if self._sink is None:
-            return
+    def _track(self, values: Mapping[str, float | list[float]]) -> None:
+        """Hands the tracker numbers, those of several vectors one by one."""
         flat = {}
         for name, value in values.items():
             if isinstance(value, list):
@@ -208,7 +151,96 @@ class Report:
             else:
                 flat[name] = value
         finite = {name: value for name, value in flat.items() if np.isfinite(value)}
-        self._sink.scalars(self._step, finite)
+        self._sinks.tracker.scalars(self._step, finite)
+
+
+class SilentReport(Report):
+    """The report of a host that does not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def add(self, metrics: Metrics, num_steps: int, examples_per_second: float) -> None:
+        pass
+
+    def add_validation(self, validation: Validation) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def open_report(
+    config: run_config.Config,
+    slot: int,
+    steps: range,
+    progress: bool,
+    pictures: UInt8[np.ndarray, "N H W 3"],
+    warnings: Sequence[str],
+) -> Iterator[Report]:
+    """Opens the report of a run, a silent one on all hosts but the first.
+
+    When resuming (`steps.start` > 0), appends to the earlier run's files and drops
+    lines past the checkpoint. In the end the page says how the run ended.
+    """
+    if jax.process_index() != 0:
+        yield SilentReport()
+        return
+    with contextlib.ExitStack() as stack:
+        if steps.start == 0:
+            metrics_log.remove_samples(config.output_dir / metrics_log.SAMPLES_NAME)
+        sinks = _open_sinks(stack, config, steps, progress)
+        run_report = Report(config, slot, steps, pictures, warnings, sinks)
+        reason = ""
+        try:
+            yield run_report
+        except BaseException as error:
+            told = errors.one_line(f"{type(error).__name__}: {error}")
+            reason = told.removesuffix(":")  # of an error without a text
+            raise
+        finally:
+            run_report.write_page(running=False, reason=reason)
+
+
+def _open_sinks(
+    stack: contextlib.ExitStack, config: run_config.Config, steps: range, progress: bool
+) -> Sinks:
+    """Opens files, tracker and bar; `stack` closes them."""
+    folder = config.output_dir
+    metrics, validations = (
+        stack.enter_context(metrics_log.open_lines(folder / name, steps.start))
+        for name in (metrics_log.METRICS_NAME, metrics_log.VALIDATION_NAME)
+    )
+    tracker: trackers.Sink = trackers.NoTracker()
+    with metrics_log.told("logging_dir"):
+        tracker = trackers.open_sink(
+            config.report_to,
+            folder / config.logging_dir,
+            config.model_dump(mode="json"),
+            steps.start,
+        )
+        stack.callback(tracker.close)
+    bar = tqdm(
+        total=steps.stop,
+        initial=steps.start,
+        unit="step",
+        desc="training",
+        dynamic_ncols=True,
+        disable=not progress,
+    )
+    return Sinks(stack.enter_context(bar), metrics, validations, tracker)
+
+
+def _earlier_warnings(config: run_config.Config, start: int) -> list[str]:
+    """Those of the run that is resumed; a new run removes them."""
+    path = config.output_dir / metrics_log.WARNINGS_NAME
+    if start > 0:
+        return metrics_log.read_warnings(path)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return []
+
+
+def _write(file: TextIO, line: Mapping[str, Any]) -> None:
+    file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -109,12 +109,30 @@ class Wandb:
         self._run.finish()
 
 
-Sink = TensorBoard | Wandb
+class NoTracker:
+    """Keeps nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def picture(
+        self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]
+    ) -> None:
+        pass
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+Sink = TensorBoard | Wandb | NoTracker
 
 
 def open_sink(
     report_to: str, folder: Path, config: Mapping[str, Any], start: int
-) -> Sink | None:
+) -> Sink:
     """Opens what `report_to` (tensorboard, wandb, none) names.
 
     Args:
@@ -125,7 +143,7 @@ def open_sink(
             left there is removed.
     """
     if report_to == "none":
-        return None
+        return NoTracker()
     folder.mkdir(parents=True, exist_ok=True)
     return {"tensorboard": TensorBoard, "wandb": Wandb}[report_to](
         folder, config, start

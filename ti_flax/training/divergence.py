@@ -13,15 +13,16 @@ MAX_SKIPPED = 10
 
 
 class DivergenceGuard:
-    """Looks through the metrics of each dispatch, of slot 0.
+    """Watches the metrics of a slot.
 
     Args:
+        slot: of the concept.
         steps_taken: before the first dispatch.
         limit: the row norm to warn of.
     """
 
-    def __init__(self, steps_taken: int, limit: float) -> None:
-        self._step, self._limit = steps_taken, limit
+    def __init__(self, slot: int, steps_taken: int, limit: float) -> None:
+        self._slot, self._step, self._limit = slot, steps_taken, limit
         self._skipped = 0
         self._outgrown = False
 
@@ -31,9 +32,9 @@ class DivergenceGuard:
         return self._skipped >= MAX_SKIPPED
 
     def add(self, metrics: Metrics, num_steps: int) -> None:
-        """Looks at the first `num_steps` entries of a dispatch's buffers."""
-        skipped = np.asarray(metrics.skipped)[:num_steps, 0]
-        longest = np.asarray(metrics.row_norm)[:num_steps, 0].max(axis=-1)
+        """Adds the first `num_steps` entries of a dispatch's buffers."""
+        skipped = np.asarray(metrics.skipped)[:num_steps, self._slot]
+        longest = np.asarray(metrics.row_norm)[:num_steps, self._slot].max(axis=-1)
         for was_skipped, norm in zip(skipped, longest, strict=True):
             self._step += 1
             if was_skipped:

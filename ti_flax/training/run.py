@@ -25,6 +25,8 @@ from ti_flax.training.writer import Writer, learned
 
 _log = logging.getLogger(__name__)
 
+_SLOT = 0  # a run has one concept
+
 
 class Ready(NamedTuple):
     """All that the loop needs, on the devices; `steps.start` steps are taken."""
@@ -61,13 +63,13 @@ def train_concepts(config: run_config.Config, progress: bool = True) -> list[Emb
         writer.open()
         pictures = ready.inputs.pictures.images
         run_report = stack.enter_context(
-            report.Report(config, steps, progress, pictures, warnings)
+            report.open_report(config, _SLOT, steps, progress, pictures, warnings)
         )
         validate = validation.compile_validation(
-            config, ready.inputs, ready.resident, ready.recipe, run_report
+            config, ready.inputs, ready.resident, ready.recipe, run_report, _SLOT
         )
         guard = divergence.DivergenceGuard(
-            steps.start, max(ready.resident.high_norms.values())
+            _SLOT, steps.start, max(ready.resident.high_norms.values())
         )
         signals.defer()
         phases.end("report")

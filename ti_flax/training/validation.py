@@ -27,7 +27,7 @@ def compile_validation(
     resident: Resident,
     recipe: train_step.StepRecipe,
     run_report: report.Report,
-    slot: int = 0,
+    slot: int,
 ) -> Callable[[int, State], None]:
     """The event that validates the word of a slot and reports what it finds."""
     params = resident.params
