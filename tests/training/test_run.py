@@ -102,11 +102,11 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
         "learned_embeds.bin",
         "learned_embeds.safetensors",
         "logs",
-        "validation.jsonl",
         "metrics.jsonl",
         "report.html",
         "token_identifier.txt",
         "type_of_concept.txt",
+        "validation.jsonl",
         # "toy" is three pieces to this vocabulary of bytes.
         "warnings.txt",
     ]
