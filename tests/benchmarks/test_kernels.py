@@ -19,7 +19,9 @@ PLAIN = attention.Plan("plain")
 
 def test_kernels_of_stable_diffusion():
     """Counts read off diffusers' configuration of SD 1.5."""
-    unet = random_run.make_model(known.SHAPES["sd15"], jnp.float32, PLAIN).unet
+    unet = random_run.make_model(
+        known.SHAPES["sd15"], jnp.float32, PLAIN
+    ).family.denoiser.module
     found = kernels_jax.find(unet, 2, 64)
     # Two transformers in the first block down, three in the last one up.
     kernel = found["attention, 4096 to 77, 8 heads of 40"]
@@ -44,7 +46,7 @@ def test_the_table_adds_up_to_the_network(tmp_path, monkeypatch, capsys):
     content = json.loads(output.read_text())
     model = base_model.open_model(str(settings.MODEL), dtype=jnp.float32, plan=PLAIN)
     inputs = (
-        jnp.zeros((1, model.sample_size, model.sample_size, 4)),
+        jnp.zeros((1, model.family.sample_size, model.family.sample_size, 4)),
         jnp.zeros(1, jnp.int32),
         jnp.zeros((1, 77, model.family.denoiser.module.config.cross_attention_dim)),
     )
