@@ -38,3 +38,11 @@ def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     random_model.write_random_model(folder, "tiny")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder with three pictures of noise."""
+    import runs
+
+    return runs.draw_pictures(tmp_path_factory.mktemp("pictures"))

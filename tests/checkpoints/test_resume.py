@@ -19,11 +19,6 @@ from ti_flax.training import run as training_run
 from ti_flax.training import validation
 
 
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    return runs.draw_pictures(tmp_path_factory.mktemp("pictures"))
-
-
 @pytest.fixture
 def no_networks(monkeypatch):
     runs.skip_networks(monkeypatch)

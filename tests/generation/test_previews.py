@@ -4,13 +4,10 @@ import json
 import sys
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import slots
 from PIL import Image
-from tensorboard.backend.event_processing import event_accumulator
+from reported import PROMPT, read_events, scalars
 
 from ti_flax.config import run_config
 from ti_flax.diffusion import samplers
@@ -18,29 +15,14 @@ from ti_flax.formats import find
 from ti_flax.generation import generate
 from ti_flax.models import base_model
 from ti_flax.publishing import concept_folder
-from ti_flax.reports import metrics_log, report, trackers
+from ti_flax.reports import metrics_log
 from ti_flax.runtime import errors
-from ti_flax.step.bank import draw_batch
-from ti_flax.step.fixed_loss import compile_fixed_loss
-from ti_flax.step.state import Metrics
 from ti_flax.text.initial_rows import initial_rows, initializer_ids
 from ti_flax.text.tokenizer import load_tokenizer
 from ti_flax.training import run as training_run
 
-PROMPT = "a <toy> on a table"
 CONTROL = "a on a table"
 SEED = 7
-PICTURES = np.zeros((1, 8, 8, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    for i in range(3):
-        pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture
@@ -109,9 +91,6 @@ def lines(path, *left_out):
 def read_samples(folder):
     images = [Image.open(path) for path in sorted(folder.iterdir())]
     return np.stack([np.asarray(image) for image in images]).astype(int)
-
-
-# Previews
 
 
 def test_previews_do_not_change_what_is_learned(run, settings):
@@ -207,19 +186,6 @@ def test_pictures_change_with_the_rows_and_not_with_the_noise(run):
     assert 0 < np.abs(first - control).mean() < between_seeds
 
 
-def test_samples_of_another_run_do_not_stay(settings):
-    folder = settings["output_dir"]
-    old = folder / "samples" / "step_009000"
-    old.mkdir(parents=True)
-    (folder / "samples" / "mine").mkdir()
-    keys = run_config.Config(**settings, report_to="none")
-    with report.open_report(keys, 0, range(9000, 9001), False, PICTURES, []):
-        assert old.exists()
-    with report.open_report(keys, 0, range(0, 1), False, PICTURES, []):
-        assert not old.exists()
-    assert (folder / "samples" / "mine").exists()
-
-
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -243,48 +209,6 @@ def test_a_mistake_is_told_in_one_line_before_weights_are_read(
     assert not settings["output_dir"].exists()
 
 
-# Numbers of a validation
-
-
-def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():
-    recipe = slots.make_recipe(devices=8, batch=8)
-    concepts = [
-        slots.Concept(seed=3, pictures=2, prompts=3, vectors=1),
-        slots.Concept(seed=4, pictures=3, prompts=2, vectors=2),
-    ]
-    state, bank = slots.make_run(recipe, *concepts)
-    frozen = slots.make_frozen(recipe)
-    fixed_loss = compile_fixed_loss(recipe)
-    found = fixed_loss(state.rows, frozen, bank)
-    np.testing.assert_array_equal(found, fixed_loss(state.rows, frozen, bank))
-
-    # The same by the formulas.
-    never = jnp.full(2, 2**31 - 1)
-    batch = draw_batch(bank, never, jnp.arange(16), slots.FAMILY)
-    timesteps = [round(1000 * (2 * i + 1) / 32 - 0.5) for i in range(16)]
-    assert timesteps[0] == 31 and timesteps[-1] == 968
-    abar = recipe.family.process.alphas_cumprod[jnp.array(timesteps)][
-        :, None, None, None
-    ]
-
-    @jax.jit
-    def predict(rows, latents, noise, ids):
-        context = slots.FAMILY.parts["text_encoder"].apply(
-            {"params": frozen["text_encoder"]}, ids, jnp.stack([rows] * 16)
-        )
-        x_t = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
-        return slots.FAMILY.parts["unet"].apply(
-            {"params": frozen["unet"]}, x_t, jnp.array(timesteps), context
-        )
-
-    for slot in range(2):
-        latents, noise = batch.latents[slot], batch.noise[slot]
-        ids = batch.ids["text_encoder"][slot]
-        predicted = predict(state.rows["text_encoder"][slot], latents, noise, ids)
-        loss = np.mean((np.asarray(predicted) - np.asarray(noise)) ** 2)
-        np.testing.assert_allclose(found[slot], loss, rtol=1e-5)
-
-
 def test_the_numbers_of_a_validation_are_those_of_the_rows(run, tiny_model, settings):
     [initial] = first_rows(tiny_model, settings)
     first, *_, last = lines(run.folder / metrics_log.VALIDATION_NAME)
@@ -298,20 +222,6 @@ def test_the_numbers_of_a_validation_are_those_of_the_rows(run, tiny_model, sett
     np.testing.assert_allclose(metrics[0]["row_step"], 0.3 * 32**0.5, rtol=1e-2)
     # In the tiny vocabulary "toy" is spelt; the first vector starts as its "t".
     assert first["nearest"][0][0] == ["t…", 1.0]
-
-
-# TensorBoard and Weights & Biases
-
-
-def read_events(folder):
-    events = event_accumulator.EventAccumulator(
-        str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0}
-    )
-    return events.Reload()
-
-
-def scalars(events, tag):
-    return {event.step: event.value for event in events.Scalars(tag)}
 
 
 def test_tensorboard_shows_the_numbers_by_step(run):
@@ -348,123 +258,3 @@ def test_tensorboard_shows_the_pictures_by_step(run, tmp_path):
         ours = read_samples(run.folder / "samples" / f"step_{event.step:06d}")
         np.testing.assert_array_equal(sheet, np.concatenate(list(ours), axis=1))
     assert len(events.Images("control/0_a_on_a_table")) == 1
-
-
-class FakeWandb(types.ModuleType):
-    """What a run of Weights & Biases is given; nothing is known of its server."""
-
-    Error = RuntimeError
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.logged, self.begun, self.finished = [], [], 0
-
-    def init(self, **settings):
-        self.begun.append(settings)
-        return types.SimpleNamespace(
-            id="run-1",
-            log=lambda values, step: self.logged.append((step, values)),
-            finish=self.finish,
-        )
-
-    def finish(self):
-        self.finished += 1
-
-    def Image(self, pixels):
-        return pixels.shape
-
-
-def add_steps(run_report, first, count):
-    """Adds steps whose loss is their number."""
-    losses = np.zeros((8, 1), np.float32)
-    losses[:count, 0] = np.arange(first, first + count)
-    vectors = np.ones((8, 1, 2), np.float32)
-    run_report.add(
-        Metrics(losses, losses, losses, vectors, vectors, losses < 0),
-        count,
-        2.0,
-    )
-
-
-def make_validation(number):
-    shown = report.Shown(PROMPT, ["a.png"], np.full((1, 8, 8, 3), number, np.uint8))
-    return report.Validation(
-        number, float(number), [0.0, 1.0], [[("toy", 0.5)]] * 2, [shown], []
-    )
-
-
-def test_wandb_gets_the_same_and_goes_on_with_its_run(settings, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    keys = run_config.Config(**settings, report_to="wandb")
-    keys.output_dir.mkdir()
-    with report.open_report(keys, 0, range(0, 4), False, PICTURES, []) as run_report:
-        add_steps(run_report, 1, 2)
-        run_report.add_validation(make_validation(2))
-    with report.open_report(keys, 0, range(2, 4), False, PICTURES, []) as run_report:
-        add_steps(run_report, 3, 1)
-    assert fake.finished == 2
-    assert [begun["id"] for begun in fake.begun] == [None, "run-1"]
-    assert fake.begun[0]["config"]["learning_rate"] == 0.3
-    losses = [(at, v["train/loss"]) for at, v in fake.logged if "train/loss" in v]
-    assert losses == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert (2, {"previews/0_a_toy_on_a_table": (8, 8, 3)}) in fake.logged
-
-
-def test_wandb_that_does_not_start_is_told_in_one_line(settings, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nAPI key"))
-    with pytest.raises(errors.UserError, match=r"no API key.*WANDB_MODE=offline"):
-        trackers.open_sink("wandb", settings["output_dir"], {}, 0)
-
-
-# Going on
-
-
-def test_a_report_goes_on_from_a_step_without_what_came_after_it(settings):
-    keys = run_config.Config(**settings)
-    folder = keys.output_dir
-    folder.mkdir()
-    with report.open_report(keys, 0, range(0, 6), False, PICTURES, []) as run_report:
-        run_report.add_validation(make_validation(0))
-        for number in range(1, 6):
-            add_steps(run_report, number, 1)
-            run_report.add_validation(make_validation(number))
-    with (folder / metrics_log.METRICS_NAME).open("a") as file:
-        file.write('{"step": 6, "lo')  # the machine was switched off
-    with report.open_report(keys, 0, range(3, 6), False, PICTURES, []) as run_report:
-        kept = lines(folder / metrics_log.METRICS_NAME)
-        assert [line["step"] for line in kept] == [1, 2, 3]
-        add_steps(run_report, 40, 2)
-        run_report.add_validation(make_validation(5))
-    metrics = lines(folder / metrics_log.METRICS_NAME)
-    assert [(line["step"], line["loss"]) for line in metrics] == [
-        (1, 1), (2, 2), (3, 3), (4, 40), (5, 41),
-    ]  # fmt: skip
-    found = lines(folder / metrics_log.VALIDATION_NAME)
-    assert [line["step"] for line in found] == [0, 1, 2, 3, 5]
-    events = read_events(folder / "logs")
-    assert scalars(events, "train/loss") == {1: 1, 2: 2, 3: 3, 4: 40, 5: 41}
-    shown = [event.step for event in events.Images("previews/0_a_toy_on_a_table")]
-    assert shown == [0, 1, 2, 3, 5]
-
-    # A new run shows nothing of this one.
-    with report.open_report(keys, 0, range(0, 6), False, PICTURES, []) as run_report:
-        add_steps(run_report, 1, 1)
-    assert len(lines(folder / metrics_log.METRICS_NAME)) == 1
-    assert lines(folder / metrics_log.VALIDATION_NAME) == []
-    assert scalars(read_events(folder / "logs"), "train/loss") == {1: 1}
-
-
-def test_numbers_that_are_not_finite_are_null(settings):
-    keys = run_config.Config(**settings, report_to="none")
-    keys.output_dir.mkdir()
-    with report.open_report(keys, 0, range(0, 1), False, PICTURES, []) as run_report:
-        nan = np.full((8, 1), np.nan, np.float32)
-        infinite = np.full((8, 1, 2), np.inf, np.float32)
-        run_report.add(
-            Metrics(nan, nan, nan, infinite, infinite, np.isnan(nan)), 1, 1.0
-        )
-    [line] = lines(keys.output_dir / metrics_log.METRICS_NAME)
-    assert line["loss"] is None and line["row_norm"] == [None, None]

@@ -175,9 +175,9 @@ def test_pictures_may_be_gone_and_prompts_may_change(tmp_path):
         keys, SLOT, range(9, STEPS), False, pictures, []
     ) as run_report:
         run_report.add(make_metrics(9, 1), 1, 8.0)
-        look = make_validation(keys.output_dir, 10)
-        other = look.previews[0]._replace(prompt="another <toy>")
-        run_report.add_validation(look._replace(previews=[other]))
+        last = make_validation(keys.output_dir, 10)
+        other = last.previews[0]._replace(prompt="another <toy>")
+        run_report.add_validation(last._replace(previews=[other]))
     page = (keys.output_dir / reports_page.REPORT_NAME).read_text()
     assert "“another <toy>” After 10 steps" in Elements(page).text
     assert PROMPTS[0] not in Elements(page).text.split("Previews")[1].split("Course")[0]

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import runs
 import slots
-from PIL import Image
 
 from ti_flax.config import run_keys
 from ti_flax.formats import find
@@ -75,14 +74,6 @@ def wait(running, seconds=1200):
     return ended
 
 
-def draw(folder, count=3):
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for i in range(count):
-        pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-
-
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     """A folder with the model that compiles soonest."""
@@ -104,7 +95,7 @@ def hosts(tmp_path):
     def make(count):
         folders = [tmp_path / f"host{i}" for i in range(count)]
         for folder in folders:
-            draw(folder / "pictures")
+            runs.draw_pictures(folder / "pictures")
         return folders
 
     return make
@@ -165,7 +156,7 @@ errors.run(main)
 def alone(small_model, tmp_path_factory):
     """The rows that one process learns on one device."""
     folder = tmp_path_factory.mktemp("alone")
-    draw(folder / "pictures")
+    runs.draw_pictures(folder / "pictures")
     (end,) = wait([start(TRAIN, folder, 0, 1, 0, *arguments(small_model), devices=1)])
     assert end.code == 0, end.stderr
     return find.load_embedding(folder / "out" / find.SAFETENSORS_NAME).rows[
@@ -268,7 +259,9 @@ def test_a_long_wait_for_the_others_is_told(monkeypatch):
     monkeypatch.setattr(runtime_hosts, "_PATIENT_SECONDS", 0.01)
     jax = runtime_hosts.jax
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: time.sleep(0.3))
-    keys = run_keys.HostKeys(num_processes=2, coordinator_address="host:1234")
+    keys = run_keys.HostKeys(
+        num_processes=2, process_id=1, coordinator_address="host:1234"
+    )
     with log.heard_warnings() as heard:
         runtime_hosts._initialize(keys)
     (line,) = heard

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 import ti_flax
 from ti_flax.config import run_config
@@ -24,17 +23,6 @@ from ti_flax.training import run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PROMPTS = ["a <toy> on a table", "<toy>", "two photos of one <toy>, and no other"]
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """A folder with three pictures of noise."""
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    for i in range(3):
-        pixels = random.integers(0, 256, (40, 48, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture

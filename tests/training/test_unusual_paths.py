@@ -32,11 +32,6 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return runs.draw_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
 def expected(tiny_model, pictures, tmp_path_factory):
     """The rows of a run in folders of plain names."""
     folder = tmp_path_factory.mktemp("plain")

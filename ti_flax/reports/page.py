@@ -1,34 +1,24 @@
 """report.html: a run on one page that needs no other file and no network."""
 
-import base64
 import functools
-import io
 import json
 import re
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from ti_flax import __version__
 from ti_flax.config import run_config
-from ti_flax.reports import metrics_log
-from ti_flax.reports.plots import Line, plots
+from ti_flax.reports import metrics_log, thumbnails
+from ti_flax.reports.plots import plots
 from ti_flax.runtime import atomic
 
 REPORT_NAME = "report.html"
-
-# Validations that the strip shows; more are thinned out evenly.
-_MAX_COLUMNS = 16
-# Longest sides of pictures on the page, in pixels: twice those of its layout.
-_THUMBNAIL, _LARGE = 224, 512
-_JPEG_QUALITY = 85
 
 
 class Status(NamedTuple):
@@ -62,9 +52,9 @@ def write(
         settings=_settings(config),
         status=status,
         warnings=warnings,
-        pictures=[_data_uri(Image.fromarray(p), _THUMBNAIL) for p in pictures],
-        pixelated=config.resolution < _THUMBNAIL,
-        prompts=_prompts(folder, validations),
+        pictures=thumbnails.of_pictures(pictures),
+        pixelated=config.resolution < thumbnails.SIDE,
+        prompts=thumbnails.of_prompts(folder, validations),
         validations=validations,
         speed=np.median([m["examples_per_second"] for m in metrics[-50:]])
         if metrics
@@ -115,77 +105,6 @@ def _shown(value: Any) -> str:
         case list():
             return " | ".join(map(str, value)) or "none"
     return str(value)
-
-
-# Pictures
-
-
-def _prompts(folder: Path, validations: Sequence[Line]) -> list[Line]:
-    """For each prompt: the last previews, the control, and those over the steps.
-
-    A run that was resumed may have other prompts than before, and files may be gone.
-    """
-    # By prompt, of each step.
-    seen: dict[str, dict[int, Line]] = {}
-    controls: dict[str, Line] = {}
-    for validation in validations:
-        for number, shown in enumerate(validation["previews"]):
-            if all((folder / file).exists() for file in shown["files"]):
-                seen.setdefault(shown["prompt"], {})[validation["step"]] = shown
-            if validation["control"]:
-                controls[shown["prompt"]] = validation["control"][number]
-    return [
-        {
-            "prompt": prompt,
-            "step": max(by_step),
-            "last": _thumbnails(folder, by_step[max(by_step)], _LARGE),
-            "control": _column(folder, controls.get(prompt)),
-            "strip": [
-                {"step": number, **_column(folder, by_step[number])}
-                for number in _evenly(sorted(by_step), _MAX_COLUMNS)
-            ],
-        }
-        for prompt, by_step in seen.items()
-    ]
-
-
-def _evenly(values: Sequence[int], most: int) -> list[int]:
-    """The first, the last and others between them, `most` in all."""
-    kept = np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))
-    return [values[index] for index in kept]
-
-
-def _column(folder: Path, shown: Line | None) -> Line | None:
-    if shown is None or not all((folder / file).exists() for file in shown["files"]):
-        return None
-    return {
-        "prompt": shown["prompt"],
-        "pictures": _thumbnails(folder, shown, _THUMBNAIL),
-    }
-
-
-def _thumbnails(folder: Path, shown: Line, side: int) -> list[str]:
-    paths = [folder / file for file in shown["files"]]
-    return [_file_uri(path, path.stat().st_mtime_ns, side) for path in paths]
-
-
-@functools.lru_cache(maxsize=4096)
-def _file_uri(path: Path, _changed: int, side: int) -> str:
-    """Cached: every page has most of the pictures of the page before."""
-    with Image.open(path) as image:
-        return _data_uri(image, side)
-
-
-def _data_uri(image: Image.Image, side: int) -> str:
-    """A picture inside the page, at most `side` pixels on its longer side."""
-    image = image.convert("RGB")
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-# Words
 
 
 def _file_name(word: str) -> str:

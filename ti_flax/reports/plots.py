@@ -24,9 +24,6 @@ class Plot(NamedTuple):
     labels: dict[str, list[str]]
 
 
-# Plots
-
-
 def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
     closest = [[near[0] for near in one["nearest"]] for one in validations]
     cosines = _by_vector([[cosine for _, cosine in near] for near in closest])

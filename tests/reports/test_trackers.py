@@ -1,0 +1,68 @@
+"""What Weights & Biases is given; TensorBoard's part is read back elsewhere."""
+
+import sys
+import types
+
+import pytest
+from reported import PICTURES, add_steps, validation_of
+
+from ti_flax.config import run_config
+from ti_flax.reports import report, trackers
+from ti_flax.runtime import errors
+
+
+class FakeWandb(types.ModuleType):
+    """What a run of Weights & Biases is given; nothing is known of its server."""
+
+    Error = RuntimeError
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.logged, self.begun, self.finished = [], [], 0
+
+    def init(self, **settings):
+        self.begun.append(settings)
+        return types.SimpleNamespace(
+            id="run-1",
+            log=lambda values, step: self.logged.append((step, values)),
+            finish=self.finish,
+        )
+
+    def finish(self):
+        self.finished += 1
+
+    def Image(self, pixels):
+        return pixels.shape
+
+
+def test_wandb_gets_the_same_and_goes_on_with_its_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = run_config.Config(
+        pretrained_model_name_or_path="some/model",
+        train_data_dir=tmp_path / "pictures",
+        output_dir=tmp_path / "out",
+        placeholder_token="<toy>",
+        learning_rate=0.3,
+        report_to="wandb",
+    )
+    config.output_dir.mkdir()
+    with report.open_report(config, 0, range(0, 4), False, PICTURES, []) as run_report:
+        add_steps(run_report, 1, 2)
+        run_report.add_validation(validation_of(2))
+    with report.open_report(config, 0, range(2, 4), False, PICTURES, []) as run_report:
+        add_steps(run_report, 3, 1)
+    assert fake.finished == 2
+    assert [begun["id"] for begun in fake.begun] == [None, "run-1"]
+    assert fake.begun[0]["config"]["learning_rate"] == 0.3
+    losses = [(at, v["train/loss"]) for at, v in fake.logged if "train/loss" in v]
+    assert losses == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert (2, {"previews/0_a_toy_on_a_table": (8, 8, 3)}) in fake.logged
+
+
+def test_wandb_that_does_not_start_is_told_in_one_line(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nAPI key"))
+    with pytest.raises(errors.UserError, match=r"no API key.*WANDB_MODE=offline"):
+        trackers.open_sink("wandb", tmp_path, {}, 0)
