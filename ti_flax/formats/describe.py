@@ -19,7 +19,7 @@ from ti_flax.config.signatures import InspectSettings, with_keys_of
 from ti_flax.formats import bounds, find, registry
 from ti_flax.formats.checks import shown
 from ti_flax.formats.refused import Refused
-from ti_flax.text.embedding import FIRST_ENCODER, Embedding
+from ti_flax.text.embedding import Embedding
 
 USAGE = "FILE [--model NAME]"
 _MAX_FACTS = 200
@@ -104,12 +104,14 @@ def _nearest_words(learned: Embedding, keys: InspectKeys) -> list[str]:
     model = base_model.open_model(keys.model, keys.revision)
     widths = {each.name: each.width for each in model.family.text_encoders}
     find.check_fits(learned, widths, "model", keys.file)
-    tokenizer = load_tokenizer(model.folder / "tokenizer")
-    embeddings = model.load(FIRST_ENCODER)["embeddings"]
-    table = np.asarray(embeddings["token_embedding"]["embedding"])
-    lines = [f"norm of the model's words: median {np.median(_norms(table)):.3f}"]
-    found = nearest_words(tokenizer, table, learned.rows[FIRST_ENCODER])
-    for number, near in enumerate(found, 1):
-        words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in near)
-        lines.append(f"nearest to vector {number}: {words}")
+    lines = []
+    for encoder in model.family.text_encoders:
+        tokenizer = load_tokenizer(model.folder / encoder.tokenizer)
+        table = np.asarray(encoder.table(model.load(encoder.name)))
+        median = np.median(_norms(table))
+        lines.append(f"norm of the model's words: median {median:.3f}")
+        found = nearest_words(tokenizer, table, learned.rows[encoder.name])
+        for number, near in enumerate(found, 1):
+            words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in near)
+            lines.append(f"nearest to vector {number}: {words}")
     return lines
