@@ -1,5 +1,6 @@
 """Every test runs on 8 devices that share this machine's CPU."""
 
+import logging
 import os
 import tempfile
 
@@ -28,6 +29,12 @@ jaxtyping.install_import_hook("ti_flax", "typechecking.check")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger():
+    """The level that the last test's command set would let its successor hear INFO."""
+    logging.getLogger("ti_flax").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
