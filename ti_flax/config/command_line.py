@@ -32,6 +32,17 @@ defaults."""
 Values = dict[str, str | list[str] | None]
 
 
+class Program(NamedTuple):
+    """What `--help` says of a command that reads the keys of a run."""
+
+    module: str  # python -m ti_flax.<module>
+    usage: str  # its arguments
+    defaults: Mapping[str, Any]  # of its own file, before those of the keys
+
+
+TRAIN = Program("train", "--config configs/cat_toy.yaml [--key value ...]", {})
+
+
 class CommandLine(NamedTuple):
     """What was given: the file's name, what to do, and each key's text."""
 
@@ -44,6 +55,7 @@ def parse(
     argv: Sequence[str],
     groups: Mapping[str, type[BaseModel]],
     foreign_flags: Collection[str],
+    program: Program = TRAIN,
 ) -> CommandLine:
     """Reads `--config FILE`, `--print_config` and `--key value` of every field.
 
@@ -51,17 +63,13 @@ def parse(
       argv: the arguments without the program's name.
       groups: title in `--help` -> model with the fields that stand under it.
       foreign_flags: flags that `--help` does not show, with or without a value.
+      program: whose command line it is.
 
     Raises:
       UserError: an unknown flag, or a flag that lacks its value.
       SystemExit: `--help`, with code 0.
     """
-    parser = _make_parser(
-        "train",
-        "--config configs/cat_toy.yaml [--key value ...]",
-        _EPILOG + _FILE_EPILOG,
-        groups,
-    )
+    parser = _make_parser(program, _EPILOG + _FILE_EPILOG, groups)
     parser.add_argument(
         "--config",
         type=Path,
@@ -102,20 +110,20 @@ def parse_keys(
       UserError: an unknown flag, or a flag that lacks its value.
       SystemExit: `--help`, with code 0.
     """
-    parser = _make_parser(module, usage, _EPILOG, groups, positional)
+    program = Program(module, usage, {})
+    parser = _make_parser(program, _EPILOG, groups, positional)
     return _read(parser, argv, groups)
 
 
 def _make_parser(
-    module: str,
-    usage: str,
+    program: Program,
     epilog: str,
     groups: Mapping[str, type[BaseModel]],
     positional: str = "",
 ) -> arguments.Parser:
     parser = arguments.Parser(
-        prog=f"python -m ti_flax.{module}",
-        usage=f"%(prog)s {usage}",
+        prog=f"python -m ti_flax.{program.module}",
+        usage=f"%(prog)s {program.usage}",
         epilog=epilog,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # only what was given is in the result
@@ -124,10 +132,10 @@ def _make_parser(
         section = parser.add_argument_group(title)
         for key, field in _fields(group):
             if key in positional.split():
-                metavar = usage.split()[positional.split().index(key)]
+                metavar = program.usage.split()[positional.split().index(key)]
                 section.add_argument(key, metavar=metavar, help=field.description)
             else:
-                _add_key(section, key, field)
+                _add_key(section, key, field, _default(key, field, program))
     return parser
 
 
@@ -143,8 +151,16 @@ def _read(
     }
 
 
-def _add_key(section: argparse._ArgumentGroup, key: str, field: FieldInfo) -> None:
-    default = "required" if field.is_required() else f"default: {_shown(field.default)}"
+def _default(key: str, field: FieldInfo, program: Program) -> str:
+    """What the help says of a key that is not given."""
+    if key not in program.defaults and field.is_required():
+        return "required"
+    return f"default: {_shown(program.defaults.get(key, field.default))}"
+
+
+def _add_key(
+    section: argparse._ArgumentGroup, key: str, field: FieldInfo, default: str
+) -> None:
     text = f"{field.description} ({default})".replace("%", "%%")
     if _is_several(field):
         section.add_argument(

@@ -64,15 +64,18 @@ class Config(
         return self
 
 
-def load_config(argv: Sequence[str]) -> Config:
+def load_config(
+    argv: Sequence[str], program: command_line.Program = command_line.TRAIN
+) -> Config:
     """Reads `--config FILE` and the `--key value` that override it.
 
-    `--help` and `--print_config` print and end the process with code 0.
+    `--help`, which is that of `program`, and `--print_config` print and end the process
+    with code 0.
 
     Raises:
       UserError: what is wrong with the command line, the file or a value, in one line.
     """
-    given = command_line.parse(argv, GROUPS, validation.FOREIGN_FLAGS)
+    given = command_line.parse(argv, GROUPS, validation.FOREIGN_FLAGS, program)
     known = (*Config.model_fields, *validation.FOREIGN_FLAGS)
     from_file = yaml_file.read_yaml(given.config, known) if given.config else {}
     config = validation.validate(

@@ -10,6 +10,7 @@ from ti_flax.data.folder import read_pictures
 from ti_flax.generation import generate
 from ti_flax.quickstart import contact_sheet
 from ti_flax.runtime import atomic
+from ti_flax.training import run
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,12 @@ _CONTEXTS = (
 _SEED = 1
 _STEPS = 25
 _GUIDANCE_SCALE = 3.0
+
+
+def learn_and_show(config: run_config.Config) -> None:
+    """Trains `config`'s word and writes the picture of it."""
+    run.train_concepts(config)
+    write(config)
 
 
 def write(config: run_config.Config) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ti_flax.config import run_config
+from ti_flax.config import command_line, run_config, yaml_file
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
@@ -17,11 +17,16 @@ def load_config(argv: Sequence[str]) -> run_config.Config:
     The file's paths start at the repository; here they are those of the package, so
     that they hold in any folder.
     """
+    paths = {
+        "pretrained_model_name_or_path": str(MODEL),
+        "train_data_dir": str(PICTURES),
+    }
+    defaults = yaml_file.read_yaml(CONFIG, [*run_config.Config.model_fields]) | paths
     return run_config.load_config(
         [
-            *("--config", str(CONFIG)),
-            *("--pretrained_model_name_or_path", str(MODEL)),
-            *("--train_data_dir", str(PICTURES)),
+            f"--config={CONFIG}",
+            *(f"--{key}={path}" for key, path in paths.items()),
             *argv,
-        ]
+        ],
+        command_line.Program("quickstart", "[--key value ...]", defaults),
     )
