@@ -367,7 +367,7 @@ def test_a_weights_file_that_is_none_is_named(
     ("piece", "settings", "told"),
     [
         ("text_encoder", {"model_type": "t5"}, "'t5'"),
-        ("text_encoder", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ("text_encoder", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("text_encoder", {"hidden_size": 64}, "hidden_size 64"),
         ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
         ("unet", {"transformer_layers_per_block": [1, 2]}, "transformer_layers"),

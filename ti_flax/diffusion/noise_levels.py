@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from ti_flax.diffusion.process import read_alphas_cumprod
+from ti_flax.diffusion.process import (
+    MAX_TIMESTEPS,
+    read_alphas_cumprod,
+    scheduler_settings,
+)
 from ti_flax.runtime.errors import UserError
 
 # The last alpha-bar of a zero-SNR schedule where sigma must be finite, as diffusers'.
@@ -43,24 +47,20 @@ def place_timesteps(
     `spacing` is used when the file has none. `skip_last` places one timestep more and
     leaves out the last.
     """
-    spacing = config.get("timestep_spacing", spacing)
+    settings = scheduler_settings(config)
     total = len(read_alphas_cumprod(config))
     placed = num_steps + skip_last
-    match spacing:
+    match spacing_of(config, spacing):
         case "linspace":
             timesteps = np.linspace(0, total - 1, placed)[::-1][:num_steps]
         case "leading":
             timesteps = np.arange(placed)[::-1][:num_steps] * (total // placed)
-            timesteps = timesteps + float(config.get("steps_offset", 1))
-        case "trailing":
+            offset = settings.integer("steps_offset", 0, MAX_TIMESTEPS, 1)
+            timesteps = timesteps + float(offset)
+        case _:
             # Also in the rounding of halves diffusers'; its range may be one too long.
             spread = np.arange(total, 0, -total / num_steps)[:num_steps]
             timesteps = spread.round() - 1
-        case other:
-            raise UserError(
-                f"scheduler: unknown timestep_spacing {other!r}; expected linspace, "
-                "leading or trailing"
-            )
     if placed > total or timesteps[0] > total - 1:
         raise UserError(
             f"steps: {num_steps} steps do not fit into the model's {total} timesteps; "
@@ -69,11 +69,17 @@ def place_timesteps(
     return timesteps
 
 
+def spacing_of(config: Mapping[str, Any], default: str) -> str:
+    known = ("linspace", "leading", "trailing")
+    return scheduler_settings(config).choice("timestep_spacing", known, default)
+
+
 def levels_at(
     config: Mapping[str, Any], timesteps: np.ndarray, set_alpha_to_one: bool
 ) -> Levels:
     """The levels of whole timesteps; below 0 lies the level to end at."""
-    to_one = config.get("set_alpha_to_one", set_alpha_to_one)
+    settings = scheduler_settings(config)
+    to_one = settings.flag("set_alpha_to_one", set_alpha_to_one)
     alphas_cumprod = read_alphas_cumprod(config)
     last = 1.0 if to_one else alphas_cumprod[0]
     abar = np.append(alphas_cumprod, last)[np.maximum(timesteps.astype(int), -1)]
@@ -106,13 +112,6 @@ def timesteps_of(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def last_sigma(config: Mapping[str, Any], table: np.ndarray) -> float:
     """Where the last step leads: to no noise, or to that of timestep 0."""
-    match config.get("final_sigmas_type", "zero"):
-        case "zero":
-            return 0.0
-        case "sigma_min":
-            return table[0]
-        case other:
-            raise UserError(
-                f"scheduler: unknown final_sigmas_type {other!r}; expected zero or "
-                "sigma_min"
-            )
+    settings = scheduler_settings(config)
+    ends = settings.choice("final_sigmas_type", ("zero", "sigma_min"), "zero")
+    return 0.0 if ends == "zero" else table[0]

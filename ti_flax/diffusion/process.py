@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
 from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.json_settings import Settings
+
+MAX_TIMESTEPS = 100_000
 
 
 class Ddpm(NamedTuple):
@@ -91,45 +94,53 @@ def mse(
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 
+def scheduler_settings(config: Mapping[str, Any], instead: str = "") -> Settings:
+    """The typed reader of `scheduler_config.json`."""
+    return Settings(
+        "scheduler",
+        config,
+        instead or "use a model that was trained with what is supported",
+        "scheduler/scheduler_config.json",
+    )
+
+
 def read_alphas_cumprod(config: Mapping[str, Any]) -> Float64[np.ndarray, "T"]:
     """abar_t as `scheduler_config.json` says, rescaled to zero terminal SNR if so.
 
     Float64: a float32 product of 1000 factors drifts in the sixth digit. Raises
-    `UserError` for an unknown beta schedule.
+    `UserError` for an unknown beta schedule, and where abar does not fall from below 1
+    to 0 at the earliest at its end.
     """
-    alphas_cumprod = np.cumprod(1.0 - _betas(config))
-    if config.get("rescale_betas_zero_snr", False):
+    settings = scheduler_settings(config)
+    alphas_cumprod = np.cumprod(1.0 - _betas(settings))
+    falls = np.all(np.diff(alphas_cumprod) < 0) and alphas_cumprod[0] < 1
+    if not falls or len(alphas_cumprod) < 2 or alphas_cumprod[-2] <= 0:
+        raise UserError(
+            "scheduler: its betas are no noise schedule: expected a signal that falls "
+            "at every timestep, of two or more, and is not gone before the last; use "
+            "the scheduler/scheduler_config.json that came with the weights"
+        )
+    if settings.flag("rescale_betas_zero_snr", False):
         alphas_cumprod = _rescale_zero_snr(alphas_cumprod)
     return alphas_cumprod
 
 
 def read_prediction_type(config: Mapping[str, Any]) -> str:
     """What the UNet predicts; raises `UserError` when it is neither eps nor v."""
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in _TARGETS:
-        raise UserError(
-            f"scheduler: unknown prediction_type {prediction_type!r}; expected "
-            f"{' or '.join(_TARGETS)}"
-        )
-    return prediction_type
+    return scheduler_settings(config).choice("prediction_type", _TARGETS, "epsilon")
 
 
-def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    steps = config.get("num_train_timesteps", 1000)
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], np.float64)
+def _betas(settings: Settings) -> np.ndarray:
+    if settings.has("trained_betas"):
+        return np.asarray(settings.numbers("trained_betas", 0, 1), np.float64)
+    steps = settings.integer("num_train_timesteps", 2, MAX_TIMESTEPS, 1000)
     # The defaults are those of diffusers' schedulers, and of Ho et al. 2020.
-    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    match config.get("beta_schedule", "linear"):
-        case "linear":
-            return np.linspace(start, end, steps, dtype=np.float64)
-        case "scaled_linear":
-            return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
-        case other:
-            raise UserError(
-                f"scheduler: unknown beta_schedule {other!r}; expected linear or "
-                "scaled_linear"
-            )
+    start = settings.number("beta_start", 0, 1, 1e-4)
+    end = settings.number("beta_end", 0, 1, 0.02)
+    known = ("linear", "scaled_linear")
+    if settings.choice("beta_schedule", known, "linear") == "linear":
+        return np.linspace(start, end, steps, dtype=np.float64)
+    return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
 
 
 def _rescale_zero_snr(alphas_cumprod: np.ndarray) -> np.ndarray:

@@ -11,8 +11,12 @@ import jax
 import numpy as np
 
 from ti_flax.diffusion import noise_levels, samplers
-from ti_flax.diffusion.process import read_alphas_cumprod, read_prediction_type
-from ti_flax.runtime.errors import UserError
+from ti_flax.diffusion.process import (
+    read_alphas_cumprod,
+    read_prediction_type,
+    scheduler_settings,
+)
+from ti_flax.runtime.errors import UserError, shown
 
 # Our name -> diffusers' class, as `_class_name` in scheduler_config.json has it.
 SCHEDULERS = {
@@ -55,7 +59,7 @@ def find_name(config: Mapping[str, Any]) -> str:
         if class_name == known:
             return name
     raise UserError(
-        f"scheduler: the model's own is {class_name}, supported are "
+        f"scheduler: the model's own is {shown(class_name)}, supported are "
         f"{', '.join(SCHEDULERS.values())}; choose one with --scheduler "
         f"{'|'.join(SCHEDULERS)}"
     )
@@ -73,12 +77,8 @@ def make_sampler(
     Raises:
         UserError: a setting that is not supported, or more steps than timesteps.
     """
-    for key, value in _FIXED[name].items():
-        if config.get(key) not in (None, value):
-            raise UserError(
-                f"scheduler: {key} is {config[key]!r}, {name} supports {value!r}; "
-                f"choose another scheduler ({', '.join(SCHEDULERS)})"
-            )
+    instead = f"choose another scheduler ({', '.join(SCHEDULERS)})"
+    scheduler_settings(config, instead).fixed(_FIXED[name])
     make = {
         "ddim": _make_ddim,
         "dpmpp_2m": _make_dpm_solver_2m,
@@ -127,14 +127,14 @@ def _make_euler(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
     # The timesteps are not rounded: the UNet is asked between those of its training.
     timesteps = noise_levels.place_timesteps(config, "linspace", num_steps)
     sigmas = np.interp(timesteps, np.arange(len(table)), table)
-    if config.get("use_karras_sigmas", False):
+    if scheduler_settings(config).flag("use_karras_sigmas", False):
         sigmas = noise_levels.karras_sigmas(sigmas[0], sigmas[-1], num_steps)
         timesteps = noise_levels.timesteps_of(sigmas, table)
     levels = noise_levels.levels_of(
         np.append(sigmas, noise_levels.last_sigma(config, table))
     )
     # Only with this spacing do diffusers' latents start with the variance of x_t.
-    leading = config.get("timestep_spacing", "linspace") == "leading"
+    leading = noise_levels.spacing_of(config, "linspace") == "leading"
     start_scale = np.hypot(leading, sigmas.max()) * levels.signal[0]
     transfer = _transfer(config, levels.before, levels.after)
     return samplers.Sampler(
@@ -147,7 +147,7 @@ def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.S
     timesteps = noise_levels.place_timesteps(
         config, "linspace", num_steps, skip_last=True
     ).round()
-    if config.get("use_karras_sigmas", False):
+    if scheduler_settings(config).flag("use_karras_sigmas", False):
         sigmas = noise_levels.karras_sigmas(table[-1], table[0], num_steps)
         timesteps = noise_levels.timesteps_of(sigmas, table).round()
     else:
@@ -178,8 +178,9 @@ def _extrapolation(
         h = np.diff(np.log(levels.signal) - np.log(levels.noise))
     extrapolation = np.zeros_like(h)
     extrapolation[1:] = 0.5 * h[1:] / h[:-1]
-    few = config.get("lower_order_final", True) and len(h) < 15
-    if few or config.get("euler_at_final", False) or levels.noise[-1] == 0:
+    settings = scheduler_settings(config)
+    few = settings.flag("lower_order_final", True) and len(h) < 15
+    if few or settings.flag("euler_at_final", False) or levels.noise[-1] == 0:
         extrapolation[-1] = 0
     return extrapolation
 

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ti_flax.models import attention, layers
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.json_settings import Settings
+
+_INSTEAD = "use a Stable Diffusion 1.x, 2.x or SDXL model"
 
 
 class ClipTextConfig(NamedTuple):
@@ -23,35 +25,31 @@ class ClipTextConfig(NamedTuple):
     layer_norm_eps: float
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> "ClipTextConfig":
-        """Reads `text_encoder/config.json`.
+    def from_json(
+        cls, config: Mapping[str, Any], part: str = "text_encoder"
+    ) -> "ClipTextConfig":
+        """Reads the config.json of a text encoder, the folder `part`.
 
         Raises `UserError` for another architecture than CLIP's text model.
         """
+        settings = Settings(part, config, _INSTEAD)
+        settings.fixed({"model_type": "clip_text_model"})
         # The defaults of transformers' CLIPTextConfig, which may omit them on saving.
-        defaults = {
-            "vocab_size": 49408,
-            "hidden_size": 512,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 8,
-            "max_position_embeddings": 77,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        }
-        family = config.get("model_type", "clip_text_model")
-        if family != "clip_text_model":
-            raise UserError(
-                f"text_encoder: expected a clip_text_model, found {family!r}; use a "
-                "Stable Diffusion 1.x or 2.x model"
-            )
-        fields = cls(**{key: config.get(key, value) for key, value in defaults.items()})
-        if fields.hidden_act not in layers.ACTIVATIONS:
-            raise UserError(
-                f"text_encoder: unknown hidden_act {fields.hidden_act!r}; expected one "
-                f"of {', '.join(layers.ACTIVATIONS)}"
-            )
-        return fields
+        read = cls(
+            vocab_size=settings.integer("vocab_size", 1, 2**20, 49408),
+            hidden_size=settings.integer("hidden_size", 1, 16384, 512),
+            intermediate_size=settings.integer("intermediate_size", 1, 65536, 2048),
+            num_hidden_layers=settings.integer("num_hidden_layers", 1, 128, 12),
+            num_attention_heads=settings.integer("num_attention_heads", 1, 1024, 8),
+            max_position_embeddings=settings.integer(
+                "max_position_embeddings", 3, 4096, 77
+            ),
+            hidden_act=settings.choice("hidden_act", layers.ACTIVATIONS, "quick_gelu"),
+            layer_norm_eps=settings.number("layer_norm_eps", 0, 1, 1e-5),
+        )
+        heads = read.num_attention_heads
+        settings.divides("num_attention_heads", heads, (read.hidden_size,))
+        return read
 
 
 class TokenEmbedding(nn.Module):

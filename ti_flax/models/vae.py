@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ti_flax.models import attention, layers
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.json_settings import Settings
 
 _EPS = 1e-6
 _FIXED = {
@@ -21,6 +21,7 @@ _FIXED = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
+_INSTEAD = "use the AutoencoderKL of a Stable Diffusion 1.x or 2.x model"
 
 
 class VaeConfig(NamedTuple):
@@ -38,24 +39,25 @@ class VaeConfig(NamedTuple):
 
         Raises `UserError` for a setting outside Stable Diffusion 1.x and 2.x.
         """
-        blocks = {*config["down_block_types"], *config["up_block_types"]}
-        unknown = blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"}
-        other = [k for k, v in _FIXED.items() if config.get(k, v) != v]
-        if unknown or other:
-            raise UserError(
-                f"vae: unsupported {', '.join(sorted(unknown) + other)}; use the VAE "
-                "of a Stable Diffusion 1.x or 2.x model"
-            )
-        return cls(
-            in_channels=config.get("in_channels", 3),
-            out_channels=config.get("out_channels", 3),
-            block_out_channels=tuple(config["block_out_channels"]),
-            layers_per_block=config.get("layers_per_block", 1),
-            latent_channels=config.get("latent_channels", 4),
-            norm_num_groups=config.get("norm_num_groups", 32),
+        settings = Settings("vae", config, _INSTEAD)
+        settings.of_class("AutoencoderKL")
+        settings.fixed(_FIXED)
+        widths = settings.integers("block_out_channels", 1, 8192)
+        settings.choices("down_block_types", ("DownEncoderBlock2D",), len(widths))
+        settings.choices("up_block_types", ("UpDecoderBlock2D",), len(widths))
+        read = cls(
+            # Pictures are red, green and blue.
+            in_channels=settings.integer("in_channels", 3, 3, 3),
+            out_channels=settings.integer("out_channels", 3, 3, 3),
+            block_out_channels=widths,
+            layers_per_block=settings.integer("layers_per_block", 1, 16, 1),
+            latent_channels=settings.integer("latent_channels", 1, 64, 4),
+            norm_num_groups=settings.integer("norm_num_groups", 1, 1024, 32),
             # Files written before diffusers 0.10 lack it; they are all SD 1.x.
-            scaling_factor=config.get("scaling_factor", 0.18215),
+            scaling_factor=settings.number("scaling_factor", 1e-6, 1e6, 0.18215),
         )
+        settings.divides("norm_num_groups", read.norm_num_groups, widths)
+        return read
 
     @property
     def downscale(self) -> int:

@@ -1,5 +1,6 @@
 """What a user did wrong, told in one line; and a run that was asked to stop."""
 
+import reprlib
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,10 @@ USAGE_EXIT_CODE = 2
 AGAIN_EXIT_CODE = 75
 # Characters of another library's text: four lines of a terminal.
 _LONGEST_QUOTE = 320
+# Of a value out of a stranger's file: letters, entries and levels that are shown.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 2
 
 
 class UserError(Exception):
@@ -41,6 +46,11 @@ def one_line(told: BaseException | str) -> str:
     if len(text) > _LONGEST_QUOTE:
         text = text[: _LONGEST_QUOTE - 3] + "..."
     return text
+
+
+def shown(value: object) -> str:
+    """A value out of a stranger's file, as Python writes it: escaped and cut."""
+    return one_line(_SHORT.repr(value))
 
 
 def run(main: Callable[[], None]) -> None:
