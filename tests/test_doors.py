@@ -57,7 +57,7 @@ CALLS = [
     (["verify", "--modle", "m"], 2, "'--modle'; did you mean --model?"),
     (["random_model", "--help"], 0, "FOLDER"),
     (["random_model", "sd15"], 2, "required: FOLDER"),
-    (["random_model", "sd16", "m"], 2, "shape: expected 'sd15', 'sd21' or 'tiny', fou"),
+    (["random_model", "sd16", "m"], 2, "shape: expected 'sd15', 'sd21', 'sdxl',"),
     (["random_model", "sd15", "m", "--sead=3"], 2, "did you mean --seed?"),
     (["__main__"], 0, "python -m ti_flax.train "),
     (["__main__", "train"], 2, "that command is python -m ti_flax.train"),

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ti_flax.models import attention, base_model, stable_diffusion
+from ti_flax.models import attention, base_model, families
 from ti_flax.models.known import Configs
 from ti_flax.models.sources import DiffusersFolder
 from ti_flax.step import train_step
@@ -22,7 +22,7 @@ def make_model(
     configs: Configs, dtype: Any, plan: attention.Plan
 ) -> base_model.BaseModel:
     """The networks that `configs` describe; there is no folder to load them from."""
-    family = stable_diffusion.make_family(configs, dtype, plan)
+    family = families.make_family(configs, dtype, plan)
     return base_model.BaseModel(family, DiffusersFolder(Path()), configs["scheduler"])
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ti_flax.benchmarks import random_run, work
 from ti_flax.benchmarks.keys import StepKeys, WorkKeys
 from ti_flax.models import attention as attention_plans
-from ti_flax.models import clip_text, unet, vae
+from ti_flax.models import clip_text, unet_config, vae
 from ti_flax.models.random_params import constant_or_std
 from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import profile, sharding
@@ -110,7 +110,11 @@ def transformer(p: Tree, x: Tensor, context: Tensor, heads: int, groups: int) ->
 
 
 def predict(
-    p: Tree, x: Tensor, timesteps: Tensor, context: Tensor, config: unet.UNetConfig
+    p: Tree,
+    x: Tensor,
+    timesteps: Tensor,
+    context: Tensor,
+    config: unet_config.UNetConfig,
 ) -> Tensor:
     """The UNet."""
     groups, eps = config.norm_num_groups, config.norm_eps

@@ -99,10 +99,11 @@ def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:
     makings = _makings(keys, recipe, scheduler, words)
 
     _log.info("reading %s", model.folder)
+    size = makings[0].height, makings[0].width
     wanted = sampling.Wanted(
         prompts=np.repeat(np.arange(len(keys.prompt)), keys.num_images),
         seeds=np.array([making.seed for making in makings], np.uint32),
-        told=_encode(model, ids, words, (makings[0].height, makings[0].width), mesh),
+        told=_encode(model, ids, words, size, mesh, not keys.negative_prompt),
     )
     params = {
         part.name: model.load(part.name, sharding.replicated(mesh))
@@ -255,6 +256,7 @@ def _encode(
     words: Words,
     size: tuple[int, int],
     mesh: jax.sharding.Mesh,
+    last_is_empty: bool,
 ) -> Conditioning:
     """What is told of prompts; the text encoders are gone from memory afterwards."""
     rows, params = {}, {}
@@ -263,14 +265,14 @@ def _encode(
         learned = [word[encoder.name] for word in words.values()]
         rows[encoder.name] = np.concatenate([no_rows, *learned])
         params[encoder.name] = model.load(encoder.name, sharding.replicated(mesh))
-    return sampling.encode_prompts(params, ids, rows, model.family, size)
+    return sampling.encode_prompts(params, ids, rows, model.family, size, last_is_empty)
 
 
 def _latent_shape(keys: GenerateKeys, family: Family) -> tuple[int, int, int]:
     downscale = family.downscale
     sides = []
-    for key in ("height", "width"):
-        pixels = getattr(keys, key) or family.sample_size * downscale
+    for key, trained in zip(("height", "width"), family.sample_size, strict=True):
+        pixels = getattr(keys, key) or trained * downscale
         if pixels % downscale:
             nearest = downscale * math.ceil(pixels / downscale)
             raise UserError(

@@ -107,7 +107,9 @@ class Previews:
             else (self._ids, self.prompts)
         )
         family, pixels = self._recipe.family, self._config.resolution
-        told = sampling.encode_prompts(params, ids, rows, family, (pixels, pixels))
+        told = sampling.encode_prompts(
+            params, ids, rows, family, (pixels, pixels), last_is_empty=True
+        )
         count = len(self._seeds)
         wanted = sampling.Wanted(
             prompts=np.repeat(np.arange(len(prompts)), count),

@@ -103,11 +103,13 @@ def encode_prompts(
     rows: Mapping[str, Float32[Array | np.ndarray, "K D"]],
     family: Family,
     size: tuple[int, int],
+    last_is_empty: bool = False,
 ) -> Conditioning:
     """What the denoiser is told of P prompts that all see the same learned rows.
 
     `params` are those of the text encoders, `size` is (height, width) of the images in
-    pixels. The arrays lie in host memory.
+    pixels; `last_is_empty` where the last prompt, the negative one, has no text. The
+    arrays lie in host memory.
     """
     count = len(next(iter(ids.values())))
     sizes = np.tile(np.array([*size, 0, 0, *size], np.int32), (count, 1))
@@ -119,7 +121,13 @@ def encode_prompts(
         text_encoders=family.text_encoders,
         condition=family.condition,
     )
-    return jax.tree.map(sharding.whole, encoded)
+    told = jax.tree.map(sharding.whole, encoded)
+    if not last_is_empty or family.tell_nothing is None:
+        return told
+    nothing = family.tell_nothing(_pick(told, slice(-1, None)))
+    return jax.tree.map(
+        lambda all_, last: np.concatenate([all_[:-1], last]), told, nothing
+    )
 
 
 # Statics that compare by value: a model that is opened again compiles nothing.

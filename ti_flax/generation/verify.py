@@ -182,13 +182,14 @@ def _compare_text(
     meant = _ours_for(their_ids, added, vocab_size)
     with torch.no_grad():
         theirs = pipeline.text_encoder(torch.tensor(their_ids))[0].numpy()
-    name, side = encoder.name, model.family.sample_size * model.family.downscale
+    name, family = encoder.name, model.family
+    height, width = (side * family.downscale for side in family.sample_size)
     [ours] = sampling.encode_prompts(
         {name: model.load(name)},
         {name: our_ids},
         learned.rows,
         model.family,
-        (side, side),
+        (height, width),
     )
     difference = float(np.abs(ours - theirs).max())
     return [
@@ -236,10 +237,8 @@ def _compare_pictures(
 
     from ti_flax.generation import generate, sampling
 
-    side, channels = model.family.sample_size, model.family.latent_channels
-    noise = sampling.draw_noise(
-        np.array([keys.seed], np.uint32), (side, side, channels)
-    )
+    shape = (*model.family.sample_size, model.family.latent_channels)
+    noise = sampling.draw_noise(np.array([keys.seed], np.uint32), shape)
     theirs = pipeline(
         keys.prompt,
         num_inference_steps=keys.steps,

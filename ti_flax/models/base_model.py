@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ti_flax.models import attention, stable_diffusion
+from ti_flax.models import attention, families
 from ti_flax.models.family import Family
 from ti_flax.models.sources import DiffusersFolder, find_folder
 from ti_flax.models.torch_params import Layout, Params, load_params
@@ -73,8 +73,8 @@ def open_model(
     """
     folder = find_folder(name_or_path, revision, variant, download_weights)
     source = DiffusersFolder(folder, variant)
-    configs = {
-        part: source.config(part) for part in (*stable_diffusion.PARTS, "scheduler")
-    }
-    family = stable_diffusion.make_family(configs, dtype, plan)
+    net = source.config("unet")
+    named = (*families.parts(net), "scheduler", "model_index")
+    configs = {part: source.config(part) for part in named}
+    family = families.make_family(configs, dtype, plan)
     return BaseModel(family, source, configs["scheduler"])

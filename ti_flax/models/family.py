@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -51,15 +52,31 @@ class Part(NamedTuple):
 
 
 class LatentScale(NamedTuple):
-    """Latents as the denoiser sees them: those of the autoencoder times `factor`."""
+    """Latents as the denoiser sees them: those of the autoencoder times `factor`.
+
+    With `mean` and `std`, one a channel, (z - mean) / std times `factor` (Playground
+    v2.5, arXiv 2402.17245).
+    """
 
     factor: float
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def to_denoiser(self, z: Array) -> Array:
+        if self.mean:
+            z = (z - _channels(self.mean, z)) / _channels(self.std, z)
         return z * self.factor
 
     def to_autoencoder(self, latents: Array) -> Array:
-        return latents / self.factor
+        z = latents / self.factor
+        if self.mean:
+            z = z * _channels(self.std, z) + _channels(self.mean, z)
+        return z
+
+
+def _channels(values: tuple[float, ...], like: Array) -> Array:
+    """A value for each of the channels, which are the last axis of `like`."""
+    return jnp.array(values).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def encode_text(
@@ -92,13 +109,15 @@ class Family:
     # Of the autoencoder's params, those that decode.
     decoder_params: tuple[str, ...]
     condition: Condition
+    # What is told instead of a prompt without text; None: such a prompt is encoded.
+    tell_nothing: Callable[[Conditioning], Conditioning] | None = None
     process: Ddpm
     scale: LatentScale
     # (moments [..., 2c], noise [..., c]) to latents of the autoencoder.
     sample_posterior: Callable[[Array, Array], Array]
     latent_channels: int  # c
     downscale: int  # pixels along a latent
-    sample_size: int  # side of the latents that it was trained on
+    sample_size: tuple[int, int]  # height, width of the latents it was trained on
     # The class of diffusers' pipeline, and {part: (library, class)} in it.
     pipeline: str
     classes: Mapping[str, tuple[str, str]]

@@ -136,4 +136,79 @@ TINY: Configs = {
     "scheduler": _scheduler(),
 }
 
-SHAPES = {"sd15": SD15, "sd21": SD21, "tiny": TINY}
+_XL_UNET = {
+    "addition_embed_type": "text_time",
+    "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    "use_linear_projection": True,
+}
+_XL_SCHEDULER = _scheduler(
+    _class_name="EulerDiscreteScheduler", timestep_spacing="leading"
+)
+_XL_INDEX = {"force_zeros_for_empty_prompt": True}
+
+
+def _text_encoder_2(**settings: Any) -> dict[str, Any]:
+    return _text_encoder(
+        architectures=["CLIPTextModelWithProjection"], hidden_act="gelu", **settings
+    )
+
+
+SDXL: Configs = {
+    "text_encoder": SD15["text_encoder"],
+    "text_encoder_2": _text_encoder_2(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_attention_heads=20,
+        num_hidden_layers=32,
+        projection_dim=1280,
+    ),
+    "unet": _unet(
+        **_XL_UNET,
+        addition_time_embed_dim=256,
+        attention_head_dim=[5, 10, 20],
+        block_out_channels=[320, 640, 1280],
+        cross_attention_dim=2048,
+        projection_class_embeddings_input_dim=1280 + 6 * 256,
+        sample_size=128,
+        transformer_layers_per_block=[1, 2, 10],
+    ),
+    "vae": _vae(sample_size=1024, scaling_factor=0.13025, force_upcast=True),
+    "scheduler": _XL_SCHEDULER,
+    "model_index": _XL_INDEX,
+}
+
+TINY_XL: Configs = {
+    "text_encoder": TINY["text_encoder"],
+    "text_encoder_2": _text_encoder_2(
+        vocab_size=514,
+        hidden_size=48,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        projection_dim=24,
+    ),
+    "unet": _unet(
+        **_XL_UNET,
+        addition_time_embed_dim=8,
+        attention_head_dim=[1, 2, 4],
+        block_out_channels=[16, 16, 32],
+        cross_attention_dim=32 + 48,
+        layers_per_block=1,
+        norm_num_groups=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+        sample_size=16,
+        transformer_layers_per_block=[1, 1, 2],
+    ),
+    "vae": {**TINY["vae"], "scaling_factor": 0.13025},
+    "scheduler": _XL_SCHEDULER,
+    "model_index": _XL_INDEX,
+}
+
+SHAPES = {
+    "sd15": SD15,
+    "sd21": SD21,
+    "sdxl": SDXL,
+    "tiny": TINY,
+    "tiny_sdxl": TINY_XL,
+}

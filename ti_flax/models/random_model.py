@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ti_flax.models import known, stable_diffusion
+from ti_flax.models import families, known
 from ti_flax.models.random_params import random_params
 from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
@@ -20,15 +20,17 @@ _log = logging.getLogger(__name__)
 def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
     """Writes a folder in diffusers' layout: float32 weights of `shape`, a tokenizer."""
     configs = known.SHAPES[shape]
-    family = stable_diffusion.make_family(configs)
+    family = families.make_family(configs)
     for part in family.parts:
         params = random_params(configs, part, seed)
         save_params(folder / part, configs[part], params, np.dtype(np.float32))
     atomic.write_json(
         folder / "scheduler" / "scheduler_config.json", configs["scheduler"]
     )
-    _write_tokenizer(folder / "tokenizer")
+    for encoder in family.text_encoders:
+        write_tokenizer(folder / encoder.tokenizer)
     index = {
+        **configs.get("model_index", {}),
         **family.model_index(configs["scheduler"]["_class_name"]),
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
@@ -46,8 +48,11 @@ def byte_symbols() -> list[str]:
     return [symbols[byte] for byte in [*printable, *others]]
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """CLIP's byte-level tokenizer without a single merge: every letter is a token."""
+def write_tokenizer(folder: Path) -> None:
+    """CLIP's byte-level tokenizer without a single merge: every letter is a token.
+
+    The second of SDXL pads with "!", whose id is 0; others with the end of text.
+    """
     symbols = byte_symbols()
     vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
@@ -58,7 +63,7 @@ def _write_tokenizer(folder: Path) -> None:
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        "pad_token": "!" if folder.name == "tokenizer_2" else "<|endoftext|>",
     }
     atomic.write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey
 
-from ti_flax.models import stable_diffusion
+from ti_flax.models import families
 from ti_flax.models.known import Configs
 from ti_flax.models.torch_params import Params, param_shapes
 
@@ -33,7 +33,7 @@ def constant_or_std(
 
 def random_params(configs: Configs, part: str, seed: int = 0) -> Params:
     """Random float32 params of one network, as numpy arrays."""
-    module = stable_diffusion.make_family(configs).parts[part]
+    module = families.make_family(configs).parts[part]
     generator = np.random.default_rng(seed)
 
     def draw(path: tuple[DictKey, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:

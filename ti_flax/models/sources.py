@@ -49,6 +49,10 @@ class DiffusersFolder(NamedTuple):
     variant: str | None = None
 
     def config(self, part: str) -> Mapping[str, Any]:
+        if part == "model_index":
+            # An SDXL folder put together by hand may lack it.
+            path = self.folder / "model_index.json"
+            return read_json(path) if path.exists() else {}
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return read_json(self.folder / part / name)
 
@@ -83,6 +87,7 @@ class DiffusersFolder(NamedTuple):
 
 STEMS = {
     "text_encoder": "model",
+    "text_encoder_2": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
@@ -101,7 +106,7 @@ def find_folder(
     holds is not fetched again, and without a network the cache alone serves.
     """
     suffix = f".{variant}" if variant else ""
-    patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*"]
+    patterns = ["model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*"]
     for component, stem in STEMS.items():
         patterns.append(f"{component}/config.json")
         if not download_weights:

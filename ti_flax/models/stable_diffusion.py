@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ti_flax.diffusion.process import Ddpm
-from ti_flax.models import attention, clip_text, unet, vae
+from ti_flax.models import attention, clip_text, unet, unet_config, vae
 from ti_flax.models.family import Conditioning, Family, LatentScale, Part, TextEncoder
 from ti_flax.runtime.errors import UserError
 
@@ -34,9 +34,10 @@ def make_family(
 
     Raises `UserError` for configurations of another family.
     """
-    text = clip_text.ClipText(_parse(configs, "text_encoder", clip_text.ClipTextConfig))
-    net = unet.UNet(_parse(configs, "unet", unet.UNetConfig), dtype, plan)
-    auto = vae.Vae(_parse(configs, "vae", vae.VaeConfig))
+    text_config = clip_text.ClipTextConfig.from_json(configs["text_encoder"])
+    text = clip_text.ClipText(text_config)
+    net = unet.UNet(unet_config.UNetConfig.from_json(configs["unet"]), dtype, plan)
+    auto = vae.Vae(vae.VaeConfig.from_json(configs["vae"]))
     _check_fit(text.config, net.config, auto.config)
     return Family(
         name="sd",
@@ -59,8 +60,7 @@ def make_family(
         sample_posterior=vae.sample_posterior,
         latent_channels=auto.config.latent_channels,
         downscale=auto.config.downscale,
-        # Stable Diffusion 1.x, whose oldest files lack it, was trained on 64.
-        sample_size=configs["unet"].get("sample_size") or 64,
+        sample_size=unet_config.read_sample_size(configs["unet"]),
         pipeline="StableDiffusionPipeline",
         classes={
             "text_encoder": ("transformers", "CLIPTextModel"),
@@ -71,20 +71,8 @@ def make_family(
     )
 
 
-def _parse(
-    configs: Mapping[str, Mapping[str, Any]], part: str, config_class: type
-) -> Any:
-    try:
-        return config_class.from_json(configs[part])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{part}: config.json is incomplete or damaged ({error!r}); "
-            "download the model again"
-        ) from error
-
-
 def _check_fit(
-    text: clip_text.ClipTextConfig, net: unet.UNetConfig, auto: vae.VaeConfig
+    text: clip_text.ClipTextConfig, net: unet_config.UNetConfig, auto: vae.VaeConfig
 ) -> None:
     if net.cross_attention_dim != text.hidden_size:
         raise UserError(

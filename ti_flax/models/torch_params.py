@@ -25,8 +25,10 @@ _LISTS = (
     "|up_blocks|upsamplers"
 )
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-# The text encoder's keys have it in all files before transformers 5.6.
+# A text encoder's keys have it in all files before transformers 5.6, but for the
+# projection of the pooled text.
 _TEXT_PREFIX = "text_model."
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 # In files of old transformers; the positions are 0, 1, 2... in every model.
 _BUFFERS = {"embeddings.position_ids"}
 # VAE attention before diffusers 0.12 had names of its own.
@@ -78,9 +80,8 @@ def save_params(
     folder: Path, config: Mapping[str, Any], params: Params, dtype: DTypeLike
 ) -> None:
     """Writes config.json and safetensors as diffusers and transformers would."""
-    prefix = _TEXT_PREFIX if folder.name == "text_encoder" else ""
     tensors = {
-        prefix + torch_key(path): np.ascontiguousarray(
+        _published_key(folder.name, torch_key(path)): np.ascontiguousarray(
             np.asarray(leaf).transpose(np.argsort(_from_torch(path, leaf))), dtype
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -89,6 +90,12 @@ def save_params(
     with atomic.atomic_path(folder / f"{STEMS[folder.name]}.safetensors") as path:
         # transformers refuses a file that does not say which framework wrote it.
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _published_key(part: str, key: str) -> str:
+    """The key as files have it that every program reads."""
+    inside = part in _TEXT_ENCODERS and not key.startswith("text_projection")
+    return _TEXT_PREFIX + key if inside else key
 
 
 def torch_key(path: tuple[DictKey, ...]) -> str:
@@ -144,7 +151,7 @@ def _match(part: str, tensors: Iterable[Tensor], shapes: Params) -> dict[str, Te
 
 def _modern_key(part: str, key: str) -> str:
     """The key as the newest diffusers and transformers write it, without prefix."""
-    if part == "text_encoder":
+    if part in _TEXT_ENCODERS:
         return key.removeprefix(_TEXT_PREFIX)
     if part == "vae" and ".attentions." in key:
         for old, new in _OLD_VAE_ATTENTION.items():

@@ -1,108 +1,13 @@
-"""UNet2DConditionModel of Stable Diffusion 1.x and 2.x (Rombach et al. 2022)."""
-
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+"""UNet2DConditionModel of Stable Diffusion and SDXL (Rombach et al. 2022)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Int, Real
 
 from ti_flax.models import attention, layers
-from ti_flax.runtime.errors import UserError
-
-# Settings that Stable Diffusion 1.x and 2.x leave at one value. Another value means
-# another family (SDXL, inpainting with masks, class-conditional...), not a variation.
-_FIXED = {
-    "act_fn": "silu",
-    "addition_embed_type": None,
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "resnet_time_scale_shift": "default",
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-    "transformer_layers_per_block": 1,
-}
-_DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-_UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
-
-
-class UNetConfig(NamedTuple):
-    in_channels: int
-    out_channels: int
-    block_out_channels: tuple[int, ...]
-    down_attention: tuple[bool, ...]
-    up_attention: tuple[bool, ...]
-    heads: tuple[int, ...]
-    layers_per_block: int
-    cross_attention_dim: int
-    norm_num_groups: int
-    norm_eps: float
-    use_linear_projection: bool
-    flip_sin_to_cos: bool
-    freq_shift: int
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> "UNetConfig":
-        """Reads `unet/config.json`.
-
-        Raises `UserError` for a setting outside Stable Diffusion 1.x and 2.x.
-        """
-        for key, value in _FIXED.items():
-            if config.get(key, value) != value:
-                raise UserError(
-                    f"unet: {key} is {config[key]!r}, supported is {value!r}; use a "
-                    "Stable Diffusion 1.x or 2.x model"
-                )
-        widths = tuple(config["block_out_channels"])
-        # attention_head_dim is the NUMBER of heads in these files (diffusers#2011).
-        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-        if isinstance(heads, int):
-            heads = (heads,) * len(widths)
-        down, up = config["down_block_types"], config["up_block_types"]
-        if not len(widths) == len(heads) == len(down) == len(up):
-            raise UserError(
-                "unet: expected as many down_block_types, up_block_types and heads as "
-                f"block_out_channels, found {len(down)}, {len(up)} and {len(heads)} "
-                f"for {len(widths)}; download the model again"
-            )
-        return cls(
-            in_channels=config.get("in_channels", 4),
-            out_channels=config.get("out_channels", 4),
-            block_out_channels=widths,
-            down_attention=_attention(down, _DOWN),
-            up_attention=_attention(up, _UP),
-            heads=tuple(heads),
-            layers_per_block=config.get("layers_per_block", 2),
-            cross_attention_dim=config["cross_attention_dim"],
-            norm_num_groups=config.get("norm_num_groups", 32),
-            norm_eps=config.get("norm_eps", 1e-5),
-            use_linear_projection=config.get("use_linear_projection", False),
-            flip_sin_to_cos=config.get("flip_sin_to_cos", True),
-            freq_shift=config.get("freq_shift", 0),
-        )
-
-
-def _attention(types: list[str], known: Mapping[str, bool]) -> tuple[bool, ...]:
-    for block in types:
-        if block not in known:
-            raise UserError(
-                f"unet: unknown block {block!r}; expected {' or '.join(known)}"
-            )
-    return tuple(known[block] for block in types)
+from ti_flax.models.unet_config import UNetConfig
 
 
 def timestep_embedding(
@@ -175,19 +80,23 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Pixels as tokens; diffusers' `Transformer2DModel` with one block."""
+    """Pixels as tokens; diffusers' `Transformer2DModel` with `depth` blocks."""
 
     heads: int
+    depth: int
     groups: int
     linear: bool
     dtype: DTypeLike
     plan: attention.Plan
+    # Compute each block again in the backward pass.
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B h w C"], context: Float[Array, "B L D"]
     ) -> Float[Array, "B h w C"]:
         b, h, w, c = x.shape
+        block = nn.remat(TransformerBlock) if self.remat else TransformerBlock
 
         def project(name: str, y: Array) -> Array:
             if self.linear:
@@ -196,16 +105,17 @@ class Transformer(nn.Module):
 
         y = layers.group_norm(self.groups, 1e-6, "norm", self.dtype)(x)
         y = project("proj_in", y).reshape(b, h * w, c)
-        y = TransformerBlock(
-            self.heads, self.dtype, self.plan, name="transformer_blocks_0"
-        )(y, context)
+        for i in range(self.depth):
+            name = f"transformer_blocks_{i}"
+            y = block(self.heads, self.dtype, self.plan, name=name)(y, context)
         return x + project("proj_out", y.reshape(b, h, w, c))
 
 
 class UNet(nn.Module):
     """Noisy latents, timesteps and context to the model's prediction.
 
-    Training draws whole timesteps; samplers may ask between them.
+    Training draws whole timesteps; samplers may ask between them. SDXL is also told
+    the pooled text and the six sizes of a picture (Podell et al. 2023, section 2.2).
     """
 
     config: UNetConfig
@@ -214,15 +124,19 @@ class UNet(nn.Module):
     # Compute what is inside a residual or transformer block again in the backward pass.
     remat: bool = False
 
-    def example_inputs(self) -> tuple[Array, Array, Array]:
+    def example_inputs(self) -> tuple[Array, ...]:
         """Arguments of `init`: the smallest latents that pass every level."""
         config = self.config
         side = 2 ** len(config.block_out_channels)
-        return (
+        inputs = (
             jnp.zeros((1, side, side, config.in_channels)),
             jnp.zeros((1,), jnp.int32),
             jnp.zeros((1, 1, config.cross_attention_dim)),
         )
+        if config.size_width is None:
+            return inputs
+        pooled = jnp.zeros((1, config.added_width - 6 * config.size_width))
+        return *inputs, pooled, jnp.zeros((1, 6), jnp.int32)
 
     @nn.compact
     def __call__(
@@ -230,9 +144,13 @@ class UNet(nn.Module):
         x_t: Float[Array, "B h w C"],
         timesteps: Real[Array, "B"],
         context: Float[Array, "B L D"],
-    ) -> Float[Array, "B h w C"]:
+        pooled: Float[Array, "B P"] | None = None,
+        sizes: Int[Array, "B 6"] | None = None,
+    ) -> Float[Array, "B h w out"]:
         config, dtype = self.config, self.dtype
         context, embedding = context.astype(dtype), self._embed(timesteps)
+        if pooled is not None and sizes is not None:
+            embedding += self._embed_picture(pooled, sizes)
         x = layers.conv(config.block_out_channels[0], 3, "conv_in", dtype)(
             x_t.astype(dtype)
         )
@@ -243,7 +161,7 @@ class UNet(nn.Module):
                 config,
                 width,
                 config.heads[i],
-                attention=config.down_attention[i],
+                depths=config.down_depths[i],
                 downsample=i < last,
                 dtype=dtype,
                 plan=self.plan,
@@ -251,15 +169,17 @@ class UNet(nn.Module):
                 name=f"down_blocks_{i}",
             )(x, embedding, context)
             skips += outputs
-        x = MidBlock(
-            config,
-            config.block_out_channels[-1],
-            config.heads[-1],
-            dtype=dtype,
-            plan=self.plan,
-            remat=self.remat,
-            name="mid_block",
-        )(x, embedding, context)
+        if config.mid_depth is not None:
+            x = MidBlock(
+                config,
+                config.block_out_channels[-1],
+                config.heads[-1],
+                depths=(config.mid_depth,),
+                dtype=dtype,
+                plan=self.plan,
+                remat=self.remat,
+                name="mid_block",
+            )(x, embedding, context)
         for i, width in enumerate(reversed(config.block_out_channels)):
             depth = config.layers_per_block + 1
             skips, own = skips[:-depth], skips[-depth:]
@@ -267,7 +187,7 @@ class UNet(nn.Module):
                 config,
                 width,
                 config.heads[last - i],
-                attention=config.up_attention[i],
+                depths=config.up_depths[i],
                 # The next skip has the size to return to: half of an odd one is lossy.
                 upsample_to=skips[-1].shape[1:3] if i < last else None,
                 dtype=dtype,
@@ -288,6 +208,21 @@ class UNet(nn.Module):
         mlp = TimestepMlp(4 * width, self.dtype, name="time_embedding")
         return mlp(waves.astype(self.dtype))
 
+    def _embed_picture(
+        self, pooled: Float[Array, "B P"], sizes: Int[Array, "B 6"]
+    ) -> Float[Array, "B E"]:
+        config = self.config
+        # Above 256, bfloat16 has no odd numbers: sinusoids are float32.
+        waves = timestep_embedding(
+            sizes.reshape(-1),
+            config.size_width,
+            config.flip_sin_to_cos,
+            config.freq_shift,
+        ).reshape(len(sizes), -1)
+        both = jnp.concatenate([pooled, waves], axis=-1).astype(self.dtype)
+        width = config.block_out_channels[0]
+        return TimestepMlp(4 * width, self.dtype, name="add_embedding")(both)
+
 
 class Block(nn.Module):
     """What down, middle and up blocks have in common."""
@@ -295,6 +230,8 @@ class Block(nn.Module):
     config: UNetConfig
     width: int
     heads: int
+    # Transformer blocks after each residual block; 0: no attention.
+    depths: tuple[int, ...]
     dtype: DTypeLike
     plan: attention.Plan
     remat: bool
@@ -308,22 +245,30 @@ class Block(nn.Module):
             name=f"resnets_{i}",
         )
 
-    def transformer(self, i: int) -> Transformer:
-        return self._kind(Transformer)(
+    def attend(self, i: int, x: Array, context: Array) -> Array:
+        """`x` after the transformer that follows residual block `i`, if one does."""
+        depth = self.depths[i]
+        if depth == 0:
+            return x
+        # A single block is computed again with what surrounds it, of many each alone.
+        kind = self._kind(Transformer) if depth == 1 else Transformer
+        transformer = kind(
             self.heads,
+            depth,
             self.config.norm_num_groups,
             self.config.use_linear_projection,
             self.dtype,
             self.plan,
+            remat=self.remat and depth > 1,
             name=f"attentions_{i}",
         )
+        return transformer(x, context)
 
     def _kind(self, block: type[nn.Module]) -> type[nn.Module]:
         return nn.remat(block) if self.remat else block
 
 
 class DownBlock(Block):
-    attention: bool = True
     downsample: bool = True
 
     @nn.compact
@@ -332,9 +277,7 @@ class DownBlock(Block):
     ) -> tuple[Array, list[Array]]:
         outputs = []
         for i in range(self.config.layers_per_block):
-            x = self.resnet(i)(x, embedding)
-            if self.attention:
-                x = self.transformer(i)(x, context)
+            x = self.attend(i, self.resnet(i)(x, embedding), context)
             outputs.append(x)
         if self.downsample:
             x = layers.Downsample((1, 1), self.dtype, name="downsamplers_0")(x)
@@ -346,12 +289,12 @@ class MidBlock(Block):
     @nn.compact
     def __call__(self, x: Array, embedding: Array, context: Array) -> Array:
         x = self.resnet(0)(x, embedding)
-        x = self.transformer(0)(x, context)
-        return self.resnet(1)(x, embedding)
+        if self.depths == (0,):
+            return x
+        return self.resnet(1)(self.attend(0, x, context), embedding)
 
 
 class UpBlock(Block):
-    attention: bool = True
     upsample_to: tuple[int, int] | None = None
 
     @nn.compact
@@ -361,9 +304,7 @@ class UpBlock(Block):
         """Joins one skip connection a layer, the last of them first."""
         for i, skip in enumerate(reversed(skips)):
             x = jnp.concatenate([x, skip], axis=-1)
-            x = self.resnet(i)(x, embedding)
-            if self.attention:
-                x = self.transformer(i)(x, context)
+            x = self.attend(i, self.resnet(i)(x, embedding), context)
         if self.upsample_to is not None:
             x = layers.Upsample(self.dtype, name="upsamplers_0")(x, self.upsample_to)
         return x

@@ -66,7 +66,7 @@ class Settings:
         counts: Sequence[int],
         default: int | None = None,
     ) -> tuple[tuple[int, ...], ...]:
-        """`counts[i]` whole numbers in [low, high] for block i, listed or one for all."""
+        """`counts[i]` numbers in [low, high] for block i, listed or one for all."""
         value = self._get(key, default)
         if not isinstance(value, list | tuple):
             value = [value] * len(counts)

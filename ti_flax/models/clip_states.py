@@ -1,0 +1,80 @@
+"""CLIP's text encoder as SDXL reads it (Podell et al. 2023, section 2.1).
+
+The context is the output of the last layer but one, without the final layer norm; the
+pooled text is the last layer's, normed and projected, at the end of the prompt.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ti_flax.models.clip_text import ClipTextConfig, Embeddings, Layer
+
+
+class TextStates(NamedTuple):
+    """What SDXL reads of a text encoder; `pooled` is None where it has none."""
+
+    hidden: Float[Array, "B L D"]
+    pooled: Float[Array, "B P"] | None
+
+
+class _Encoder(nn.Module):
+    """All layers: the output of the last but one, and of the last."""
+
+    config: ClipTextConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        before = x
+        for i in range(self.config.num_hidden_layers):
+            before, x = x, Layer(self.config, name=f"layers_{i}")(x)
+        return before, x
+
+
+class ClipStates(nn.Module):
+    """Token ids and learned rows to hidden states and, with `projected`, pooled text.
+
+    `eos` is the id of the end of a prompt; None: the highest of the vocabulary that it
+    has, as in files of before transformers 4.30. `rows` are as in `ClipText`. What is
+    not asked for (CLIP-L's last layer) is in the weights and not computed. Float32.
+    """
+
+    config: ClipTextConfig
+    projected: int | None = None
+    eos: int | None = None
+
+    def example_inputs(self) -> tuple[Array, Array]:
+        """Arguments of `init`: a prompt without learned rows."""
+        rows = jnp.zeros((1, 0, self.config.hidden_size))
+        return jnp.zeros((1, self.config.max_position_embeddings), jnp.int32), rows
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
+    ) -> TextStates:
+        x = Embeddings(self.config, name="embeddings")(ids, rows)
+        hidden, last = _Encoder(self.config, name="encoder")(x)
+        last = nn.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(last)
+        if self.projected is None:
+            return TextStates(hidden, None)
+        ends = end_of_prompt(ids, self.config.vocab_size, self.eos)
+        at_end = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
+        project = nn.Dense(self.projected, use_bias=False, name="text_projection")
+        return TextStates(hidden, project(at_end))
+
+
+def end_of_prompt(
+    ids: Int[Array, "B L"], vocab_size: int, eos: int | None
+) -> Int[Array, "B"]:
+    """Where each prompt's first end-of-text is, never a learned vector.
+
+    transformers pools at the highest id where a file's eos_token_id is 2, as in all of
+    SDXL's, and so at the last vector of a placeholder: those ids follow the vocabulary.
+    """
+    if eos is not None:
+        return jnp.argmax(ids == eos, axis=1)
+    return jnp.argmax(jnp.where(ids < vocab_size, ids, -1), axis=1)

@@ -1,0 +1,129 @@
+"""SDXL (Podell et al. 2023): two text encoders, sizes of pictures, a larger UNet."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int
+
+from ti_flax.diffusion.process import Ddpm
+from ti_flax.models import attention, unet, unet_config, vae
+from ti_flax.models.clip_states import ClipStates, TextStates
+from ti_flax.models.clip_text import ClipTextConfig
+from ti_flax.models.family import Conditioning, Family, LatentScale, Part, TextEncoder
+from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.json_settings import Settings
+
+PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+_TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+# (height, width) of the original, (top, left) of the crop, (height, width) of it.
+_NUM_SIZES = 6
+# eos_token_id of files that mean the highest id of a prompt.
+_HIGHEST_ID = 2
+_INSTEAD = "use an SDXL model"
+
+
+def claims(net: Mapping[str, Any]) -> bool:
+    """Whether a UNet's settings are those of SDXL or a relative."""
+    return net.get("addition_embed_type") == "text_time"
+
+
+def condition(
+    outputs: Mapping[str, TextStates], sizes: Int[Array, "B 6"]
+) -> Conditioning:
+    """Context, pooled text and the sizes of the pictures."""
+    first, second = outputs["text_encoder"], outputs["text_encoder_2"]
+    context = jnp.concatenate([first.hidden, second.hidden], axis=-1)
+    return context, second.pooled, sizes
+
+
+def tell_nothing(told: Conditioning) -> Conditioning:
+    """No text, as in SDXL's training: zeros in place of context and pooled text."""
+    context, pooled, sizes = told
+    return jnp.zeros_like(context), jnp.zeros_like(pooled), sizes
+
+
+def make_family(
+    configs: Mapping[str, Mapping[str, Any]],
+    dtype: DTypeLike = jnp.float32,
+    plan: attention.Plan = attention.Plan(),  # noqa: B008, a tuple
+) -> Family:
+    """The networks that the configurations describe; they must fit one another.
+
+    The UNet is computed in `dtype`, its attention as `plan` says; the rest in float32.
+
+    Raises `UserError` for configurations of another family.
+    """
+    encoders = tuple(_text_encoder(name, configs[name]) for name in _TOKENIZERS)
+    net = unet.UNet(unet_config.UNetConfig.from_json(configs["unet"]), dtype, plan)
+    auto = vae.Vae(vae.VaeConfig.from_json(configs["vae"]))
+    _check_fit(encoders, net.config, auto.config)
+    index = Settings("model_index.json", configs["model_index"], _INSTEAD)
+    zeros = index.flag("force_zeros_for_empty_prompt", True)
+    return Family(
+        name="sdxl",
+        text_encoders=encoders,
+        denoiser=Part("unet", net),
+        autoencoder=Part("vae", auto),
+        decoder_params=("decoder", "post_quant_conv"),
+        condition=condition,
+        tell_nothing=tell_nothing if zeros else None,
+        process=Ddpm.from_json(configs["scheduler"]),
+        scale=LatentScale(auto.config.scaling_factor),
+        sample_posterior=vae.sample_posterior,
+        latent_channels=auto.config.latent_channels,
+        downscale=auto.config.downscale,
+        sample_size=unet_config.read_sample_size(configs["unet"]),
+        pipeline="StableDiffusionXLPipeline",
+        classes={
+            "text_encoder": ("transformers", "CLIPTextModel"),
+            "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+            "tokenizer": ("transformers", "CLIPTokenizer"),
+            "tokenizer_2": ("transformers", "CLIPTokenizer"),
+            "unet": ("diffusers", "UNet2DConditionModel"),
+            "vae": ("diffusers", "AutoencoderKL"),
+        },
+    )
+
+
+def _text_encoder(name: str, content: Mapping[str, Any]) -> TextEncoder:
+    config = ClipTextConfig.from_json(content, name)
+    settings = Settings(name, content, _INSTEAD)
+    projected = None
+    if name == "text_encoder_2":
+        projected = settings.integer("projection_dim", 1, 16384, 512)
+    # The defaults of transformers' CLIPTextConfig.
+    eos = settings.integer("eos_token_id", 0, 2**20, 49407)
+    return TextEncoder(
+        name,
+        _TOKENIZERS[name],
+        ClipStates(config, projected, None if eos == _HIGHEST_ID else eos),
+        vocab_size=config.vocab_size,
+        width=config.hidden_size,
+        length=config.max_position_embeddings,
+    )
+
+
+def _check_fit(
+    encoders: tuple[TextEncoder, ...], net: unet_config.UNetConfig, auto: vae.VaeConfig
+) -> None:
+    width = sum(encoder.width for encoder in encoders)
+    if net.cross_attention_dim != width:
+        raise UserError(
+            f"the unet's cross_attention_dim {net.cross_attention_dim} is not the sum "
+            f"of the text encoders' hidden_size, {width}; use the folders of one model"
+        )
+    added = encoders[-1].module.projected + _NUM_SIZES * net.size_width
+    if net.added_width != added:
+        raise UserError(
+            f"the unet's projection_class_embeddings_input_dim {net.added_width} is "
+            f"not {added}, the pooled text's width and that of {_NUM_SIZES} sizes; use "
+            "the folders of one SDXL model (refiners are not supported)"
+        )
+    if net.in_channels != auto.latent_channels:
+        raise UserError(
+            f"the unet takes {net.in_channels} channels, the vae makes "
+            f"{auto.latent_channels}; inpainting models are not supported, use a "
+            "text-to-image model"
+        )
