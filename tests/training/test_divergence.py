@@ -160,6 +160,15 @@ def test_only_steps_in_a_row_end_a_run(caplog):
     assert guard.diverged
 
 
+@pytest.mark.parametrize(
+    ("norm", "told"), [(8.9, False), (9.000005, False), (9.001, True), (30.0, True)]
+)
+def test_a_row_that_is_clipped_to_the_limit_is_not_beyond_it(norm, told, caplog):
+    guard = divergence.DivergenceGuard(1, 0, limit=9.0)
+    guard.add(*metrics_of([0], [norm]))
+    assert ("longer than" in caplog.text) == told
+
+
 def test_the_lengths_of_a_vocabulary():
     table = np.zeros((101, 3), np.float32)
     table[:, 1] = -np.arange(101)
@@ -215,9 +224,12 @@ def test_the_trainer_holds_rows_as_long_as_words(train, tiny_model, caplog):
     grown = np.linalg.norm(train("free", learning_rate=1.0))
     assert grown > 2 * np.percentile(lengths, 99)
     assert "longer than 99 % of the vocabulary" in caplog.text
+    caplog.clear()
     for kind, limit in (("clip", 99), ("median", 50)):
         held = np.linalg.norm(train(kind, learning_rate=1.0, hold_row_norm=kind))
         assert held == pytest.approx(np.percentile(lengths, limit), rel=1e-5)
+    # Rows at the limit are not beyond it, however their length is rounded.
+    assert "longer than" not in caplog.text
     # All of the way back at each step, after it: the rows end where they began.
     keys = {"learning_rate": 1.0, "hold_row_norm": "decay", "row_decay": 1.0}
     back = train("decay", **keys)

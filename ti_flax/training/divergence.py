@@ -10,6 +10,8 @@ _log = logging.getLogger(__name__)
 
 # So many in a row do not come of one odd batch.
 MAX_SKIPPED = 10
+# Rows that are clipped to the limit lie at it, but for rounding.
+_ROUNDING = 1e-5
 
 
 class DivergenceGuard:
@@ -41,7 +43,7 @@ class DivergenceGuard:
                 self._note_skipped()
             elif not self.diverged:
                 self._skipped = 0
-            if norm > self._limit and not self._outgrown:
+            if norm > self._limit * (1 + _ROUNDING) and not self._outgrown:
                 self._outgrown = True
                 _log.warning(
                     "step %d: a vector of length %.3g is longer than 99 %% of the "

@@ -62,8 +62,6 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         encoder.name: sharding.whole(encoder.table(frozen[encoder.name]))
         for encoder in family.text_encoders
     }
-    norms = {name: vocabulary_norms(table) for name, table in tables.items()}
-    held = 0 if config.hold_row_norm == "median" else 1
     slot = Slot(
         seed_key=jax.random.key(config.seed, impl="threefry2x32"),
         moments=moments,
@@ -71,7 +69,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         prompts=inputs.prompts,
         rows=inputs.initial_rows(tables),
         max_train_steps=config.max_train_steps,
-        norms={name: both[held] for name, both in norms.items()},
+        norms={name: held_norm(config, table) for name, table in tables.items()},
     )
     rows, bank = stack([slot])
     return Resident(
@@ -79,8 +77,16 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         params=params,
         bank=sharding.replicate(bank, mesh),
         initial_rows=rows,
-        high_norms={name: high for name, (_, high) in norms.items()},
+        high_norms={name: vocabulary_norms(table)[1] for name, table in tables.items()},
     )
+
+
+def held_norm(
+    config: run_config.TrainingKeys, table: Float32[np.ndarray, "V D"]
+) -> float:
+    """The length that `hold_row_norm` holds rows to, of a text encoder's vocabulary."""
+    median, high = vocabulary_norms(table)
+    return median if config.hold_row_norm == "median" else high
 
 
 def jit_encode(family: Family) -> jax.stages.Wrapped:

@@ -19,7 +19,7 @@ from ti_flax.step.state import init_state
 from ti_flax.text import templates
 from ti_flax.text.initial_rows import initial_rows, initializer_ids
 from ti_flax.training.recipe import make_recipe
-from ti_flax.training.resident import encode_pictures
+from ti_flax.training.resident import encode_pictures, held_norm
 
 _STEPS_A_DISPATCH = 10
 _ENCODED_AT_ONCE = 10
@@ -70,6 +70,7 @@ def _slots(
         progress=False,
     )
     tokenizer, table, name = frozen.tokenizer(), frozen.table(), frozen.encoder.name
+    norm = held_norm(config, table)
     keys = jax.random.split(jax.random.key(config.seed), len(concepts))
     return [
         Slot(
@@ -87,7 +88,7 @@ def _slots(
                 )
             },
             max_train_steps=config.max_train_steps,
-            norms={name: 1.0},
+            norms={name: norm},
         )
         for index, concept in enumerate(concepts)
     ]

@@ -25,6 +25,7 @@ from ti_flax.runtime import atomic
 _log = logging.getLogger(__name__)
 
 _HYPERPARAMETERS = ("train_batch_size", "max_train_steps", "learning_rate", "seed")
+_HOLD = "hold_row_norm"  # as configs/quickstart.yaml has it
 _JUDGED_DRAWINGS = 1000
 
 
@@ -46,7 +47,7 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
     scored = score_words(keys, base, _words(concepts, rows, keys.species), progress)
     own = judge.own_accuracy(_JUDGED_DRAWINGS, keys.seed)
     summary = scores.summarise(scored, keys.seed)
-    used = {name: getattr(config, name) for name in _HYPERPARAMETERS}
+    used = {name: getattr(config, name) for name in (*_HYPERPARAMETERS, _HOLD)}
     content = {
         "settings": keys.model_dump(mode="json") | used,
         "seconds": {
