@@ -45,6 +45,19 @@ class OptimizerKeys(Settings):
     learning_rate: Annotated[Number, TRAVELS] = Field(
         2e-3, gt=0, le=1e6, description="peak of the learning rate, before scale_lr"
     )
+    learning_rate_te1: Annotated[OptionalNumber, TRAVELS] = Field(
+        None,
+        ge=0,
+        le=1e6,
+        description="learning_rate of the vectors of the first text encoder; 0 keeps "
+        "them where they start; none: learning_rate",
+    )
+    learning_rate_te2: Annotated[OptionalNumber, TRAVELS] = Field(
+        None,
+        ge=0,
+        le=1e6,
+        description="the same of the second text encoder, which SDXL has",
+    )
     scale_lr: Annotated[bool, TRAVELS] = Field(
         False,
         description="multiply learning_rate by gradient_accumulation_steps and by "

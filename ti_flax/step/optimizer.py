@@ -1,12 +1,16 @@
 """Learning-rate schedules, AdamW over active rows, and what holds rows short."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+NO_FACTORS: Mapping[str, float] = MappingProxyType({})
 
 
 class Hold(NamedTuple):
@@ -85,14 +89,29 @@ def adamw(
     epsilon: float,
     weight_decay: float,
     max_grad_norm: float | None,
+    factors: Mapping[str, float] = NO_FACTORS,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW over one slot's rows (Loshchilov & Hutter 2019), of active rows only."""
+    """AdamW over one slot's rows (Loshchilov & Hutter 2019), of active rows only.
+
+    `factors`, by the name of the text encoder, multiply the learning rate of its rows.
+    """
     steps = [
         optax.adamw(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
     ]
+    if factors:
+        steps.append(_scale_by_encoder(factors))
     if max_grad_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(max_grad_norm))
     return only_active_rows(optax.chain(*steps))
+
+
+def _scale_by_encoder(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    # The rate is a factor of all that AdamW changes, the decay included.
+    return optax.stateless(
+        lambda updates, _: {
+            name: factors.get(name, 1.0) * update for name, update in updates.items()
+        }
+    )
 
 
 def only_active_rows(

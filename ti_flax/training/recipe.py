@@ -4,6 +4,7 @@ import jax
 
 from ti_flax.config import run_config
 from ti_flax.models.family import Family
+from ti_flax.runtime.errors import UserError
 from ti_flax.step import train_step
 from ti_flax.step.optimizer import Hold, adamw, learning_rate_schedule
 from ti_flax.step.remat import needs_remat
@@ -31,6 +32,7 @@ def make_recipe(
         config.adam_epsilon,
         config.adam_weight_decay,
         config.max_grad_norm,
+        _learning_rate_factors(config, family),
     )
     remat = needs_remat(
         config.gradient_checkpointing,
@@ -48,3 +50,24 @@ def make_recipe(
         mesh=mesh,
         hold=config.hold_row_norm and Hold(config.hold_row_norm, config.row_decay),
     )
+
+
+def _learning_rate_factors(
+    config: run_config.TrainingKeys, family: Family
+) -> dict[str, float]:
+    """The learning rate of each text encoder that has its own, as a factor."""
+    rates = {
+        "learning_rate_te1": config.learning_rate_te1,
+        "learning_rate_te2": config.learning_rate_te2,
+    }
+    encoders = family.text_encoders
+    factors = {}
+    for i, (key, rate) in enumerate(rates.items()):
+        if rate is None:
+            continue
+        if i >= len(encoders):
+            raise UserError(
+                f"{key}: this model has {len(encoders)} text encoder; leave it out"
+            )
+        factors[encoders[i].name] = rate / config.learning_rate
+    return factors

@@ -1,0 +1,54 @@
+"""Each text encoder's rows may have a learning rate of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ti_flax.step.optimizer import adamw
+
+WIDTHS = {"text_encoder": 6, "text_encoder_2": 10}
+
+
+def learn(rate: float, factors, weight_decay: float):
+    """Rows by encoder before, and after 5 steps."""
+    random = np.random.default_rng(0)
+    rows = {
+        name: jnp.asarray(random.normal(size=(3, width)), jnp.float32)
+        for name, width in WIDTHS.items()
+    }
+    first, optimizer = (
+        rows,
+        adamw(
+            optax.constant_schedule(rate), 0.9, 0.999, 1e-8, weight_decay, 1.0, factors
+        ),
+    )
+    state, active = optimizer.init(rows), jnp.ones(3, bool)
+    for _ in range(5):
+        grads = jax.tree.map(
+            lambda each: jnp.asarray(random.normal(size=each.shape), jnp.float32), rows
+        )
+        updates, state = optimizer.update(grads, state, rows, active=active)
+        rows = optax.apply_updates(rows, updates)
+    return first, rows
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_an_encoders_rate_is_that_of_a_run_at_that_rate(name, weight_decay):
+    """But for the decay, the gradients here do not depend on the rows."""
+    other = next(each for each in WIDTHS if each != name)
+    _, rows = learn(1e-2, {name: 0.25}, weight_decay)
+    _, slow = learn(0.25e-2, {}, weight_decay)
+    _, plain = learn(1e-2, {}, weight_decay)
+    np.testing.assert_allclose(rows[name], slow[name], rtol=1e-6)
+    np.testing.assert_array_equal(rows[other], plain[other])
+    assert np.abs(rows[name] - plain[name]).max() > 1e-3
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_rate_of_0_keeps_rows_to_the_bit(weight_decay):
+    first, rows = learn(1e-2, {"text_encoder_2": 0.0}, weight_decay)
+    np.testing.assert_array_equal(rows["text_encoder_2"], first["text_encoder_2"])
+    assert np.all(rows["text_encoder"] != first["text_encoder"])
