@@ -1,8 +1,8 @@
 """Several processes, one a host, that train as one.
 
 JAX's own runtime connects them and its compiler moves the numbers; this module finds
-out whether there are several, and sees to it that they start, agree, fail and end
-together.
+out whether there are several, and sees to it that they start, agree and end together.
+Where one fails, `peers` ends the others.
 """
 
 import contextlib
@@ -12,10 +12,7 @@ import json
 import logging
 import os
 import socket
-import sys
 import threading
-import time
-import traceback
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,29 +22,19 @@ import jax
 
 # JAX has no public way to its key-value store; Orbax takes it from here as well.
 from jax._src import distributed as jax_distributed
-from tqdm import tqdm
 
-from ti_flax.runtime.errors import (
-    AGAIN_EXIT_CODE,
-    USAGE_EXIT_CODE,
-    Stopped,
-    UserError,
-    one_line,
-)
+from ti_flax.runtime import peers
+from ti_flax.runtime.errors import AGAIN_EXIT_CODE, Stopped, UserError, one_line
 
 _log = logging.getLogger("ti_flax")
 
 _END = "ti_flax/end"
-_FAILED = "ti_flax/failed"
-_LOOK_SECONDS = 1.0
 _PATIENT_SECONDS = 5.0  # until a wait for the others is told
-# Of a process that fails `_watch` hears, so that no wait need be short.
+# Of a process that fails `peers` hears, so that no wait need be short.
 _STOP_MS = 30 * 1000
 _FOREVER_MS = 24 * 3600 * 1000
 # Gathers are told apart by their order, which is the same in every process.
 _serial = itertools.count()
-# Taken for good by the thread that ends the process, so that one message is the last.
-_speaking = threading.Lock()
 
 
 @runtime_checkable
@@ -76,8 +63,7 @@ def job(hosts: JobSettings) -> Iterator[None]:
     _initialize(hosts)
     if jax.process_index():
         _log.setLevel(logging.ERROR)  # the first process speaks for all
-    over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watch = peers.Watch()
     watch.start()
     leaving = None
     try:
@@ -90,9 +76,9 @@ def job(hosts: JobSettings) -> Iterator[None]:
         wait_ms = _STOP_MS if leaving else _FOREVER_MS
         jax_distributed.global_state.client.wait_at_barrier(_END, wait_ms)
     except BaseException as error:
-        over.set()
-        _stop_all(leaving or error)
-    over.set()
+        watch.end()
+        peers.stop_all(leaving or error)
+    watch.end()
     watch.join()
     jax.distributed.shutdown()
     if leaving is not None:
@@ -194,7 +180,7 @@ def _initialize(hosts: JobSettings) -> None:
     """Connects to the other processes within `initialization_timeout`.
 
     Where JAX gives up it aborts the process with a stack trace, so it is given longer
-    than we wait.
+    than we wait, here and in `peers`.
     """
     seconds = hosts.initialization_timeout
 
@@ -209,7 +195,7 @@ def _initialize(hosts: JobSettings) -> None:
         )
 
     def give_up() -> None:
-        _exit(
+        peers.exit_now(
             f"not all processes met at {where} within {seconds} s (coordinator_address,"
             " initialization_timeout); check that every host runs this command with a "
             "process_id of its own and that process 0 can be reached at that address; "
@@ -230,6 +216,7 @@ def _initialize(hosts: JobSettings) -> None:
             hosts.num_processes,
             hosts.process_id,
             initialization_timeout=seconds + 60,
+            heartbeat_timeout_seconds=peers.JAX_SILENT_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
@@ -252,49 +239,3 @@ def _gather(text: str) -> list[str]:
         client.blocking_key_value_get(f"{name}/{process}", _FOREVER_MS)
         for process in range(jax.process_count())
     ]
-
-
-def _watch(over: threading.Event) -> None:
-    """Ends this process when another fails; the main thread may wait on a device."""
-    client = jax_distributed.global_state.client
-    while not over.wait(_LOOK_SECONDS):
-        failures = client.key_value_dir_get(_FAILED)
-        if failures and not over.is_set():
-            _speaking.acquire()
-            _, failure = failures[0]
-            code, message = failure.split(" ", 1)
-            _leave(message, int(code))
-
-
-def _stop_all(error: BaseException) -> None:
-    _speaking.acquire()
-    code, message = USAGE_EXIT_CODE, str(error)
-    if isinstance(error, SystemExit):
-        code = error.code
-    elif isinstance(error, Stopped):
-        code = AGAIN_EXIT_CODE
-    elif not isinstance(error, UserError):
-        traceback.print_exception(error)
-        code, message = 1, f"{type(error).__name__}: {one_line(error)}"
-    process = jax.process_index()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone
-        jax_distributed.global_state.client.key_value_set(
-            f"{_FAILED}/{process}",
-            f"{code} process {process} ({socket.gethostname()}): {message}",
-        )
-    _leave(message, code)
-
-
-def _leave(message: str, code: int) -> None:
-    if jax.process_index() == 0:
-        # The others hear from here what has failed, and JAX aborts them without it.
-        time.sleep(3 * _LOOK_SECONDS)
-    _exit(message, code)
-
-
-def _exit(message: str, code: int) -> None:
-    """Ends the process whatever its threads, and other processes, wait for."""
-    with tqdm.external_write_mode(sys.stderr):  # on a line without a progress bar
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(code)
