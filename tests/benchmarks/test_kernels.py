@@ -46,7 +46,7 @@ def test_the_table_adds_up_to_the_network(tmp_path, monkeypatch, capsys):
     content = json.loads(output.read_text())
     model = base_model.open_model(str(settings.MODEL), dtype=jnp.float32, plan=PLAIN)
     inputs = (
-        jnp.zeros((1, model.family.sample_size, model.family.sample_size, 4)),
+        jnp.zeros((1, *model.family.sample_size, 4)),
         jnp.zeros(1, jnp.int32),
         jnp.zeros((1, 77, model.family.denoiser.module.config.cross_attention_dim)),
     )

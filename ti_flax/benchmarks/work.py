@@ -31,7 +31,7 @@ def open_model(keys: WorkKeys, plan: attention.Plan) -> base_model.BaseModel:
 def latent_side(keys: WorkKeys, model: base_model.BaseModel) -> int:
     """Width and height of the latents of pictures at the keys' resolution."""
     if keys.resolution is None:
-        return model.family.sample_size
+        return max(model.family.sample_size)
     return model.family.latent_side(keys.resolution)
 
 
