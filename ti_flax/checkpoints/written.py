@@ -14,6 +14,7 @@ CONFIG_NAME = "config.yaml"
 FILES = (
     *("learned_embeds.bin", "learned_embeds.safetensors"),
     *("learned_embeds_2.bin", "learned_embeds_2.safetensors"),
+    "learned_embeds_sdxl.safetensors",
     *("token_identifier.txt", "type_of_concept.txt", "README.md", "report.html"),
     *("metrics.jsonl", "validation.jsonl", "warnings.txt", CONFIG_NAME),
 )
@@ -22,6 +23,7 @@ FOLDERS = (PICTURES, "samples")
 # Of save_as_full_pipeline.
 PIPELINE = (
     *("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler"),
+    *("tokenizer_2", "text_encoder_2"),
     *("feature_extractor", "safety_checker", "image_encoder"),
 )
 

@@ -1,10 +1,8 @@
 """Loads an embedding in diffusers as its users do, and compares with ours."""
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
-from jaxtyping import Float32, Int32, UInt8
 from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
@@ -18,22 +16,18 @@ from ti_flax.config.fields import (
     Variant,
 )
 from ti_flax.config.signatures import VerifySettings, with_keys_of
+from ti_flax.formats import find, registry
+from ti_flax.generation import compare
+from ti_flax.models import base_model
+from ti_flax.models.family import Family
 from ti_flax.runtime import errors
-from ti_flax.text.embedding import FIRST_ENCODER
+from ti_flax.text.embedding import Embedding
+from ti_flax.text.tokenizer import vector_names
 
 if TYPE_CHECKING:
     import diffusers
 
-    from ti_flax.formats.registry import ReadFile
-    from ti_flax.models import base_model
-
 USAGE = "DIR_OR_FILE --model NAME [--prompt TEXT]"
-
-# Float32 sums in another order; the parity tests measure 1e-5.
-_TOLERANCE = 1e-3
-# Grey levels of 255: 8-bit pictures differ by one here and there.
-_PICTURE_TOLERANCE = 0.5
-_GUIDANCE_SCALE = 7.5
 
 
 class VerifyKeys(Settings):
@@ -43,8 +37,8 @@ class VerifyKeys(Settings):
         description="embedding file, folder that a run wrote, or Hub id"
     )
     model: NameOrPath = Field(
-        description="Stable Diffusion 1.x or 2.x in diffusers' layout: a folder or a "
-        "Hub repository"
+        description="Stable Diffusion 1.x, 2.x or SDXL in diffusers' layout: a folder "
+        "or a Hub repository"
     )
     revision: Revision = None
     variant: Variant = None
@@ -58,15 +52,8 @@ class VerifyKeys(Settings):
 GROUPS: dict[str, type[BaseModel]] = {"Comparison": VerifyKeys}
 
 
-class Check(NamedTuple):
-    """One thing that was compared, and what came out."""
-
-    agrees: bool
-    text: str
-
-
 @with_keys_of(VerifyKeys, VerifySettings)
-def verify_embedding(**settings: Unpack[VerifySettings]) -> list[Check]:
+def verify_embedding(**settings: Unpack[VerifySettings]) -> list[compare.Check]:
     """Compares token ids, rows, text encoder output and, with a prompt, a picture.
 
     As in `verify_embedding(source="output/cat", model="sd-1-5", prompt="a <cat>")`.
@@ -77,34 +64,46 @@ def verify_embedding(**settings: Unpack[VerifySettings]) -> list[Check]:
     """
     checked = validation.validate(VerifyKeys, settings, "with --key value")
     try:
-        import diffusers
-        import torch  # noqa: F401, diffusers' import alone does not need it
+        # diffusers' import alone does not need PyTorch.
+        import diffusers  # noqa: F401
+        import torch  # noqa: F401
     except ImportError as error:
         raise errors.UserError(
             "verify needs PyTorch and diffusers, which are not installed; "
             "pip install 'ti_flax[torch]'"
         ) from error
-    from ti_flax.formats import find, registry
-    from ti_flax.models import base_model
-
     found = registry.read(find.find_file(checked.source))
     model = base_model.open_model(checked.model, checked.revision, checked.variant)
     widths = {each.name: each.width for each in model.family.text_encoders}
     find.check_fits(found.embedding, widths, "source", checked.source)
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        model.folder,
-        variant=checked.variant,
-        safety_checker=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    loaded = _load(pipeline, found)
+    pipeline = _open_pipeline(model, checked.variant)
+    loaded = _load(pipeline, model.family, found)
     if not loaded.agrees:
         return [loaded]
-    checks = [loaded, *_compare_text(pipeline, model, found, checked)]
+    prompt = checked.prompt or f"a photo of {found.embedding.token}"
+    checks = [loaded, *compare.text(pipeline, model, found.embedding, prompt)]
     if checked.prompt is not None:
-        checks.append(_compare_pictures(pipeline, model, found, checked))
+        checks.append(compare.pictures(pipeline, model, found, checked))
     return checks
+
+
+def _open_pipeline(
+    model: base_model.BaseModel, variant: str | None
+) -> "diffusers.DiffusionPipeline":
+    """diffusers' pipeline of the model's folder, without a safety checker."""
+    import diffusers
+
+    kind = getattr(diffusers, model.family.pipeline)
+    settings = {"variant": variant}
+    if len(model.family.text_encoders) == 1:
+        settings |= {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = kind.from_pretrained(model.folder, **settings)
+    pipeline.set_progress_bar_config(disable=True)
+    if len(model.family.text_encoders) > 1:
+        # Else transformers pools the text at the learned word, not at its end.
+        pooling = pipeline.text_encoder_2.text_model
+        pooling.eos_token_id = pipeline.tokenizer_2.eos_token_id
+    return pipeline
 
 
 def print_checks(**settings: Unpack[VerifySettings]) -> None:
@@ -116,157 +115,48 @@ def print_checks(**settings: Unpack[VerifySettings]) -> None:
         sys.exit(1)
 
 
-def _load(pipeline: "diffusers.StableDiffusionPipeline", found: "ReadFile") -> Check:
-    from ti_flax.text.tokenizer import vector_names
-
-    learned = found.embedding
+def _load(
+    pipeline: "diffusers.DiffusionPipeline", family: Family, found: registry.ReadFile
+) -> compare.Check:
+    learned, file = found.embedding, found.file.name
     names = vector_names(learned.token, learned.num_vectors)
-    before = set(pipeline.tokenizer.get_vocab())
+    tokenizers = [getattr(pipeline, each.tokenizer) for each in family.text_encoders]
+    before = [set(tokenizer.get_vocab()) for tokenizer in tokenizers]
     try:
-        pipeline.load_textual_inversion(
-            str(found.file.parent), weight_name=found.file.name
-        )
+        if len(tokenizers) == 1:
+            pipeline.load_textual_inversion(
+                str(found.file.parent), weight_name=found.file.name
+            )
+        else:
+            _load_each(pipeline, family, learned)
     except Exception as error:  # whatever diffusers makes of a file it does not know
-        reason = errors.one_line(error)
-        return Check(
+        return compare.Check(
             False,
-            f"diffusers does not load {found.file.name} (format {found.format}): "
-            f"{reason}; convert it to diffusers",
+            f"diffusers does not load {file} (format {found.format}): "
+            f"{errors.one_line(error)}; convert it to diffusers",
         )
-    added = sorted(set(pipeline.tokenizer.get_vocab()) - before)
-    if added != sorted(names):
-        return Check(
-            False,
-            f"diffusers loads {found.file.name} (format {found.format}) as "
-            f"{', '.join(added)}, the word is {learned.token}; convert it to diffusers",
-        )
-    return Check(True, f"diffusers loads {found.file.name} as {', '.join(names)}")
+    for tokenizer, known in zip(tokenizers, before, strict=True):
+        added = sorted(set(tokenizer.get_vocab()) - known)
+        if added != sorted(names):
+            return compare.Check(
+                False,
+                f"diffusers loads {file} (format {found.format}) as "
+                f"{', '.join(added)}, the word is {learned.token}; convert it to "
+                "diffusers",
+            )
+    return compare.Check(True, f"diffusers loads {file} as {', '.join(names)}")
 
 
-def _compare_text(
-    pipeline: "diffusers.StableDiffusionPipeline",
-    model: "base_model.BaseModel",
-    found: "ReadFile",
-    keys: VerifyKeys,
-) -> list[Check]:
-    """Rows, token ids and text encoder output of the prompt."""
+def _load_each(
+    pipeline: "diffusers.DiffusionPipeline", family: Family, learned: Embedding
+) -> None:
+    """Rows of several text encoders, which diffusers takes one after another."""
     import torch
 
-    from ti_flax.generation import sampling
-    from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
-
-    learned = found.embedding
-    rows = learned.rows[FIRST_ENCODER]
-    prompt = keys.prompt or f"a photo of {learned.token}"
-    names = vector_names(learned.token, learned.num_vectors)
-    tokenizer = pipeline.tokenizer
-    added = tokenizer.convert_tokens_to_ids(names)
-    table = pipeline.text_encoder.get_input_embeddings().weight.detach().numpy()
-    same_rows = np.array_equal(table[added], rows)
-    their_ids = tokenizer(
-        pipeline.maybe_convert_prompt(prompt, tokenizer),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="np",
-    ).input_ids
-    encoder = model.family.text_encoders[0]
-    vocab_size = encoder.vocab_size
-    tokenize = PromptTokenizer(
-        load_tokenizer(model.folder / "tokenizer"),
-        vocab_size,
-        {learned.token: len(names)},
-    )
-    our_ids = tokenize([prompt])
-    # Where the table has more rows than the tokenizer words, the new ids differ.
-    meant = _ours_for(their_ids, added, vocab_size)
-    with torch.no_grad():
-        theirs = pipeline.text_encoder(torch.tensor(their_ids))[0].numpy()
-    name, family = encoder.name, model.family
-    height, width = (side * family.downscale for side in family.sample_size)
-    [ours] = sampling.encode_prompts(
-        {name: model.load(name)},
-        {name: our_ids},
-        learned.rows,
-        model.family,
-        (height, width),
-    )
-    difference = float(np.abs(ours - theirs).max())
-    return [
-        Check(same_rows, f"rows: {len(names)} of width {rows.shape[1]}"),
-        Check(
-            bool(np.array_equal(meant, our_ids)),
-            f"token ids of {prompt!r}: {_words(their_ids)} and {_words(our_ids)}",
-        ),
-        Check(
-            difference <= _TOLERANCE,
-            f"text encoder output: largest difference {difference:.1e}, allowed "
-            f"{_TOLERANCE:.0e}",
-        ),
-    ]
-
-
-def _ours_for(
-    ids: Int32[np.ndarray, "P L"] | np.ndarray, added: list[int], vocab_size: int
-) -> np.ndarray:
-    """The ids with the learned vectors numbered as ours: from the table's end on."""
-    ids = np.asarray(ids)
-    meant = ids.copy()
-    for k, id_ in enumerate(added):
-        meant[ids == id_] = vocab_size + k
-    return meant
-
-
-def _words(ids: np.ndarray) -> str:
-    """The ids of a prompt up to its padding, which repeats the last one."""
-    row = [int(id_) for id_ in ids[0]]
-    length = next(
-        (n for n in range(1, len(row)) if len(set(row[n - 1 :])) == 1), len(row)
-    )
-    return " ".join(map(str, row[:length]))
-
-
-def _compare_pictures(
-    pipeline: "diffusers.StableDiffusionPipeline",
-    model: "base_model.BaseModel",
-    found: "ReadFile",
-    keys: VerifyKeys,
-) -> Check:
-    """The picture of the prompt, from the same noise."""
-    import torch
-
-    from ti_flax.generation import generate, sampling
-
-    shape = (*model.family.sample_size, model.family.latent_channels)
-    noise = sampling.draw_noise(np.array([keys.seed], np.uint32), shape)
-    theirs = pipeline(
-        keys.prompt,
-        num_inference_steps=keys.steps,
-        guidance_scale=_GUIDANCE_SCALE,
-        latents=torch.tensor(np.moveaxis(np.asarray(noise), -1, 1)),
-        output_type="np",
-    ).images[0]
-    [picture] = generate.generate_images(
-        model=keys.model,
-        revision=keys.revision,
-        variant=keys.variant,
-        mixed_precision="no",
-        embedding=str(found.file),
-        prompt=keys.prompt,
-        seed=keys.seed,
-        steps=keys.steps,
-        guidance_scale=_GUIDANCE_SCALE,
-        progress=False,
-    )
-    difference = _mean_difference(theirs.astype(np.float32), np.asarray(picture))
-    return Check(
-        difference <= _PICTURE_TOLERANCE,
-        f"picture of seed {keys.seed}, {keys.steps} steps: mean difference "
-        f"{difference:.2f} grey levels of 255, allowed {_PICTURE_TOLERANCE}",
-    )
-
-
-def _mean_difference(
-    theirs: Float32[np.ndarray, "H W 3"], ours: UInt8[np.ndarray, "H W 3"]
-) -> float:
-    return float(np.abs(np.round(255 * theirs) - ours).mean())
+    for encoder in family.text_encoders:
+        pipeline.load_textual_inversion(
+            torch.from_numpy(learned.rows[encoder.name]),
+            token=learned.token,
+            tokenizer=getattr(pipeline, encoder.tokenizer),
+            text_encoder=getattr(pipeline, encoder.name),
+        )

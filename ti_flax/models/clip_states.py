@@ -38,14 +38,13 @@ class _Encoder(nn.Module):
 class ClipStates(nn.Module):
     """Token ids and learned rows to hidden states and, with `projected`, pooled text.
 
-    `eos` is the id of the end of a prompt; None: the highest of the vocabulary that it
-    has, as in files of before transformers 4.30. `rows` are as in `ClipText`. What is
+    The pooled text is taken at the first `eos`. `rows` are as in `ClipText`. What is
     not asked for (CLIP-L's last layer) is in the weights and not computed. Float32.
     """
 
     config: ClipTextConfig
     projected: int | None = None
-    eos: int | None = None
+    eos: int = 49407
 
     def example_inputs(self) -> tuple[Array, Array]:
         """Arguments of `init`: a prompt without learned rows."""
@@ -61,20 +60,7 @@ class ClipStates(nn.Module):
         last = nn.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(last)
         if self.projected is None:
             return TextStates(hidden, None)
-        ends = end_of_prompt(ids, self.config.vocab_size, self.eos)
+        ends = jnp.argmax(ids == self.eos, axis=1)
         at_end = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
         project = nn.Dense(self.projected, use_bias=False, name="text_projection")
         return TextStates(hidden, project(at_end))
-
-
-def end_of_prompt(
-    ids: Int[Array, "B L"], vocab_size: int, eos: int | None
-) -> Int[Array, "B"]:
-    """Where each prompt's first end-of-text is, never a learned vector.
-
-    transformers pools at the highest id where a file's eos_token_id is 2, as in all of
-    SDXL's, and so at the last vector of a placeholder: those ids follow the vocabulary.
-    """
-    if eos is not None:
-        return jnp.argmax(ids == eos, axis=1)
-    return jnp.argmax(jnp.where(ids < vocab_size, ids, -1), axis=1)

@@ -19,8 +19,10 @@ PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 _TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 # (height, width) of the original, (top, left) of the crop, (height, width) of it.
 _NUM_SIZES = 6
-# eos_token_id of files that mean the highest id of a prompt.
+# With an eos_token_id of 2, as in most files, transformers pools at the highest id of a
+# prompt: of CLIP's words that is the end of text, and with learned ones it is theirs.
 _HIGHEST_ID = 2
+_CLIP_EOS = 49407
 _INSTEAD = "use an SDXL model"
 
 
@@ -93,12 +95,13 @@ def _text_encoder(name: str, content: Mapping[str, Any]) -> TextEncoder:
     projected = None
     if name == "text_encoder_2":
         projected = settings.integer("projection_dim", 1, 16384, 512)
-    # The defaults of transformers' CLIPTextConfig.
-    eos = settings.integer("eos_token_id", 0, 2**20, 49407)
+    eos = settings.integer("eos_token_id", 0, 2**20, _CLIP_EOS)
+    if eos == _HIGHEST_ID:
+        eos = min(_CLIP_EOS, config.vocab_size - 1)
     return TextEncoder(
         name,
         _TOKENIZERS[name],
-        ClipStates(config, projected, None if eos == _HIGHEST_ID else eos),
+        ClipStates(config, projected, eos),
         vocab_size=config.vocab_size,
         width=config.hidden_size,
         length=config.max_position_embeddings,

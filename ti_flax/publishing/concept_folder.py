@@ -17,6 +17,8 @@ from ti_flax.text.embedding import Embedding
 TOKEN_NAME = "token_identifier.txt"
 PROPERTY_NAME = "type_of_concept.txt"
 PICTURES_NAME = "concept_images"
+# Rows of both of SDXL's text encoders in one file.
+SDXL_NAME = "learned_embeds_sdxl.safetensors"
 
 _JPEG_QUALITY = 95
 
@@ -30,7 +32,8 @@ def export_concept(
     """Writes the files of a Concepts Library folder, which is made when missing.
 
     learned_embeds.bin and .safetensors hold float32 [K, D] under the placeholder token,
-    as diffusers writes them; the same input gives the same bytes.
+    as diffusers writes them; SDXL's are two files each, and learned_embeds_sdxl has
+    both encoders' rows for all other programs. The same input gives the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in (find.SAFETENSORS_NAME, find.BIN_NAME):
@@ -38,6 +41,10 @@ def export_concept(
         if len(written) == 1:
             # An earlier concept of SDXL must not lend this one its second half.
             (folder / name.replace("embeds", "embeds_2")).unlink(missing_ok=True)
+    if len(embedding.rows) > 1:
+        registry.write(folder / SDXL_NAME, "sdxl", embedding)
+    else:
+        (folder / SDXL_NAME).unlink(missing_ok=True)
     with atomic.atomic_path(folder / TOKEN_NAME) as temporary:
         temporary.write_bytes(embedding.token.encode())
     with atomic.atomic_path(folder / PROPERTY_NAME) as temporary:
@@ -63,6 +70,7 @@ _PATTERNS = (
     "learned_embeds.bin",
     "learned_embeds_2.safetensors",
     "learned_embeds_2.bin",
+    SDXL_NAME,
     TOKEN_NAME,
     PROPERTY_NAME,
     f"{PICTURES_NAME}/*.jpeg",

@@ -74,11 +74,11 @@ def _body(
 {shown}
 
 ```python
-pipeline.load_textual_inversion("this repository or folder")
+{_loading(embedding)}
 pipeline({f"a photo of {embedding.token}"!r}).images[0]
 ```
 
-AUTOMATIC1111, Forge and ComfyUI read `learned_embeds.safetensors` from their embeddings
+AUTOMATIC1111, Forge and ComfyUI read `{_for_webuis(embedding)}` from their embeddings
 folder, under the name that it has there. `python -m ti_flax.convert` writes it for
 InvokeAI, kohya's scripts, OneTrainer and others.
 
@@ -86,6 +86,28 @@ InvokeAI, kohya's scripts, OneTrainer and others.
 |---|---|
 {table}
 """
+
+
+def _for_webuis(embedding: Embedding) -> str:
+    both = len(embedding.rows) > 1
+    return "learned_embeds_sdxl.safetensors" if both else "learned_embeds.safetensors"
+
+
+def _loading(embedding: Embedding) -> str:
+    """The lines by which diffusers learns the word."""
+    source = '"this repository or folder"'
+    if len(embedding.rows) == 1:
+        return f"pipeline.load_textual_inversion({source})"
+    # Without the last line transformers pools the text at the word, not at its end.
+    return f"""\
+for end in ("", "_2"):
+    pipeline.load_textual_inversion(
+        {source},
+        weight_name=f"learned_embeds{{end}}.safetensors",
+        tokenizer=getattr(pipeline, f"tokenizer{{end}}"),
+        text_encoder=getattr(pipeline, f"text_encoder{{end}}"),
+    )
+pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id"""
 
 
 def _code(text: str) -> str:
