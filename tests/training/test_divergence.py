@@ -139,7 +139,7 @@ def metrics_of(skipped, norms):
 
 
 def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
-    guard = divergence.DivergenceGuard(1, 10, limit=2.0)
+    guard = divergence.DivergenceGuard(1, 10, limits=[2.0])
     guard.add(*metrics_of([0, 0, 0], [1.0, 2.0, 2.5]))
     guard.add(*metrics_of([0], [3.0]))
     (record,) = caplog.records
@@ -148,8 +148,20 @@ def test_a_row_that_outgrows_the_vocabulary_is_told_once(caplog):
     assert "hold_row_norm" in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [(1.9, 4.9, ""), (2.1, 1.0, "2.1 is longer"), (1.0, 5.1, "5.1 is longer")],
+)
+def test_rows_are_held_to_the_vocabulary_of_their_encoder(first, second, told, caplog):
+    guard = divergence.DivergenceGuard(1, 0, limits=[2.0, 5.0])
+    metrics, count = metrics_of([0], [0.0])
+    metrics.row_norm[0, 1] = first, second
+    guard.add(metrics, count)
+    assert (told in caplog.text) if told else not caplog.records
+
+
 def test_only_steps_in_a_row_end_a_run(caplog):
-    guard = divergence.DivergenceGuard(1, 0, limit=9.0)
+    guard = divergence.DivergenceGuard(1, 0, limits=[9.0])
     some = [1] * (divergence.MAX_SKIPPED - 1)
     for _ in range(3):
         guard.add(*metrics_of([*some, 0], [1.0] * (len(some) + 1)))
@@ -164,7 +176,7 @@ def test_only_steps_in_a_row_end_a_run(caplog):
     ("norm", "told"), [(8.9, False), (9.000005, False), (9.001, True), (30.0, True)]
 )
 def test_a_row_that_is_clipped_to_the_limit_is_not_beyond_it(norm, told, caplog):
-    guard = divergence.DivergenceGuard(1, 0, limit=9.0)
+    guard = divergence.DivergenceGuard(1, 0, limits=[9.0])
     guard.add(*metrics_of([0], [norm]))
     assert ("longer than" in caplog.text) == told
 

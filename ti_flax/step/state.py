@@ -29,8 +29,8 @@ class Metrics(NamedTuple):
     grad_norm: Float[Array, "*steps S"]
     learning_rate: Float[Array, "*steps S"]
     # Of every row of the first text encoder, then of the next.
-    row_norm: Float[Array, "*steps S K"]
-    row_step: Float[Array, "*steps S K"]
+    row_norm: Float[Array, "*steps S EK"]
+    row_step: Float[Array, "*steps S EK"]
     # Loss, gradient or update was not finite: the slot's rows are as before.
     skipped: Bool[Array, "*steps S"]
 

@@ -122,7 +122,7 @@ def apply_gradients(
     ), metrics
 
 
-def _lengths(rows: Rows) -> Float[Array, "S K"]:
+def _lengths(rows: Rows) -> Float[Array, "S EK"]:
     """L2 norms of the rows, those of one text encoder after those of another."""
     norms = [jnp.linalg.norm(each, axis=-1) for each in rows.values()]
     return jnp.concatenate(norms, axis=-1)

@@ -1,6 +1,7 @@
 """Stops diverging runs, and warns of rows that grow too long."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,11 +21,11 @@ class DivergenceGuard:
     Args:
         slot: of the concept.
         steps_taken: before the first dispatch.
-        limit: the row norm to warn of.
+        limits: the row norm to warn of, of each text encoder in turn.
     """
 
-    def __init__(self, slot: int, steps_taken: int, limit: float) -> None:
-        self._slot, self._step, self._limit = slot, steps_taken, limit
+    def __init__(self, slot: int, steps_taken: int, limits: Sequence[float]) -> None:
+        self._slot, self._step, self._limits = slot, steps_taken, tuple(limits)
         self._skipped = 0
         self._outgrown = False
 
@@ -36,23 +37,17 @@ class DivergenceGuard:
     def add(self, metrics: Metrics, num_steps: int) -> None:
         """Adds the first `num_steps` entries of a dispatch's buffers."""
         skipped = np.asarray(metrics.skipped)[:num_steps, self._slot]
-        longest = np.asarray(metrics.row_norm)[:num_steps, self._slot].max(axis=-1)
-        for was_skipped, norm in zip(skipped, longest, strict=True):
+        norms = np.asarray(metrics.row_norm)[:num_steps, self._slot]
+        longest = norms.reshape(len(norms), len(self._limits), -1).max(axis=-1)
+        for was_skipped, each in zip(skipped, longest, strict=True):
             self._step += 1
             if was_skipped:
                 self._note_skipped()
             elif not self.diverged:
                 self._skipped = 0
-            if norm > self._limit * (1 + _ROUNDING) and not self._outgrown:
-                self._outgrown = True
-                _log.warning(
-                    "step %d: a vector of length %.3g is longer than 99 %% of the "
-                    "vocabulary (%.3g) and may drown the other words of a prompt; "
-                    "lower learning_rate, or set hold_row_norm",
-                    self._step,
-                    norm,
-                    self._limit,
-                )
+            for norm, limit in zip(each, self._limits, strict=True):
+                if norm > limit * (1 + _ROUNDING) and not self._outgrown:
+                    self._note_outgrown(norm, limit)
 
     def explanation(self) -> str:
         """What to do about a run that diverged."""
@@ -61,6 +56,17 @@ class DivergenceGuard:
             f"step {self._step}; the vectors before them are in learned_embeds: lower "
             "learning_rate or set max_grad_norm and start in another output_dir, from "
             "them with initializer_embedding or anew"
+        )
+
+    def _note_outgrown(self, norm: float, limit: float) -> None:
+        self._outgrown = True
+        _log.warning(
+            "step %d: a vector of length %.3g is longer than 99 %% of the vocabulary "
+            "(%.3g) and may drown the other words of a prompt; lower learning_rate, or "
+            "set hold_row_norm",
+            self._step,
+            norm,
+            limit,
         )
 
     def _note_skipped(self) -> None:

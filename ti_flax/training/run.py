@@ -69,7 +69,7 @@ def train_concepts(config: run_config.Config, progress: bool = True) -> list[Emb
             config, ready.inputs, ready.resident, ready.recipe, run_report, _SLOT
         )
         guard = divergence.DivergenceGuard(
-            _SLOT, steps.start, max(ready.resident.high_norms.values())
+            _SLOT, steps.start, [*ready.resident.high_norms.values()]
         )
         signals.defer()
         phases.end("report")
