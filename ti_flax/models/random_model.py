@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ti_flax.models import families, known
+from ti_flax.models import clip_tokenizer, families, known
 from ti_flax.models.random_params import random_params
 from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
@@ -39,21 +39,12 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
     _log.info("wrote %s: random weights in the shape of %s", folder, shape)
 
 
-def byte_symbols() -> list[str]:
-    """One printable character for each byte, as GPT-2 and CLIP write them in files."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    symbols = {byte: chr(byte) for byte in printable}
-    symbols |= {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [symbols[byte] for byte in [*printable, *others]]
-
-
 def write_tokenizer(folder: Path) -> None:
     """CLIP's byte-level tokenizer without a single merge: every letter is a token.
 
     The second of SDXL pads with "!", whose id is 0; others with the end of text.
     """
-    symbols = byte_symbols()
+    symbols = clip_tokenizer.byte_symbols()
     vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     atomic.write_json(folder / "vocab.json", {s: i for i, s in enumerate(vocabulary)})
