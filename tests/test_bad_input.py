@@ -14,6 +14,7 @@ import filelock
 import jax.numpy as jnp
 import numpy as np
 import optax
+import other_lines
 import pytest
 import runs
 
@@ -214,6 +215,30 @@ def locked(arguments, folder):
 LOCKS: list[filelock.BaseFileLock] = []
 
 
+def used_checkpoint_dir(arguments, folder):
+    (folder / "kept").mkdir()
+    LOCKS.append(filelock.FileLock(folder / "kept" / ".lock"))
+    LOCKS[-1].acquire()
+    arguments["checkpoint_dir"] = folder / "kept"
+
+
+def checkpoints_of_another_run(arguments, folder):
+    other = {"output_dir": folder / "other", "checkpoint_dir": folder / "kept"}
+    checkpointed()(arguments | other, folder)
+    arguments["checkpoint_dir"] = folder / "kept"
+
+
+def own_file(arguments, folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "README.md").write_text("precious")
+    arguments["overwrite_output_dir"] = True
+
+
+def output_in_the_model(arguments, folder):
+    arguments["output_dir"] = change_model(arguments, folder, "unet")
+    arguments["overwrite_output_dir"] = True
+
+
 def checkpointed(**changes):
     """A run of which the checkpoint of step 3 is there, and what is other since."""
 
@@ -289,7 +314,11 @@ CASES = {
     "output in a bucket": given(output_dir="gs://bucket/run"),
     "a folder that is used": used_output_dir,
     "pictures inside the output folder": pictures_in_output,
+    "the base model's folder": output_in_the_model,
+    "a file of your own in it": own_file,
     "a second run at the same time": locked,
+    "a second run with the same folder of checkpoints": used_checkpoint_dir,
+    "checkpoints of another run": checkpoints_of_another_run,
     "no such checkpoint": given(resume_from_checkpoint="nowhere/500"),
     "a run resumed with other settings": checkpointed(learning_rate=0.5),
     "a run resumed with another model": other_model,
@@ -389,8 +418,23 @@ def test_what_a_run_does_otherwise_than_meant_is_a_line_of_the_page(
     assert set(noticed) & set(stderr.splitlines())
 
 
+@pytest.mark.parametrize("case", other_lines.REFUSED)
+def test_a_refusal_from_elsewhere_is_the_line_of_the_page(
+    case, page, tmp_path, monkeypatch
+):
+    line = other_lines.REFUSED[case](tmp_path, monkeypatch)
+    assert page.get(case) == as_on_the_page(line, {tmp_path: "DIR"})
+
+
+@pytest.mark.parametrize("case", other_lines.NOTICED)
+def test_a_warning_from_elsewhere_is_a_line_of_the_page(case, tmp_path, monkeypatch):
+    line = other_lines.NOTICED[case](tmp_path, monkeypatch)
+    noticed = re.findall(r"^\| `(.+)` \| .+ \|$", PAGE.read_text(), re.MULTILINE)
+    assert as_on_the_page(line, {tmp_path: "DIR"}) in noticed
+
+
 def test_the_page_has_no_case_that_is_not_tested(page):
-    assert set(page) == set(CASES)
+    assert set(page) == {*CASES, *other_lines.REFUSED}
 
 
 def test_weights_of_another_model_are_listed(arguments, tmp_path, monkeypatch, capfd):
