@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.fields import (
     LARGEST_BATCH,
     LARGEST_SIDE,
@@ -27,8 +28,8 @@ class ModelKeys(Settings):
     """The frozen model, and the words it has learned."""
 
     model: NameOrPath = Field(
-        description="Stable Diffusion 1.x or 2.x in diffusers' layout: a folder or a "
-        "Hub repository"
+        description="Stable Diffusion 1.x or 2.x, or SDXL: a folder in diffusers' "
+        "layout, a Hub repository, or one file (.safetensors, .ckpt)"
     )
     revision: Revision = None
     variant: Variant = None
@@ -95,7 +96,7 @@ class OutputKeys(Settings):
 
 
 # pydantic lists the fields of the last base first.
-class GenerateKeys(OutputKeys, PictureKeys, ModelKeys):
+class GenerateKeys(OutputKeys, PictureKeys, CheckpointKeys, ModelKeys):
     """All keys, checked and frozen."""
 
 
@@ -107,13 +108,14 @@ class CommandOutputKeys(OutputKeys):
     )
 
 
-class CommandKeys(CommandOutputKeys, PictureKeys, ModelKeys):
+class CommandKeys(CommandOutputKeys, PictureKeys, CheckpointKeys, ModelKeys):
     """All keys of the command, checked and frozen."""
 
 
 # Title in --help -> its keys.
 GROUPS: dict[str, type[BaseModel]] = {
     "Model": ModelKeys,
+    "Checkpoint": CheckpointKeys,
     "Picture": PictureKeys,
     "Output": CommandOutputKeys,
 }

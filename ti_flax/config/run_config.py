@@ -14,6 +14,7 @@ import yaml
 from pydantic import model_validator
 
 from ti_flax.config import command_line, diffusers_flags, validation, yaml_file
+from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.run_keys import (
     GROUPS,
     PRESETS,
@@ -38,6 +39,7 @@ class Config(
     TrainingKeys,
     DataKeys,
     ConceptKeys,
+    CheckpointKeys,
     ModelKeys,
 ):
     """All keys of a run, checked and frozen."""

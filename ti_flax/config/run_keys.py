@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.fields import (
     LARGEST_SIDE,
     MOST_DEVICES,
@@ -55,8 +56,8 @@ class ModelKeys(Settings):
         ),
     )
     pretrained_model_name_or_path: Annotated[NameOrPath, FREE] = Field(
-        description="Stable Diffusion 1.x or 2.x in diffusers' layout: a folder or a "
-        "Hub repository"
+        description="Stable Diffusion 1.x or 2.x, or SDXL: a folder in diffusers' "
+        "layout, a Hub repository, or one file (.safetensors, .ckpt)"
     )
     revision: Annotated[Revision, NOTED] = None
     variant: Annotated[Variant, NOTED] = None
@@ -256,6 +257,7 @@ class HostKeys(Settings):
 # Title in --help and in a dumped YAML -> its keys.
 GROUPS: dict[str, type[BaseModel]] = {
     "Model": ModelKeys,
+    "Checkpoint": CheckpointKeys,
     "Concept": ConceptKeys,
     "Data": DataKeys,
     "Training": OptimizerKeys,

@@ -24,6 +24,13 @@ class GenerateSettings(TypedDict, total=False):
     mixed_precision: Literal["auto", "no", "bf16"]
     attention: Literal["auto", "plain", "chunked", "splash", "cudnn"]
     embedding: _Path | Sequence[_Path]
+    vae: _Path | None
+    text_encoder: _Path | None
+    text_encoder_2: _Path | None
+    ema: bool
+    prediction_type: Literal["epsilon", "v_prediction"] | None
+    rescale_betas_zero_snr: bool | None
+    v_parameterization: bool | None
     prompt: Required[str | Sequence[str]]
     negative_prompt: str
     num_images: int
