@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -347,6 +348,11 @@ BUNDLES = {
         {f"bundle_emb.{k}.clip_l": NO_ROWS for k in range(60_000)},
         b"",
     ),
+    "most names": in_safetensors(
+        b'{"bundle_emb.a.clip_l":[]' + b"".join(b',"%x":[]' % k for k in range(620_000))
+        + b"}",
+        b"",
+    ),
 }  # fmt: skip
 
 
@@ -394,6 +400,9 @@ PNG = {
     "lists": in_png(b"[" * 10**6),
     "many lists": in_png(b"[" + b"[]," * 10**6 + b"[]]"),
     "many dictionaries": in_png(b"[" + b"{}," * 10**6 + b"{}]"),
+    "most lists": in_png(b"[" + b"[]," * 2_097_000 + b"[]]"),
+    "most tensors": in_png(b'{"TORCHTENSOR":[' + b"[1]," * 1_572_000 + b"[1]]}"),
+    "most numbers": in_png(b'{"TORCHTENSOR":[' + b"1e9," * 1_572_000 + b"1]}"),
     "long": in_png(b'"' + b"a" * 10**7 + b'"'),
     "long text": a1111_json(step="a" * 2 * 10**6),
     "long number": in_png(b'{"step":' + b"9" * 10**6 + b"}"),
@@ -474,6 +483,11 @@ def test_a_hostile_file_is_refused_in_one_short_line_within_bounds(outcomes, fil
     assert "\n" not in told and told.isprintable() and length < 500
     assert seconds < SECONDS
     assert megabytes < MEGABYTES
+
+
+def test_the_page_states_these_bounds():
+    page = Path(__file__).parents[2] / "docs" / "formats.md"
+    assert f"{SECONDS:.0f} s of CPU and {MEGABYTES} MiB" in page.read_text()
 
 
 # What must still be read, bit for bit.

@@ -26,6 +26,8 @@ _SIDE = 512
 # 225 rows of SD 2.x as text have some 5 MB, and a picture of 16 MB 2,000 chunks.
 _MAX_LETTERS = 8 * 2**20
 _MAX_CHUNKS = 2**14
+# A row is a list, and JSON's parser makes an object of each.
+_MAX_LISTS = 2**12
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
@@ -58,7 +60,14 @@ def load(path: Path) -> object:
                 f"{path} is no embedding: its text chunk has {len(text)} letters, "
                 f"expected at most {_MAX_LETTERS}"
             )
-        return json.loads(base64.b64decode(text, validate=True), object_hook=_tensor)
+        content = base64.b64decode(text, validate=True)
+        lists = content.count(b"[") + content.count(b"{")
+        if lists > _MAX_LISTS:
+            raise UserError(
+                f"{path} is no embedding: its text chunk holds {lists} lists, "
+                f"expected at most {_MAX_LISTS}"
+            )
+        return json.loads(content, object_hook=_tensor)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except SIGNS_OF_DAMAGE as error:
