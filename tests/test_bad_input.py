@@ -98,8 +98,8 @@ def no_weights(arguments, folder):
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
 
 
-def sdxl(arguments, folder):
-    change_model(arguments, folder, "unet", addition_embed_type="text_time")
+def another_family(arguments, folder):
+    change_model(arguments, folder, "unet", class_embed_type="projection")
 
 
 def empty_config(arguments, folder):
@@ -300,7 +300,7 @@ CASES = {
     "an empty configuration of a model": empty_config,
     "a configuration that is no object": list_config,
     "a configuration that contradicts itself": short_heads,
-    "a model of a family that is not supported": sdxl,
+    "a model of a family that is not supported": another_family,
     "a resolution that latents do not fit": given(resolution=36),
     "an embedding of another model": narrow_embedding,
     "an embedding that diverged": nan_rows,

@@ -114,7 +114,10 @@ def read_alphas_cumprod(config: Mapping[str, Any]) -> Float64[np.ndarray, "T"]:
     settings = scheduler_settings(config)
     alphas_cumprod = np.cumprod(1.0 - _betas(settings))
     falls = np.all(np.diff(alphas_cumprod) < 0) and alphas_cumprod[0] < 1
-    if not falls or len(alphas_cumprod) < 2 or alphas_cumprod[-2] <= 0:
+    # What is left of the signal is a float32 to the UNet and its samplers.
+    gone = alphas_cumprod < np.finfo(np.float32).tiny
+    at_end = alphas_cumprod[-1] == 0 and not gone[:-1].any()
+    if not falls or len(alphas_cumprod) < 2 or (gone.any() and not at_end):
         raise UserError(
             "scheduler: its betas are no noise schedule: expected a signal that falls "
             "at every timestep, of two or more, and is not gone before the last; use "

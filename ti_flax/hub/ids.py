@@ -48,12 +48,13 @@ def is_repository(name: str) -> bool:
 
 def model_name(name_or_path: str) -> str:
     """A Hub id as it is, of a folder its name alone."""
-    path = Path(os.path.expanduser(name_or_path))
-    return path.resolve().name if path.is_dir() else name_or_path
+    path = os.path.expanduser(name_or_path)
+    # Not pathlib's: it raises where a name is too long for a file.
+    return Path(path).resolve().name if os.path.isdir(path) else name_or_path
 
 
 def hub_id(name_or_path: str) -> str | None:
     """The Hub id of a base model, None when it is a local folder or file."""
-    if Path(os.path.expanduser(name_or_path)).exists():
+    if os.path.exists(os.path.expanduser(name_or_path)):
         return None
     return name_or_path if is_repository(name_or_path) else None

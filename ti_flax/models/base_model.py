@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ti_flax.models import attention, families
+from ti_flax.models import attention, families, locate
 from ti_flax.models.family import Family
-from ti_flax.models.sources import DiffusersFolder, find_folder
+from ti_flax.models.sources import DiffusersFolder
 from ti_flax.models.torch_params import Layout, Params, load_params
 
 
@@ -71,10 +71,12 @@ def open_model(
 
     Raises `UserError` when a file is missing or the model is of another family.
     """
-    folder = find_folder(name_or_path, revision, variant, download_weights)
-    source = DiffusersFolder(folder, variant)
+    found = locate.find_model(name_or_path, revision)
+    source = DiffusersFolder(found.folder, variant)
     net = source.config("unet")
     named = (*families.parts(net), "scheduler", "model_index")
     configs = {part: source.config(part) for part in named}
     family = families.make_family(configs, dtype, plan)
+    if download_weights:
+        found.fetch_weights(family.parts, variant)
     return BaseModel(family, source, configs["scheduler"])

@@ -12,9 +12,11 @@ import safetensors.numpy
 from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 
-from ti_flax.models.sources import STEMS, Source, Tensor
+from ti_flax.models.sources import Source
+from ti_flax.models.tensors import Tensor
+from ti_flax.models.weight_files import STEMS
 from ti_flax.runtime import atomic
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.errors import UserError, listed, one_line
 
 Params = dict[str, Any]
 # Where a weight of a given shape lies.
@@ -87,7 +89,7 @@ def save_params(
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     atomic.write_json(folder / "config.json", config)
-    with atomic.atomic_path(folder / f"{STEMS[folder.name]}.safetensors") as path:
+    with atomic.atomic_path(folder / f"{STEMS[folder.name][0]}.safetensors") as path:
         # transformers refuses a file that does not say which framework wrote it.
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
@@ -120,7 +122,12 @@ def _match(part: str, tensors: Iterable[Tensor], shapes: Params) -> dict[str, Te
         for axes in [np.argsort(_from_torch(path, leaf))]
     }
     found: dict[str, Tensor] = {}
-    faults: dict[str, list[str]] = {"unknown": [], "doubled": [], "misshapen": []}
+    faults: dict[str, list[str]] = {
+        "unknown": [],
+        "doubled": [],
+        "misshapen": [],
+        "not of floating point": [],
+    }
     for tensor in tensors:
         name = _modern_key(part, tensor.key)
         if name in _BUFFERS:
@@ -135,16 +142,17 @@ def _match(part: str, tensors: Iterable[Tensor], shapes: Params) -> dict[str, Te
             faults["misshapen"].append(
                 f"{tensor.key} {list(tensor.shape)} instead of {list(wanted[name])}"
             )
+        if tensor.dtype.kind in "biu":
+            faults["not of floating point"].append(f"{tensor.key} {tensor.dtype}")
     faults["missing"] = [name for name in wanted if name not in found]
-    listed = [
-        f"{len(keys)} {fault}: {', '.join(keys)}"
-        for fault, keys in faults.items()
-        if keys
+    told = [
+        f"{len(keys)} {fault}: {listed(keys)}" for fault, keys in faults.items() if keys
     ]
-    if listed:
+    if told:
+        reasons = one_line("; ".join(told))
         raise UserError(
-            f"{part}: the weights do not fit config.json ({'; '.join(listed)}); "
-            "use the two files of one model"
+            f"{part}: the weights do not fit config.json ({reasons}); use the two "
+            "files of one model"
         )
     return found
 

@@ -6,7 +6,6 @@ tokenizer has the placeholder's names, the text encoder's table their rows.
 
 import contextlib
 import copy
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,7 +60,8 @@ def _write_all(
     for encoder in family.text_encoders:
         tokenizer = tokenizers[encoder.name]
         ids = _write_tokenizer(folder / encoder.tokenizer, tokenizer, learned)
-        _write_text_encoder(folder, model, encoder, learned, ids)
+        changed = {"eos_token_id": tokenizer.eos_token_id}
+        _write_text_encoder(folder, model, encoder, learned, ids, changed)
     for part in (family.denoiser, family.autoencoder):
         _copy_network(folder / part.name, model.source, part.name)
     for name in ("scheduler", *_OPTIONAL):
@@ -103,7 +103,13 @@ def _write_text_encoder(
     encoder: TextEncoder,
     learned: Embedding,
     ids: list[int],
+    changed: Mapping[str, Any],
 ) -> None:
+    """`changed` are further settings of config.json.
+
+    An eos_token_id of 2, as in most files, lets transformers pool the text at the
+    highest id, which is a learned word's.
+    """
     params = model.load(encoder.name)
     embedding = params["embeddings"]["token_embedding"]
     table = np.asarray(embedding["embedding"])
@@ -113,7 +119,7 @@ def _write_text_encoder(
     longer[: len(table)] = table
     longer[ids] = learned.rows[encoder.name]
     embedding["embedding"] = longer
-    config = dict(model.source.config(encoder.name))
+    config = {**model.source.config(encoder.name), **changed}
     config["vocab_size"] = vocab_size
     for key in ("dtype", "torch_dtype"):
         if key in config:
@@ -123,21 +129,25 @@ def _write_text_encoder(
 
 def _copy_network(folder: Path, source: DiffusersFolder, part: str) -> None:
     folder.mkdir(exist_ok=True)
-    theirs, variant = source.folder / part, source.variant
-    wanted = [theirs / "config.json", *source.weight_files(part)]
-    wanted += theirs.glob(f"*.safetensors.index{f'.{variant}' if variant else ''}.json")
-    for path in wanted:
+    theirs = source.folder / part
+    chosen, files = source.weights(part)
+    _copy_file(folder / "config.json", theirs / "config.json")
+    if chosen.sharded:
         # Shards keep their names, by which the index finds them.
-        shard = "-of-" in path.name
-        name = path.name if shard else path.name.replace(f".{variant}.", ".")
-        _copy_file(folder / name, path)
+        for path in files:
+            _copy_file(folder / path.name, path)
+        files = [theirs / chosen.name]
+    for path in files:
+        plain = path.name.replace(f".{chosen.variant}.", ".")
+        _copy_file(folder / plain, path)
 
 
 def _copy_folder(folder: Path, source: Path) -> None:
+    """The files of a part; none has folders, and what is no file is not copied."""
     folder.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
-        copy_one = _copy_folder if path.is_dir() else _copy_file
-        copy_one(folder / path.name, path)
+        if path.is_file():
+            _copy_file(folder / path.name, path)
 
 
 def _copy_file(file: Path, source: Path) -> None:
@@ -147,8 +157,7 @@ def _copy_file(file: Path, source: Path) -> None:
 
 def _model_index(folder: Path, model: base_model.BaseModel) -> dict[str, Any]:
     """The base model's index, without the parts that are not there."""
-    path = model.folder / "model_index.json"
-    index = json.loads(path.read_text()) if path.is_file() else {}
+    index = dict(model.source.config("model_index"))
     index |= model.family.model_index(model.scheduler["_class_name"])
     for name in _OPTIONAL:
         if not (folder / name).is_dir():

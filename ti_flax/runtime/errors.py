@@ -2,13 +2,14 @@
 
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 USAGE_EXIT_CODE = 2
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes.
 AGAIN_EXIT_CODE = 75
 # Characters of another library's text: four lines of a terminal.
 _LONGEST_QUOTE = 320
+_LONGEST_NAME = 80
 # Of a value out of a stranger's file: letters, entries and levels that are shown.
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -51,6 +52,14 @@ def one_line(told: BaseException | str) -> str:
 def shown(value: object) -> str:
     """A value out of a stranger's file, as Python writes it: escaped and cut."""
     return one_line(_SHORT.repr(value))
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """Names out of a stranger's file, the first of them, escaped and cut."""
+    names = list(names)
+    told = [one_line(str(name))[:_LONGEST_NAME] for name in names[:most]]
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join(told + more)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -8,6 +8,8 @@ from ti_flax.runtime.errors import UserError, shown
 # Blocks of a network: every level halves the picture.
 _MAX_BLOCKS = 8
 _MAX_ENTRIES = 100_000
+# No setting with one value has as many, whatever it means for each block.
+_MAX_FIXED = 64
 # Activations have two names in PyTorch's libraries.
 _SAME = {"swish": "silu"}
 
@@ -192,7 +194,7 @@ class Settings:
 
 def _meaning(value: Any) -> Any:
     """A value that equals another where both say the same to diffusers."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and len(value) <= _MAX_FIXED:
         entries = tuple(map(_meaning, value))
         same = bool(entries) and all(entry == entries[0] for entry in entries)
         return entries[0] if same else entries

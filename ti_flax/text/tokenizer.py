@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int32
 
-from ti_flax.runtime.errors import UserError
-from ti_flax.text import known_words
+from ti_flax.runtime.errors import UserError, one_line
+from ti_flax.text import known_words, tokenizer_files
 
 if TYPE_CHECKING:
     import transformers
@@ -36,12 +36,7 @@ def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
     Raises:
         UserError: files are missing or damaged, or the tokenizer is not CLIP's.
     """
-    layouts = (("vocab.json", "merges.txt"), ("tokenizer.json",))
-    if not any(all((folder / name).is_file() for name in files) for files in layouts):
-        raise UserError(
-            f"{folder}: expected CLIP's tokenizer, vocab.json with merges.txt or"
-            f" tokenizer.json, and found neither; point to a complete model folder"
-        )
+    tokenizer_files.check(folder)
     # Without PyTorch, transformers advises on stderr that models are unavailable.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer  # a second to import: only when needed
@@ -51,10 +46,15 @@ def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
     except Warning:  # an error by `python -W`: nothing is wrong with the files
         raise
     except Exception as error:  # its Rust reader raises bare Exception
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{folder}: the tokenizer cannot be read ({reason}); download it again"
+            f"{folder}: the tokenizer cannot be read ({one_line(error)}); use that of "
+            "the model as it was published"
         ) from error
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"{folder}: the tokenizer has no pad_token; use that of the model as it "
+            "was published"
+        )
     if not any(symbol.endswith("</w>") for symbol in tokenizer.get_vocab()):
         raise UserError(
             f"{folder}: expected CLIP's tokenizer, whose vocabulary marks the ends of"

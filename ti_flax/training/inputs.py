@@ -15,7 +15,7 @@ from ti_flax.formats import find
 from ti_flax.generation import previews
 from ti_flax.models import attention, base_model
 from ti_flax.models.family import Family, TextEncoder
-from ti_flax.models.sources import find_tokenizer
+from ti_flax.models.locate import find_tokenizer
 from ti_flax.runtime import hosts, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
