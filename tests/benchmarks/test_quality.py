@@ -237,6 +237,7 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
     # As text, for a ratio to nouns that a random model does not know is NaN.
     assert json.dumps(written["object"]) == json.dumps(content["object"])
     assert written["settings"]["learning_rate"] == 3e-3
+    assert written["settings"]["hold_row_norm"] == "clip"
     groups = [word["group"] for word in written["words"]]
     assert groups == ["initializer"] * 4 + ["learned"] * 4 + ["noun"] * 9
     assert set(written["object"]["accuracy"]["shape"]["noun"]) == {

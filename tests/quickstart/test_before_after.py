@@ -1,5 +1,10 @@
 """The quickstart: its pictures, its configuration and its sheet."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +18,11 @@ from ti_flax.quickstart.critters import concept, world
 
 REPOSITORY = Path(__file__).parents[2]
 SIDE = 8
+MINIMAL = {
+    "pretrained_model_name_or_path": "m",
+    "train_data_dir": "d",
+    "placeholder_token": "<a>",
+}
 
 
 def test_pictures_are_what_the_code_draws():
@@ -42,6 +52,20 @@ def test_configuration_holds_in_any_folder(tmp_path, monkeypatch):
             "seed": 7,
         }
     )
+
+
+def test_the_notebook_learns_the_quickstarts_word_as_the_quickstart():
+    notebook = json.loads((REPOSITORY / "launch" / "colab.ipynb").read_text())
+    source = "".join("".join(cell["source"]) + "\n" for cell in notebook["cells"])
+    quick = eval(re.search(r"^quick = (\{.*?^\})", source, re.M | re.S)[1])
+    keys = run_config.TrainingKeys.model_fields.keys() | quick.keys()
+    config = settings.load_config([]).model_dump()
+    # The form has its own steps and examples, and a checkpoint folder a run.
+    ours = {key: value for key, value in config.items() if key in keys}
+    default = {**run_config.Config(**MINIMAL).model_dump(), **quick}
+    theirs = {key: value for key, value in default.items() if key in keys}
+    freed = ("train_batch_size", "max_train_steps")
+    assert {**ours, **dict.fromkeys(freed)} == {**theirs, **dict.fromkeys(freed)}
 
 
 def colour(value):
@@ -81,3 +105,16 @@ def test_before_after_shows_the_rows(tiny_model, tmp_path):
     assert path == tmp_path / "run" / "before_after.png"
     with Image.open(path) as page:
         assert page.width > 5 * 64 and page.height > 4 * 64
+
+
+@pytest.mark.slow
+def test_the_showcase_warns_of_nothing(tmp_path):
+    """The command of the README, a minute or two on two cores."""
+    command = [sys.executable, "-m", "ti_flax.quickstart", "--output_dir=out"]
+    # The tests' compiler is quick, and what it makes is slow.
+    env = {k: text for k, text in os.environ.items() if k != "XLA_FLAGS"}
+    env["PYTHONPATH"] = str(REPOSITORY)
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "out" / "before_after.png").is_file()
+    assert not (tmp_path / "out" / "warnings.txt").exists()
