@@ -5,8 +5,6 @@ networks compute is small.
 """
 
 import dataclasses
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,16 +44,12 @@ class Text(nn.Module):
         return embeddings(ids, rows)
 
 
-class _Config(NamedTuple):
-    block_out_channels: tuple[int, ...] = (8,)
-
-
 class Denoiser(nn.Module):
     """Noise in proportion to x_t and to the sum of the context."""
 
-    config: _Config = _Config()
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    kept_channels = 8
 
     def example_inputs(self):
         return jnp.zeros((1, 2, 2, 4)), jnp.zeros(1), jnp.zeros((1, 4, 32))

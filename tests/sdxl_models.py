@@ -22,19 +22,12 @@ UNETS: dict[str, dict[str, Any]] = {
     "ssd-1b": {
         "layers_per_block": 2,
         "mid_block_type": "UNetMidBlock2D",
-        "reverse_transformer_layers_per_block": [[2, 2, 3], [2, 1, 1], 1],
-        "transformer_layers_per_block": [1, 1, 2],
+        "reverse_transformer_layers_per_block": [[2, 1, 3], 1],
+        "transformer_layers_per_block": [1, 1],
     },
-    "vega": {
-        "layers_per_block": 2,
-        "mid_block_type": "UNetMidBlock2D",
-        "transformer_layers_per_block": [1, 1, 2],
-    },
-    "koala-700m": {
-        "mid_block_type": None,
-        "transformer_layers_per_block": [0, 2, 3],
-    },
-    "koala-1b": {"transformer_layers_per_block": [0, 2, 3]},
+    "vega": {"mid_block_type": "UNetMidBlock2D"},
+    "koala-700m": {"mid_block_type": None, "transformer_layers_per_block": [0, 2]},
+    "koala-1b": {"transformer_layers_per_block": [0, 3]},
 }
 KINDS = tuple(UNETS)
 EOS = 513

@@ -14,6 +14,7 @@ import slots
 from ti_flax import benchmark
 from ti_flax.benchmarks import step
 from ti_flax.benchmarks.keys import StepKeys
+from ti_flax.models import families, known
 from ti_flax.models.random_params import random_params
 from ti_flax.quickstart import settings
 from ti_flax.runtime import errors
@@ -80,7 +81,7 @@ def test_pytorch_takes_our_step(torch):
         torch.tensor(ids).long(), torch.cat([table, learned])
     )
     text, net = (m.config for m in recipe.family.trained_through.values())
-    context = step_torch.read(params["text_encoder"], words, text)
+    _, context = step_torch.read(params["text_encoder"], words, text)
     abar = torch.tensor(np.array(recipe.family.process.alphas_cumprod))[timesteps]
     abar = abar[:, None, None, None]
     x0, eps = (torch.tensor(np.moveaxis(x, -1, 1)) for x in (latents, noise))
@@ -88,8 +89,8 @@ def test_pytorch_takes_our_step(torch):
         params["unet"],
         abar.sqrt() * x0 + (1 - abar).sqrt() * eps,
         torch.tensor(timesteps),
-        context,
         net,
+        context,
     )
     their_loss = torch.nn.functional.mse_loss(predicted, eps)
     their_loss.backward()
@@ -111,6 +112,48 @@ def test_pytorch_encodes_as_our_vae(torch):
     np.testing.assert_allclose(np.moveaxis(theirs.numpy(), 1, -1), ours, atol=1e-4)
 
 
+def test_pytorch_takes_our_step_of_sdxl(torch):
+    """Same weights, rows, ids and sizes: the same prediction of both UNets."""
+    from ti_flax.benchmarks import step_torch
+
+    configs, random = known.TINY_XL, np.random.default_rng(0)
+    family = families.make_family(configs)
+    frozen = {name: random_params(configs, name) for name in family.trained_through}
+    params = {name: to_torch(torch, tree) for name, tree in frozen.items()}
+    ids, rows, words = {}, {}, {}
+    for each in family.text_encoders:
+        ids[each.name] = random.integers(0, each.vocab_size, (2, 77)).astype(np.int32)
+        ids[each.name][:, 3] = each.vocab_size
+        ids[each.name][0, 50] = ids[each.name][1, 60] = each.module.eos
+        rows[each.name] = random.normal(size=(2, 1, each.width)).astype(np.float32)
+        table = params[each.name]["embeddings"]["token_embedding"]["embedding"]
+        own = [torch.cat([table, torch.tensor(row)]) for row in rows[each.name]]
+        words[each.name] = torch.stack(
+            [
+                w[torch.tensor(i).long()]
+                for w, i in zip(own, ids[each.name], strict=True)
+            ]
+        )
+    sizes = random.integers(0, 2000, (2, 6)).astype(np.int32)
+    x_t = random.normal(size=(2, 8, 8, 4)).astype(np.float32)
+    timesteps = np.array([3, 900], np.int32)
+    told = jax.jit(family.encode_text)(frozen, ids, rows, sizes)
+    apply = jax.jit(family.denoiser.module.apply)
+    ours = apply({"params": frozen["unet"]}, x_t, timesteps, *told)
+    batch = {
+        "ids": {name: torch.tensor(each) for name, each in ids.items()},
+        "sizes": torch.tensor(sizes),
+    }
+    theirs = step_torch.predict(
+        params["unet"],
+        torch.tensor(np.moveaxis(x_t, -1, 1)),
+        torch.tensor(timesteps),
+        family.denoiser.module.config,
+        *step_torch.tell(params, words, batch, family.text_encoders),
+    )
+    np.testing.assert_allclose(ours, np.moveaxis(theirs.numpy(), 1, -1), atol=2e-4)
+
+
 @pytest.mark.parametrize("script", [False, True])
 def test_pytorchs_step_moves_the_learned_row_alone(torch, script):
     from ti_flax.benchmarks import step_torch
@@ -121,20 +164,20 @@ def test_pytorchs_step_moves_the_learned_row_alone(torch, script):
     ids = torch.full((1, 77), slots.VOCABULARY)
     take_step = step_torch.make_step(
         params,
-        tuple(module.config for module in slots.FAMILY.parts.values()),
+        slots.FAMILY,
         torch.tensor(np.array(recipe.family.process.alphas_cumprod)),
-        recipe.family.scale.factor,
         {
-            "ids": ids,
+            "ids": {"text_encoder": ids},
             "moments": torch.randn(1, 8, 4, 4),
             "pixels": torch.rand(1, 3, 8, 8),
         },
         script,
         compiled=False,
     )
-    before = take_step.learned.detach().clone()
+    learned = take_step.learned["text_encoder"]
+    before = learned.detach().clone()
     assert torch.isfinite(take_step())
-    moved = take_step.learned.detach() - before
+    moved = learned.detach() - before
     assert torch.all(moved[-1] != 0)
     assert len(moved) == (len(table) + 1 if script else 1)
     assert not torch.any(moved[:-1])

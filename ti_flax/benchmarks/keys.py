@@ -21,7 +21,7 @@ from ti_flax.config.fields import (
 class WorkKeys(Settings):
     """What is computed."""
 
-    model: Literal["sd15", "sd21", "quickstart"] = Field(
+    model: Literal["sd15", "sd21", "sdxl", "quickstart"] = Field(
         "sd15", description="shapes of the networks; the weights are random"
     )
     resolution: OptionalInteger = Field(

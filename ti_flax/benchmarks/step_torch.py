@@ -6,7 +6,7 @@ the pictures, and an optimizer over the whole table whose other rows are then re
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from ti_flax.benchmarks import random_run, work
 from ti_flax.benchmarks.keys import StepKeys, WorkKeys
 from ti_flax.models import attention as attention_plans
 from ti_flax.models import clip_text, unet_config, vae
+from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.random_params import constant_or_std
 from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import profile, sharding
@@ -58,10 +59,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **settings: Any) -> T
     return out.transpose(1, 2).flatten(2)
 
 
-def read(p: Tree, words: Tensor, config: clip_text.ClipTextConfig) -> Tensor:
-    """The text encoder, from embedded words to context."""
-    x = words + p["embeddings"]["position_embedding"]["embedding"]
+def read(
+    p: Tree, words: Tensor, config: clip_text.ClipTextConfig
+) -> tuple[Tensor, Tensor]:
+    """The text encoder, from embedded words: last state but one, and last, normed."""
+    x = before = words + p["embeddings"]["position_embedding"]["embedding"]
     for i in range(config.num_hidden_layers):
+        before = x
         layer = p["encoder"][f"layers_{i}"]
         own = layer["self_attn"]
         h = layer_norm(layer["layer_norm1"], x, config.layer_norm_eps)
@@ -71,7 +75,27 @@ def read(p: Tree, words: Tensor, config: clip_text.ClipTextConfig) -> Tensor:
         h = layer_norm(layer["layer_norm2"], x, config.layer_norm_eps)
         h = _ACTIVATIONS[config.hidden_act](dense(layer["mlp"]["fc1"], h))
         x = x + dense(layer["mlp"]["fc2"], h)
-    return layer_norm(p["final_layer_norm"], x, config.layer_norm_eps)
+    return before, layer_norm(p["final_layer_norm"], x, config.layer_norm_eps)
+
+
+def tell(
+    params: Mapping[str, Tree],
+    words: Mapping[str, Tensor],
+    batch: Mapping[str, Any],
+    encoders: Sequence[TextEncoder],
+) -> tuple[Tensor, ...]:
+    """What the UNet is told: context, and of SDXL pooled text and sizes."""
+    states = [
+        read(params[each.name], words[each.name], each.module.config)
+        for each in encoders
+    ]
+    if len(encoders) == 1:
+        return (states[0][1],)
+    second = encoders[1]
+    ends = (batch["ids"][second.name] == second.module.eos).int().argmax(1)
+    last = states[1][1][torch.arange(len(ends), device=ends.device), ends]
+    pooled = dense(params[second.name]["text_projection"], last)
+    return torch.cat([hidden for hidden, _ in states], dim=-1), pooled, batch["sizes"]
 
 
 def resnet(
@@ -91,9 +115,14 @@ def transformer(p: Tree, x: Tensor, context: Tensor, heads: int, groups: int) ->
 
     y = group_norm(p["norm"], x, groups, 1e-6).flatten(2).transpose(1, 2)
     y = project("proj_in", y)
-    block = p["transformer_blocks_0"]
+    for k in range(sum(name.startswith("transformer_blocks_") for name in p)):
+        y = transformer_block(p[f"transformer_blocks_{k}"], y, context, heads)
+    return x + project("proj_out", y).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def transformer_block(p: Tree, y: Tensor, context: Tensor, heads: int) -> Tensor:
     for i, name in ((1, "attn1"), (2, "attn2")):
-        h, own = layer_norm(block[f"norm{i}"], y), block[name]
+        h, own = layer_norm(p[f"norm{i}"], y), p[name]
         source = h if name == "attn1" else context
         out = attention(
             dense(own["to_q"], h),
@@ -102,30 +131,41 @@ def transformer(p: Tree, x: Tensor, context: Tensor, heads: int, groups: int) ->
             heads,
         )
         y = y + dense(own["to_out_0"], out)
-    value, gate = dense(
-        block["ff"]["net_0"]["proj"], layer_norm(block["norm3"], y)
-    ).chunk(2, dim=-1)
-    y = y + dense(block["ff"]["net_2"], value * F.gelu(gate))
-    return x + project("proj_out", y).transpose(1, 2).unflatten(2, x.shape[2:])
+    both = dense(p["ff"]["net_0"]["proj"], layer_norm(p["norm3"], y))
+    value, gate = both.chunk(2, dim=-1)
+    return y + dense(p["ff"]["net_2"], value * F.gelu(gate))
+
+
+def embed_number(numbers: Tensor, width: int, config: unet_config.UNetConfig) -> Tensor:
+    """Sinusoids of timesteps or sizes."""
+    half = width // 2
+    exponents = torch.arange(half, device=numbers.device) / (half - config.freq_shift)
+    angles = numbers[:, None] * 10_000.0**-exponents
+    waves = [angles.cos(), angles.sin()]
+    return torch.cat(waves if config.flip_sin_to_cos else waves[::-1], dim=-1)
 
 
 def predict(
     p: Tree,
     x: Tensor,
     timesteps: Tensor,
-    context: Tensor,
     config: unet_config.UNetConfig,
+    context: Tensor,
+    pooled: Tensor | None = None,
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """The UNet."""
     groups, eps = config.norm_num_groups, config.norm_eps
-    half = config.block_out_channels[0] // 2
-    exponents = torch.arange(half, device=x.device) / (half - config.freq_shift)
-    angles = timesteps[:, None] * 10_000.0**-exponents
-    waves = [angles.cos(), angles.sin()]
-    time = torch.cat(waves if config.flip_sin_to_cos else waves[::-1], dim=-1)
-    mlp = p["time_embedding"]
-    time = dense(mlp["linear_1"], time.to(x.dtype))
-    time = dense(mlp["linear_2"], F.silu(time))
+
+    def mlp(q: Tree, waves: Tensor) -> Tensor:
+        return dense(q["linear_2"], F.silu(dense(q["linear_1"], waves.to(x.dtype))))
+
+    waves = embed_number(timesteps, config.block_out_channels[0], config)
+    time = mlp(p["time_embedding"], waves)
+    if pooled is not None:
+        waves = embed_number(sizes.flatten(), config.size_width, config)
+        both = torch.cat([pooled, waves.unflatten(0, sizes.shape).flatten(1)], dim=-1)
+        time = time + mlp(p["add_embedding"], both)
 
     def stage(q: Tree, i: int, x: Tensor, heads: int) -> Tensor:
         x = resnet(q[f"resnets_{i}"], x, groups, eps, time)
@@ -203,52 +243,61 @@ def embed(ids: Tensor, table: Tensor, learned: Tensor, script: bool) -> Tensor:
 
 def make_step(
     params: Mapping[str, Tree],
-    configs: tuple[Any, Any, Any],
+    family: Family,
     alphas_cumprod: Tensor,
-    scaling_factor: float,
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Any],
     script: bool,
     compiled: bool,
 ) -> Callable[[], Tensor]:
-    """One step of a run that learns the last row of the table, as a function.
+    """One step of a run that learns the last row of each table, as a function.
 
     Args:
-        params: of `text_encoder` and `unet`, and of `vae` for `script`.
-        configs: those of text encoder, UNet and VAE.
+        params: of the text encoders and the UNet, and of `vae` for `script`.
+        family: the networks' settings.
         alphas_cumprod: of the noise schedule.
-        scaling_factor: from unscaled latents to the UNet's.
-        batch: `ids` [B, L], and `moments` [B, Z, h, w] or, for `script`, `pixels`.
+        batch: `ids` [B, L] by text encoder, `sizes` [B, 6], and `moments`
+            [B, Z, h, w] or, for `script`, `pixels`.
         script: the work of diffusers' script instead of ours.
         compiled: use torch.compile.
 
     Returns:
-        The function, whose `learned.grad` is the gradient of the loss it returns.
+        The function, whose `learned[name].grad` is the gradient of the loss it returns.
     """
-    text_config, unet_config, vae_config = configs
-    table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
-    row = table.mean(0, keepdim=True)
-    whole = torch.cat([table, row])
-    learned = (whole if script else row).detach().clone().requires_grad_()
-    optimizer = torch.optim.AdamW([learned], lr=1e-3, weight_decay=1e-2 * script)
+    net, auto = family.denoiser.module.config, family.autoencoder.module.config
+    encoders = family.text_encoders
+    tables = {
+        each.name: params[each.name]["embeddings"]["token_embedding"]["embedding"]
+        for each in encoders
+    }
+    learned = {
+        name: (torch.cat([table, row]) if script else row).detach().requires_grad_()
+        for name, table in tables.items()
+        for row in [table.mean(0, keepdim=True)]
+    }
+    optimizer = torch.optim.AdamW(learned.values(), lr=1e-3, weight_decay=1e-2 * script)
     dtype = params["unet"]["conv_in"]["kernel"].dtype
     compile_ = torch.compile if compiled else lambda function: function
-    ask, to_context = compile_(predict), compile_(read)
+    ask, tell_ = compile_(predict), compile_(tell)
     # bfloat16 as `accelerate` gives it to the script's text encoder.
-    autocast = torch.autocast(table.device.type, dtype, enabled=dtype != torch.float32)
+    device = alphas_cumprod.device.type
+    autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
     def moments() -> Tensor:
         if not script:
             return batch["moments"]
         with torch.no_grad():
-            return encode(params["vae"], batch["pixels"], vae_config).float()
+            return encode(params["vae"], batch["pixels"], auto).float()
 
     def take_step() -> Tensor:
-        x_t, noise, timesteps = draw(moments(), scaling_factor, alphas_cumprod)
-        words = embed(batch["ids"], table, learned, script)
+        x_t, noise, timesteps = draw(moments(), family.scale.factor, alphas_cumprod)
+        words = {
+            name: embed(batch["ids"][name], table, learned[name], script)
+            for name, table in tables.items()
+        }
         with autocast:
-            context = to_context(params["text_encoder"], words, text_config)
+            context, *added = tell_(params, words, batch, encoders)
         predicted = ask(
-            params["unet"], x_t.to(dtype), timesteps, context.to(dtype), unet_config
+            params["unet"], x_t.to(dtype), timesteps, net, context.to(dtype), *added
         )
         loss = F.mse_loss(predicted.float(), noise)
         optimizer.zero_grad()
@@ -256,7 +305,8 @@ def make_step(
         optimizer.step()
         if script:
             with torch.no_grad():
-                learned[:-1] = table
+                for name, table in tables.items():
+                    learned[name][:-1] = table
         return loss.detach()
 
     take_step.learned = learned
@@ -280,26 +330,31 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     trees = frozen_shapes(recipe)
     if script:
         trees["vae"] = param_shapes(model.family.autoencoder.module)
+    texts = {each.name for each in model.family.text_encoders}
     params = {
-        name: _random(tree, torch.float32 if name == "text_encoder" else dtype, device)
+        name: _random(tree, torch.float32 if name in texts else dtype, device)
         for name, tree in trees.items()
     }
     _, bank = random_run.make_run(recipe, side)
     examples = keys.train_batch_size * keys.concepts
-    prompts = np.asarray(bank.prompts["text_encoder"])
-    ids = np.resize(prompts[0], (examples, prompts.shape[-1]))
+    ids = {
+        name: np.resize(np.asarray(prompts)[0], (examples, prompts.shape[-1]))
+        for name, prompts in bank.prompts.items()
+    }
     pixels = side * model.family.downscale
     shape = (examples, 2 * model.family.latent_channels, side, side)
     batch = {
-        "ids": torch.from_numpy(ids).long().to(device),
+        "ids": {
+            name: torch.from_numpy(each).long().to(device) for name, each in ids.items()
+        },
+        "sizes": torch.full((examples, 6), pixels, device=device),
         "moments": torch.randn(shape, device=device),
         "pixels": torch.rand(examples, 3, pixels, pixels).to(device, dtype),
     }
     take_step = make_step(
         params,
-        tuple(module.config for module in model.family.parts.values()),
+        model.family,
         torch.from_numpy(np.array(recipe.family.process.alphas_cumprod)).to(device),
-        recipe.family.scale.factor,
         batch,
         script,
         compiled=device.type == "cuda",

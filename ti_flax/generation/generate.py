@@ -24,6 +24,7 @@ from ti_flax.formats import find
 from ti_flax.generation import png, sampling
 from ti_flax.models import attention, base_model
 from ti_flax.models.family import Conditioning, Family
+from ti_flax.models.opening import Choices
 from ti_flax.runtime import jax_settings, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
@@ -82,6 +83,7 @@ def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:
         keys.variant,
         base_model.denoiser_dtype(keys.mixed_precision),
         attention.make_plan(keys.attention, mesh),
+        choices=Choices.of(keys),
     )
     family = model.family
     widths = {encoder.name: encoder.width for encoder in family.text_encoders}
@@ -98,7 +100,7 @@ def generate(keys: GenerateKeys, progress: bool) -> list[Image.Image]:
     )
     makings = _makings(keys, recipe, scheduler, words)
 
-    _log.info("reading %s", model.folder)
+    _log.info("reading %s", model.source.path)
     size = makings[0].height, makings[0].width
     wanted = sampling.Wanted(
         prompts=np.repeat(np.arange(len(keys.prompt)), keys.num_images),
@@ -211,8 +213,9 @@ def _token_ids(
     """Token ids of prompts for each text encoder; the last is the negative one."""
     tokenizers = {}
     for encoder in model.family.text_encoders:
-        tokenizer = load_tokenizer(model.folder / encoder.tokenizer)
-        _check_words(prompts, tokenizer, words)
+        tokenizer = load_tokenizer(model.tokenizer(encoder))
+        if not tokenizers:  # CLIP's vocabulary, which they share
+            _check_words(prompts, tokenizer, words)
         tokenizers[encoder.name] = PromptTokenizer(
             tokenizer, encoder.vocab_size, _num_vectors(words)
         )

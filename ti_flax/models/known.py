@@ -136,12 +136,6 @@ TINY: Configs = {
     "scheduler": _scheduler(),
 }
 
-_XL_UNET = {
-    "addition_embed_type": "text_time",
-    "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
-    "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
-    "use_linear_projection": True,
-}
 _XL_SCHEDULER = _scheduler(
     _class_name="EulerDiscreteScheduler", timestep_spacing="leading"
 )
@@ -164,14 +158,17 @@ SDXL: Configs = {
         projection_dim=1280,
     ),
     "unet": _unet(
-        **_XL_UNET,
+        addition_embed_type="text_time",
         addition_time_embed_dim=256,
         attention_head_dim=[5, 10, 20],
         block_out_channels=[320, 640, 1280],
         cross_attention_dim=2048,
+        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
         projection_class_embeddings_input_dim=1280 + 6 * 256,
         sample_size=128,
         transformer_layers_per_block=[1, 2, 10],
+        up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+        use_linear_projection=True,
     ),
     "vae": _vae(sample_size=1024, scaling_factor=0.13025, force_upcast=True),
     "scheduler": _XL_SCHEDULER,
@@ -188,18 +185,20 @@ TINY_XL: Configs = {
         num_hidden_layers=2,
         projection_dim=24,
     ),
-    "unet": _unet(
-        **_XL_UNET,
-        addition_time_embed_dim=8,
-        attention_head_dim=[1, 2, 4],
-        block_out_channels=[16, 16, 32],
-        cross_attention_dim=32 + 48,
-        layers_per_block=1,
-        norm_num_groups=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
-        sample_size=16,
-        transformer_layers_per_block=[1, 1, 2],
-    ),
+    "unet": {
+        **SDXL["unet"],
+        "addition_time_embed_dim": 8,
+        "attention_head_dim": [2, 4],
+        "block_out_channels": [16, 32],
+        "cross_attention_dim": 32 + 48,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "projection_class_embeddings_input_dim": 24 + 6 * 8,
+        "sample_size": 16,
+        "transformer_layers_per_block": [1, 2],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    },
     "vae": {**TINY["vae"], "scaling_factor": 0.13025},
     "scheduler": _XL_SCHEDULER,
     "model_index": _XL_INDEX,

@@ -138,6 +138,19 @@ class UNet(nn.Module):
         pooled = jnp.zeros((1, config.added_width - 6 * config.size_width))
         return *inputs, pooled, jnp.zeros((1, 6), jnp.int32)
 
+    @property
+    def kept_channels(self) -> float:
+        """Channels of what the blocks give, a latent pixel: 5,760 in SD 1.5."""
+        config = self.config
+        total = 0.0
+        for i, width in enumerate(config.block_out_channels):
+            down, up = config.down_depths[i], config.up_depths[-1 - i]
+            blocks = len(down) + sum(down) + len(up) + sum(up)
+            total += width * blocks / 4**i
+        if config.mid_depth is not None:
+            total += (2 + config.mid_depth) * width / 4**i
+        return total
+
     @nn.compact
     def __call__(
         self,

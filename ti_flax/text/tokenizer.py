@@ -180,7 +180,11 @@ def token_ids(
 
     Raises `UserError` where a learned vector would be cut off.
     """
-    return {name: tokenize(prompts) for name, tokenize in tokenizers.items()}
+    ids: dict[str, Int32[np.ndarray, "P L"]] = {}
+    for name, tokenize in tokenizers.items():
+        # What the first says of a prompt holds for all: they share CLIP's vocabulary.
+        ids[name] = tokenize(prompts, check=not ids)
+    return ids
 
 
 def _check_placeholders(

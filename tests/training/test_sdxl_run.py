@@ -1,0 +1,165 @@
+"""SDXL from pictures to files that every program reads, on a tiny random model."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import peer_loaders
+import pytest
+import runs
+from safetensors.numpy import load_file
+
+from ti_flax import generate_images
+from ti_flax.formats import find
+from ti_flax.generation import sampling
+from ti_flax.models import random_model
+from ti_flax.publishing.concept_folder import SDXL_NAME
+from ti_flax.runtime.errors import UserError
+from ti_flax.training import run as training_run
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdxl") / "model"
+    random_model.write_random_model(folder, "tiny_sdxl")
+    return folder
+
+
+def learn(model, pictures, folder, **keys):
+    given = {"initializer_token": "t", "num_vectors": 2, "train_batch_size": 4, **keys}
+    config = runs.make_config(model, pictures, folder, **given)
+    (learned,) = training_run.train_concepts(config, progress=False)
+    return learned
+
+
+@pytest.fixture(scope="module")
+def trained(model, pictures, tmp_path_factory):
+    """A run of 6 steps: its folder, and the word."""
+    folder = tmp_path_factory.mktemp("run")
+    keys = {"save_as_full_pipeline": True, "validation_prompt": "a <toy>"}
+    return folder, learn(model, pictures, folder, num_validation_images=1, **keys)
+
+
+def test_rows_of_both_encoders_are_learned_and_written(trained):
+    folder, learned = trained
+    assert {name: rows.shape for name, rows in learned.rows.items()} == {
+        "text_encoder": (2, 32),
+        "text_encoder_2": (2, 48),
+    }
+    for file in (find.SAFETENSORS_NAME, find.BIN_NAME, SDXL_NAME):
+        read = find.load_embedding(folder / file, None)
+        for name in ENCODERS:
+            np.testing.assert_array_equal(read.rows[name], learned.rows[name])
+    for index, name in enumerate(ENCODERS):
+        line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        norms = np.linalg.norm(learned.rows[name], axis=-1)
+        np.testing.assert_allclose(line["row_norm"][2 * index :][:2], norms, rtol=1e-5)
+
+
+def test_web_interfaces_read_the_file_of_both_encoders(trained):
+    folder, learned = trained
+    tensors = load_file(folder / SDXL_NAME)
+    assert set(tensors) == {"clip_l", "clip_g"}
+    for key, name in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
+        np.testing.assert_array_equal(tensors[key], learned.rows[name])
+    pytest.importorskip("torch")
+    for key, name in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
+        rows = learned.rows[name]
+        loaded = peer_loaders.comfyui(folder / SDXL_NAME, key, rows.shape[1])
+        np.testing.assert_array_equal(loaded, rows)
+
+
+def test_a_resumed_run_is_that_without_a_stop(model, pictures, trained, tmp_path):
+    learn(model, pictures, tmp_path, max_train_steps=4)
+    keys = {"max_train_steps": 6, "resume_from_checkpoint": "latest"}
+    resumed = learn(model, pictures, tmp_path, **keys)
+    for name in ENCODERS:
+        np.testing.assert_array_equal(resumed.rows[name], trained[1].rows[name])
+
+
+def test_two_devices_learn_what_eight_do(
+    model, pictures, trained, tmp_path, monkeypatch
+):
+    two = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda *_: two)
+    fewer = learn(model, pictures, tmp_path)
+    for name in ENCODERS:
+        np.testing.assert_allclose(
+            fewer.rows[name], trained[1].rows[name], rtol=1e-3, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("kept", ENCODERS)
+def test_one_encoder_may_be_trained_alone(model, pictures, trained, tmp_path, kept):
+    key = "learning_rate_te1" if kept == "text_encoder" else "learning_rate_te2"
+    steps = {"max_train_steps": 2, "checkpointing_steps": 2}
+    alone = learn(model, pictures, tmp_path, **{key: 0.0}, **steps)
+    model_rows = learn(
+        model, pictures, tmp_path / "first", **{key: 0.0}, max_train_steps=1
+    )
+    other = next(name for name in ENCODERS if name != kept)
+    np.testing.assert_array_equal(alone.rows[kept], model_rows.rows[kept])
+    assert np.all(alone.rows[other] != model_rows.rows[other])
+
+
+def test_a_rate_for_an_encoder_that_is_not_there_is_told(
+    tiny_model, pictures, tmp_path
+):
+    with pytest.raises(UserError, match=r"learning_rate_te2: .* has 1 text encoder"):
+        learn(tiny_model, pictures, tmp_path, learning_rate_te2=1e-3)
+
+
+def test_the_sizes_of_a_picture_are_told(model, tmp_path):
+    """Pictures that are equal after cropping teach other rows where they were not."""
+    from PIL import Image
+
+    rows = []
+    for name, width in (("square", 16), ("wide", 32)):
+        pixels = np.full((16, width, 3), 90, np.uint8)
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
+        steps = {"max_train_steps": 1, "random_flip": False}
+        learned = learn(model, tmp_path / name, tmp_path / f"{name}-out", **steps)
+        rows.append(learned.rows["text_encoder"])
+    assert np.abs(rows[0] - rows[1]).max() > 0
+
+
+def test_diffusers_draws_our_picture_from_the_whole_pipeline(trained):
+    """With no line of the user's: text_encoder_2 says where a prompt ends."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    folder, _ = trained
+    prompt, steps = "a <toy> on a mat", 4
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = np.asarray(sampling.draw_noise(np.array([3], np.uint32), (16, 16, 4)))
+    found = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+    assert "<toy>_1" in found
+    [theirs] = pipeline(
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=5.0,
+        latents=torch.from_numpy(np.moveaxis(noise, -1, 1).copy()),
+        output_type="np",
+    ).images
+    # In the folder's own vocabulary the word's vectors are words of their own.
+    [ours] = generate_images(
+        model=str(folder),
+        prompt=found,
+        seed=3,
+        steps=steps,
+        guidance_scale=5.0,
+        progress=False,
+    )
+    difference = np.abs(np.round(255 * theirs) - np.asarray(ours, np.float32))
+    assert difference.max() <= 1
+
+
+def test_a_warning_of_a_prompt_is_given_once(model, pictures, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    learn(model, pictures, tmp_path, max_train_steps=1, initializer_token="tall hat")
+    said = [record.getMessage() for record in caplog.records]
+    assert len([line for line in said if "pieces" in line]) == 1
