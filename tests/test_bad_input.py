@@ -22,8 +22,9 @@ from ti_flax import train
 from ti_flax.checkpoints import identity, store
 from ti_flax.checkpoints.output_dir import RunFolder
 from ti_flax.config.run_config import Config
-from ti_flax.formats import find, torch_zip
+from ti_flax.formats import find
 from ti_flax.models import base_model
+from ti_flax.pickles import torch_zip
 from ti_flax.publishing import concept_folder
 from ti_flax.quickstart import settings as quickstart_settings
 from ti_flax.runtime import errors

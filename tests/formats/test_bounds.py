@@ -5,13 +5,14 @@ import pkgutil
 import re
 from pathlib import Path
 
-from ti_flax import formats
+from ti_flax import formats, pickles
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 ROW = re.compile(r"^\| .+ \| ([\d,]+)[^|]* \| `(\w+)\.(\w+)` \|$", re.MULTILINE)
 MODULES = {
-    module.name: importlib.import_module(f"ti_flax.formats.{module.name}")
-    for module in pkgutil.iter_modules(formats.__path__)
+    module.name: importlib.import_module(f"{package.__name__}.{module.name}")
+    for package in (formats, pickles)
+    for module in pkgutil.iter_modules(package.__path__)
 }
 
 

@@ -11,8 +11,8 @@ import safetensors.numpy
 from clip_vocabulary import write_clip_tokenizer
 from PIL import Image
 
-from ti_flax.formats import torch_zip
 from ti_flax.formats.find import Embedding, load_embedding
+from ti_flax.pickles import torch_zip
 from ti_flax.publishing.concept_folder import export_concept
 from ti_flax.runtime.errors import UserError
 

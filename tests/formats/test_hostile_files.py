@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ti_flax.formats import registry, torch_pickle
+from ti_flax.formats import registry
+from ti_flax.pickles import torch_pickle
 from ti_flax.text.embedding import Embedding
 
 SECONDS, MEGABYTES = 2.0, 1024

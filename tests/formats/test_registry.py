@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ti_flax.formats import registry, safetensors_file, torch_zip
+from ti_flax.formats import registry, safetensors_file
 from ti_flax.formats.find import load_embedding
+from ti_flax.pickles import torch_zip
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
 

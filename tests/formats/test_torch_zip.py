@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ti_flax.formats import torch_pickle, torch_zip
+from ti_flax.pickles import torch_pickle, torch_zip
 from ti_flax.runtime.errors import UserError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "torch_zip" / "nested.pt"
@@ -298,7 +298,7 @@ def test_a_call_hidden_beside_a_sound_tensor_is_refused(tmp_path):
         "torch\nload",
         "torch._utils\n_rebuild_tensor_v3",
         "torch.storage\n_load_from_bytes",
-        "ti_flax.formats.torch_zip\nload",
+        "ti_flax.pickles.torch_zip\nload",
         "numpy._core.multiarray\nscalar",
         "\x1b[31m\nred",
         "m" * 5000 + "\nlong",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from ti_flax.formats.refused import SIGNS_OF_DAMAGE
+from ti_flax.pickles.refused import SIGNS_OF_DAMAGE
 from ti_flax.runtime.errors import UserError
 
 MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -1,30 +1,13 @@
-"""How large the sizes in a file may be, and all that a file holds together."""
+"""How much a file may hold together."""
 
 import numpy as np
 
-from ti_flax.formats.refused import Refused
-
-_MAX_SIZE = 2**40
-_MAX_DIMENSIONS = 8
+from ti_flax.pickles.refused import Refused
 
 # Of a file's content; AUTOMATIC1111's is three deep.
 _MAX_VALUES = 2**16
 _MAX_LETTERS = 2**20
 _MAX_DEPTH = 16
-
-
-def is_size(number: object) -> bool:
-    """Whether this is a whole number that a length, offset or stride may be."""
-    return type(number) is int and 0 <= number < _MAX_SIZE
-
-
-def is_shape(sizes: object) -> bool:
-    """Whether this is a tuple of few sizes, whose product is cheap."""
-    return (
-        type(sizes) is tuple
-        and len(sizes) <= _MAX_DIMENSIONS
-        and all(map(is_size, sizes))
-    )
 
 
 def check_bounds(content: object) -> None:

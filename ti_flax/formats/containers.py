@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ti_flax.formats import a1111_png, bounds, npy, safetensors_file, torch_zip
+from ti_flax.formats import a1111_png, bounds, npy, safetensors_file
 from ti_flax.formats.content import Content
-from ti_flax.formats.refused import Refused
+from ti_flax.pickles import torch_zip
+from ti_flax.pickles.refused import Refused
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError
 

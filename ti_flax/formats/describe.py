@@ -18,7 +18,7 @@ from ti_flax.config.fields import (
 from ti_flax.config.signatures import InspectSettings, with_keys_of
 from ti_flax.formats import bounds, find, registry
 from ti_flax.formats.checks import shown
-from ti_flax.formats.refused import Refused
+from ti_flax.pickles.refused import Refused
 from ti_flax.text.embedding import Embedding
 
 USAGE = "FILE [--model NAME]"

@@ -13,8 +13,8 @@ import numpy as np
 from ti_flax.formats.checks import RawWord, Reading, shown
 from ti_flax.formats.content import Content
 from ti_flax.formats.metadata import to_texts, token_in
-from ti_flax.formats.refused import Refused
 from ti_flax.formats.safetensors_file import BUNDLE_PREFIX
+from ti_flax.pickles.refused import Refused
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import FIRST_ENCODER, SD2_WIDTH, Embedding
 

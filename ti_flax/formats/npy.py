@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ti_flax.formats import pickle_machine
-from ti_flax.formats.pickled_arrays import Array
-from ti_flax.formats.refused import SIGNS_OF_DAMAGE, Refused
+from ti_flax.pickles import pickle_machine
+from ti_flax.pickles.pickled_arrays import Array
+from ti_flax.pickles.refused import SIGNS_OF_DAMAGE, Refused
 from ti_flax.runtime.errors import UserError
 
 MAGIC = b"\x93NUMPY"

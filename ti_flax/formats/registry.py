@@ -14,7 +14,7 @@ from ti_flax.formats import (
 from ti_flax.formats.checks import RawWord, Reading, checked, shown
 from ti_flax.formats.content import Content, Kind
 from ti_flax.formats.metadata import provenance_in, to_texts
-from ti_flax.formats.refused import Refused
+from ti_flax.pickles.refused import Refused
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
 

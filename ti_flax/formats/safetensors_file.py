@@ -10,7 +10,7 @@ import safetensors
 
 from ti_flax.formats.checks import DTYPES, shown
 from ti_flax.formats.content import Content
-from ti_flax.formats.refused import SIGNS_OF_DAMAGE
+from ti_flax.pickles.refused import SIGNS_OF_DAMAGE
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import NOTHING
 

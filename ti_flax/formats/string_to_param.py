@@ -11,7 +11,7 @@ from typing import Any
 from ti_flax.formats.checks import RawWord, Reading
 from ti_flax.formats.content import Content
 from ti_flax.formats.metadata import to_texts
-from ti_flax.formats.torch_pickle import ParameterDict
+from ti_flax.pickles.torch_pickle import ParameterDict
 from ti_flax.text.embedding import FIRST_ENCODER, Embedding
 
 _ANY_TOKEN = "*"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ti_flax.formats.checks import RawWord, Reading, shown
 from ti_flax.formats.content import Content
-from ti_flax.formats.refused import Refused
+from ti_flax.pickles.refused import Refused
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import FIRST_ENCODER, Embedding
 

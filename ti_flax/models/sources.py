@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ti_flax.models import safetensors_weights, weight_files
+from ti_flax.models import safetensors_weights, torch_weights, weight_files
 from ti_flax.models.tensors import Tensor
 from ti_flax.runtime.regular_files import open_regular, read_json
 
@@ -57,7 +57,8 @@ class DiffusersFolder(NamedTuple):
             asked = self.variant or "without a variant"
             _log.info("%s: no weights %s, reading %s", part, asked, chosen.name)
         for file in files:
-            yield from safetensors_weights.read(file)
+            reader = torch_weights if file.suffix == ".bin" else safetensors_weights
+            yield from reader.read(file)
 
     def fingerprint(self, parts: Iterable[str]) -> str:
         paths = [self.folder / "scheduler" / "scheduler_config.json"]

@@ -1,12 +1,13 @@
 """Files of strangers: regular ones of bounded length, and the JSON in them."""
 
 import contextlib
+import io
 import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ti_flax.runtime.errors import UserError, one_line, shown
 
@@ -26,7 +27,7 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, most: int | None = None) -> Iterator[BinaryIO]:
+def open_regular(path: Path, most: int | None = None) -> Iterator[io.BufferedReader]:
     """A regular file, after links, of at most `most` bytes, opened to be read.
 
     Raises:

@@ -20,10 +20,10 @@ from typing import Any, ClassVar, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ti_flax.formats import pickle_machine
-from ti_flax.formats.bounds import is_shape, is_size
-from ti_flax.formats.pickled_arrays import Array, Function
-from ti_flax.formats.refused import Refused
+from ti_flax.pickles import pickle_machine
+from ti_flax.pickles.pickled_arrays import Array, Function
+from ti_flax.pickles.refused import Refused
+from ti_flax.pickles.sizes import is_shape, is_size
 
 # torch's name of a storage, torch's name of the numbers, and ours.
 _DTYPES = (
@@ -144,7 +144,11 @@ def _parameter_dict_state(parameters: dict[str, np.ndarray]) -> dict[str, object
     }
 
 
-def loads(program: bytes, read_storage: Callable[[str], bytes]) -> object:
+def loads(
+    program: bytes,
+    read_storage: Callable[[str], bytes | memoryview],
+    kind: pickle_machine.Kind = pickle_machine.EMBEDDING,
+) -> object:
     """The object a pickle makes, tensors as read-only numpy arrays.
 
     `read_storage` gives the bytes of the storage with a key. Dictionaries (OrderedDict
@@ -153,15 +157,21 @@ def loads(program: bytes, read_storage: Callable[[str], bytes]) -> object:
 
     Raises:
         Refused: when the program wants what no file of tensors needs, reaches beyond a
-            storage or takes more work than an embedding does.
+            storage or takes more work than a file of its kind does.
         SIGNS_OF_DAMAGE: one of `refused`'s, on bytes that make no sense.
     """
-    return _Unpickler(program, read_storage).load()
+    return _Unpickler(program, read_storage, kind).load()
 
 
 class _Unpickler(pickle_machine.Unpickler):
-    def __init__(self, program: bytes, read_storage: Callable[[str], bytes]) -> None:
-        super().__init__(program, _KNOWN, "torch.save")
+    def __init__(
+        self,
+        program: bytes,
+        read_storage: Callable[[str], bytes | memoryview],
+        kind: pickle_machine.Kind,
+    ) -> None:
+        known = _KNOWN_OF_MODEL if kind is pickle_machine.MODEL else _KNOWN
+        super().__init__(program, known, "torch.save", kind)
         self._read_storage = read_storage
 
     def persistent_load(self, identity: object) -> "_Storage":
@@ -258,4 +268,21 @@ _KNOWN: dict[str, object] = {
     ),
     **{f"torch {storage}": dtype for storage, _, dtype in _DTYPES},
     **{f"torch {numbers}": dtype for _, numbers, dtype in _DTYPES},
+}
+
+
+def _nothing(*_: object) -> None:
+    """A value that is in the file and that nobody reads."""
+
+
+# Checkpoints of Lightning's trainer keep its state beside the weights: a score, and
+# dictionaries by the classes of callbacks, of which the name is enough.
+_LIGHTNING = "pytorch_lightning.callbacks"
+_KNOWN_OF_MODEL: dict[str, object] = {
+    **_KNOWN,
+    "numpy.core.multiarray scalar": Function(_nothing, 2, 2),
+    "numpy._core.multiarray scalar": Function(_nothing, 2, 2),
+    f"{_LIGHTNING}.model_checkpoint ModelCheckpoint": "ModelCheckpoint",
+    f"{_LIGHTNING}.early_stopping EarlyStopping": "EarlyStopping",
+    f"{_LIGHTNING}.lr_monitor LearningRateMonitor": "LearningRateMonitor",
 }

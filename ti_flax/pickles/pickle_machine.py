@@ -11,16 +11,29 @@ import io
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from ti_flax.formats.bounds import is_size
-from ti_flax.formats.pickled_arrays import Array, Dtype, Function, numpy_globals
-from ti_flax.formats.refused import Refused
+from ti_flax.pickles.pickled_arrays import Array, Dtype, Function, numpy_globals
+from ti_flax.pickles.refused import Refused
+from ti_flax.pickles.sizes import is_size
 
 # An embedding's pickle has some 50 opcodes a word.
 _MAX_WORK = 2**16
+# A tensor of a model takes some 30; SDXL's file has 2,500, twice with its average.
+_MAX_WORK_OF_MODEL = 2**21
 _MAX_TEXT = 60
 _MAX_KEY = 2**32
+
+
+class Kind(NamedTuple):
+    """What a file is said to be, and the steps that the pickle of one takes at most."""
+
+    name: str
+    steps: int
+
+
+EMBEDDING = Kind("embedding", _MAX_WORK)
+MODEL = Kind("model", _MAX_WORK_OF_MODEL)
 
 
 class _Dispatch(dict[int, Callable[["Unpickler"], None]]):
@@ -54,9 +67,14 @@ class Unpickler(pickle._Unpickler):
     """
 
     def __init__(
-        self, program: bytes, known: Mapping[str, object], writer: str
+        self,
+        program: bytes,
+        known: Mapping[str, object],
+        writer: str,
+        kind: Kind = EMBEDDING,
     ) -> None:
         super().__init__(io.BytesIO(program))
+        self._kind = kind
         self.writer = writer
         self._length = len(program)
         self._known = {**known, **numpy_globals(self.spend)}
@@ -66,10 +84,10 @@ class Unpickler(pickle._Unpickler):
     def spend(self, work: int) -> None:
         """Counts what a step costs, before it is taken."""
         self._work += work
-        if self._work > _MAX_WORK:
+        if self._work > self._kind.steps:
             raise Refused(
-                f"is no embedding: its pickle of {self._length} bytes takes more than "
-                f"{_MAX_WORK} steps"
+                f"is no {self._kind.name}: its pickle of {self._length} bytes takes "
+                f"more than {self._kind.steps} steps"
             )
 
     def find_class(self, module: str, name: str) -> object:
@@ -77,8 +95,8 @@ class Unpickler(pickle._Unpickler):
         if asked not in self._known:
             shown = asked.replace(" ", ".")[:_MAX_TEXT]
             raise Refused(
-                f"asks for {shown!r}, which no embedding needs; nothing was executed: "
-                "get it as .safetensors"
+                f"asks for {shown!r}, which no {self._kind.name} needs; nothing was "
+                "executed: get it as .safetensors"
             )
         return self._known[asked]
 

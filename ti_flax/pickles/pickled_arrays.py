@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ti_flax.formats.bounds import is_shape
-from ti_flax.formats.refused import Refused
+from ti_flax.pickles.refused import Refused
+from ti_flax.pickles.sizes import is_shape
 
 _WORK_BYTES = 1024
 _MAX_TEXT = 60

@@ -6,14 +6,16 @@ Such a file is a zip without compression: `archive/data.pkl` is the pickled obje
 reading takes time and memory in proportion to the file's length.
 """
 
+import contextlib
 import io
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from ti_flax.formats import torch_pickle
-from ti_flax.formats.refused import SIGNS_OF_DAMAGE, Refused
+from ti_flax.pickles import torch_pickle
+from ti_flax.pickles.refused import SIGNS_OF_DAMAGE, Refused
 from ti_flax.runtime.errors import UserError
 
 # torch aligns storages so that it can map them into memory.
@@ -71,17 +73,26 @@ def load(path: Path) -> object:
             claims more bytes than it has, or names anything but tensors and plain
             containers.
     """
-    try:
+    with told_of(path):
         data = path.read_bytes()
         if data.count(_ENTRY) > _MAX_ENTRIES:
             raise Refused(f"is no embedding: it has more than {_MAX_ENTRIES} entries")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            records = _Records(archive, len(data))
+            records = Records(archive, len(data))
             return torch_pickle.loads(records.program(), records.storage)
+
+
+@contextlib.contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file of torch.save, as one line that begins with it."""
+    try:
+        yield
     except Refused as refusal:
         raise UserError(f"{path} {refusal}") from None
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} {_not_a_zip(data)}") from error
+        with open(path, "rb") as file:
+            head = file.read(len(_LEGACY_MAGIC))
+        raise UserError(f"{path} {_not_a_zip(head)}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except SIGNS_OF_DAMAGE as error:
@@ -91,18 +102,18 @@ def load(path: Path) -> object:
         ) from error
 
 
-def _not_a_zip(data: bytes) -> str:
-    if data.startswith(_LEGACY_MAGIC):
+def _not_a_zip(head: bytes) -> str:
+    if head.startswith(_LEGACY_MAGIC):
         return (
             "is in torch.save's format from before torch 1.6, which is not read: "
             "load it in torch and save it again, best as .safetensors"
         )
-    if data.startswith(b"PK"):
+    if head.startswith(b"PK"):
         return "is cut short or damaged (a zip without a sound end): get it again"
     return "is no file of torch.save: expected its zip format"
 
 
-class _Records:
+class Records:
     """The entries of the zip, all below one folder, which torch.save names freely."""
 
     def __init__(self, archive: zipfile.ZipFile, file_bytes: int) -> None:
@@ -129,9 +140,12 @@ class _Records:
     def storage(self, key: str) -> bytes:
         return self._read(f"data/{key}")
 
+    def entry(self, name: str) -> zipfile.ZipInfo:
+        return self._entries[self._root + name]
+
     def _read(self, name: str) -> bytes:
         if name not in self._bytes:
-            self._bytes[name] = self._archive.read(self._entries[self._root + name])
+            self._bytes[name] = self._archive.read(self.entry(name))
         return self._bytes[name]
 
 

@@ -1,0 +1,1 @@
+"""Files of torch.save and pickles of arrays, read without executing anything."""
