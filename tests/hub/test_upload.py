@@ -397,7 +397,7 @@ def test_a_base_model_is_read_by_its_hub_id(server):
         "safety_checker/model.safetensors": b"large",
     }
     model = base_model.open_model("owner/base")
-    assert set(content_of(model.folder)) == set(content_of(MODEL))
+    assert set(content_of(model.source.path)) == set(content_of(MODEL))
     assert model.fingerprint() == base_model.open_model(str(MODEL)).fingerprint()
 
 

@@ -294,7 +294,7 @@ def compile_step(folder: str) -> tuple[train_step.StepRecipe, Callable[..., Any]
 
 def stepper(reference: Reference) -> tuple[Callable, Callable]:
     """`begin(rows)` to the state before the first step, and `take_step` from it."""
-    recipe, take_step = compile_step(str(reference.model.folder))
+    recipe, take_step = compile_step(str(reference.model.source.path))
 
     def begin(rows: np.ndarray) -> State:
         state = init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)

@@ -37,7 +37,34 @@ CASES: list[tuple[Signs, str, bool, str]] = [
     # Empty tensors.
     (Signs("sdxl", keys=keys("v_pred")), V, False, "v_pred"),
     (Signs("sdxl", keys=keys("v_pred", "ztsnr")), V, True, "v_pred in the file and"),
-    (Signs("sdxl", keys=keys("ztsnr")), EPSILON, True, "ztsnr"),
+    (Signs("sdxl", keys=keys("ztsnr")), EPSILON, False, "no sign"),
+    (
+        Signs("sdxl", keys=keys("ztsnr"), metadata={"modelspec.predict_key": "v"}),
+        V,
+        True,
+        "predict_key in the file's metadata and the key ztsnr",
+    ),
+    # The run's own keys, before all.
+    (
+        Signs("sdxl", keys=keys("v_pred", "ztsnr"), said=EPSILON),
+        EPSILON,
+        False,
+        "the run's key prediction_type",
+    ),
+    (Signs("sdxl", keys=keys("ztsnr"), said=V), V, True, "prediction_type and the key"),
+    (Signs("sd1", said=V, said_zero_terminal_snr=True), V, True, "rescale_betas"),
+    (
+        Signs("sdxl", keys=keys("v_pred", "ztsnr"), said_zero_terminal_snr=False),
+        V,
+        False,
+        "v_pred in the file and the run's key rescale_betas_zero_snr",
+    ),
+    (
+        Signs("sdxl", keys=keys("v_pred"), said_zero_terminal_snr=True),
+        V,
+        True,
+        "rescale_betas_zero_snr",
+    ),
     (Signs("sd1", keys=keys("v_pred")), V, False, "v_pred"),
     (Signs("sdxl", keys=keys("x.v_pred", "v_pred.weight")), EPSILON, False, "no sign"),
     # Metadata: ComfyUI's, kohya's.

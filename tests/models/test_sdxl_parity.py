@@ -159,7 +159,7 @@ def compile_step(folder: Path):
 
 def begin(reference: Reference, rows: Arrays):
     """State with these rows, and the function (state, index) to the next."""
-    recipe, take_step = compile_step(reference.model.folder)
+    recipe, take_step = compile_step(reference.model.source.path)
     bank = unused_bank(initial_rows(reference.recorded))
     state = init_state(
         {name: jnp.asarray(each)[None] for name, each in rows.items()}, recipe.optimizer
@@ -239,7 +239,7 @@ def draw_picture(reference: Reference, rows: Arrays, negative: str) -> np.ndarra
     family, noise = model.family, np.moveaxis(recorded["picture.noise"], 1, -1)
     tokenizers = {
         each.name: PromptTokenizer(
-            load_tokenizer(model.folder / each.tokenizer),
+            load_tokenizer(model.tokenizer(each)),
             each.vocab_size,
             {"<cat>": len(rows[each.name])},
         )

@@ -16,6 +16,7 @@ from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import previews, sampling
 from ti_flax.models import attention, base_model
 from ti_flax.models.family import Conditioning, Family
+from ti_flax.models.opening import Choices
 from ti_flax.models.torch_params import Params, param_shapes
 from ti_flax.runtime import chips, sharding
 from ti_flax.step import dispatch, train_step
@@ -149,6 +150,7 @@ def open_shapes(config: run_config.Config, mesh: Mesh) -> base_model.BaseModel:
         base_model.denoiser_dtype(config.mixed_precision, platform),
         attention.make_plan(config.attention, mesh),
         download_weights=False,
+        choices=Choices.of(config),
     )
     return model
 

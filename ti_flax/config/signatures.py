@@ -81,6 +81,13 @@ class VerifySettings(TypedDict, total=False):
     prompt: str | None
     seed: int
     steps: int
+    vae: _Path | None
+    text_encoder: _Path | None
+    text_encoder_2: _Path | None
+    ema: bool
+    prediction_type: Literal["epsilon", "v_prediction"] | None
+    rescale_betas_zero_snr: bool | None
+    v_parameterization: bool | None
 
 
 def with_keys_of(

@@ -9,6 +9,7 @@ from ti_flax.formats.registry import ReadFile
 from ti_flax.generation import generate, sampling
 from ti_flax.models import base_model
 from ti_flax.models.family import TextEncoder
+from ti_flax.models.opening import Choices
 from ti_flax.text.embedding import Embedding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
 
@@ -75,7 +76,7 @@ def _encoder(
         return_tensors="np",
     ).input_ids
     tokenize = PromptTokenizer(
-        load_tokenizer(model.folder / encoder.tokenizer),
+        load_tokenizer(model.tokenizer(encoder)),
         encoder.vocab_size,
         {learned.token: len(names)},
     )
@@ -164,6 +165,7 @@ def pictures(
         model=keys.model,
         revision=keys.revision,
         variant=keys.variant,
+        **Choices.of(keys)._asdict(),
         mixed_precision="no",
         embedding=str(found.file),
         prompt=keys.prompt,

@@ -1,11 +1,16 @@
 """Loads an embedding in diffusers as its users do, and compares with ours."""
 
+import contextlib
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
+from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.fields import (
     Count,
     Integer,
@@ -18,8 +23,10 @@ from ti_flax.config.fields import (
 from ti_flax.config.signatures import VerifySettings, with_keys_of
 from ti_flax.formats import find, registry
 from ti_flax.generation import compare
-from ti_flax.models import base_model
+from ti_flax.models import base_model, written_folder
 from ti_flax.models.family import Family
+from ti_flax.models.opening import Choices
+from ti_flax.models.sources import DiffusersFolder
 from ti_flax.runtime import errors
 from ti_flax.text.embedding import Embedding
 from ti_flax.text.tokenizer import vector_names
@@ -30,15 +37,15 @@ if TYPE_CHECKING:
 USAGE = "DIR_OR_FILE --model NAME [--prompt TEXT]"
 
 
-class VerifyKeys(Settings):
+class ComparisonKeys(Settings):
     """What to compare."""
 
     source: NameOrPath = Field(
         description="embedding file, folder that a run wrote, or Hub id"
     )
     model: NameOrPath = Field(
-        description="Stable Diffusion 1.x, 2.x or SDXL in diffusers' layout: a folder "
-        "or a Hub repository"
+        description="Stable Diffusion 1.x, 2.x or SDXL: a folder in diffusers' layout, "
+        "a Hub repository, or one file (.safetensors, .ckpt)"
     )
     revision: Revision = None
     variant: Variant = None
@@ -49,7 +56,15 @@ class VerifyKeys(Settings):
     steps: Count = Field(25, le=10**4, description="steps from noise to picture")
 
 
-GROUPS: dict[str, type[BaseModel]] = {"Comparison": VerifyKeys}
+# pydantic lists the fields of the last base first.
+class VerifyKeys(CheckpointKeys, ComparisonKeys):
+    """All keys, checked and frozen."""
+
+
+GROUPS: dict[str, type[BaseModel]] = {
+    "Comparison": ComparisonKeys,
+    "Checkpoint": CheckpointKeys,
+}
 
 
 @with_keys_of(VerifyKeys, VerifySettings)
@@ -73,33 +88,52 @@ def verify_embedding(**settings: Unpack[VerifySettings]) -> list[compare.Check]:
             "pip install 'ti_flax[torch]'"
         ) from error
     found = registry.read(find.find_file(checked.source))
-    model = base_model.open_model(checked.model, checked.revision, checked.variant)
+    model = base_model.open_model(
+        checked.model, checked.revision, checked.variant, choices=Choices.of(checked)
+    )
     widths = {each.name: each.width for each in model.family.text_encoders}
     find.check_fits(found.embedding, widths, "source", checked.source)
-    pipeline = _open_pipeline(model, checked.variant)
-    loaded = _load(pipeline, model.family, found)
-    if not loaded.agrees:
-        return [loaded]
-    prompt = checked.prompt or f"a photo of {found.embedding.token}"
-    checks = [loaded, *compare.text(pipeline, model, found.embedding, prompt)]
-    if checked.prompt is not None:
-        checks.append(compare.pictures(pipeline, model, found, checked))
+    with _folder(model, checked) as (folder, variant):
+        pipeline = _open_pipeline(model.family, folder, variant)
+        loaded = _load(pipeline, model.family, found)
+        if not loaded.agrees:
+            return [loaded]
+        prompt = checked.prompt or f"a photo of {found.embedding.token}"
+        checks = [loaded, *compare.text(pipeline, model, found.embedding, prompt)]
+        if checked.prompt is not None:
+            checks.append(compare.pictures(pipeline, model, found, checked))
     return checks
 
 
+@contextlib.contextmanager
+def _folder(
+    model: base_model.BaseModel, keys: VerifyKeys
+) -> Iterator[tuple[Path, str | None]]:
+    """A folder for diffusers and the variant in it; of one file, it is written.
+
+    diffusers' own reading of single files asks the Hub for what they lack.
+    """
+    if isinstance(model.source, DiffusersFolder) and not Choices.of(keys).noise():
+        yield model.source.path, keys.variant
+        return
+    with tempfile.TemporaryDirectory(prefix="ti_flax-verify-") as place:
+        written_folder.write(Path(place), model)
+        yield Path(place), None
+
+
 def _open_pipeline(
-    model: base_model.BaseModel, variant: str | None
+    family: Family, folder: Path, variant: str | None
 ) -> "diffusers.DiffusionPipeline":
-    """diffusers' pipeline of the model's folder, without a safety checker."""
+    """diffusers' pipeline of a model's folder, without a safety checker."""
     import diffusers
 
-    kind = getattr(diffusers, model.family.pipeline)
+    kind = getattr(diffusers, family.pipeline)
     settings = {"variant": variant}
-    if len(model.family.text_encoders) == 1:
+    if len(family.text_encoders) == 1:
         settings |= {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = kind.from_pretrained(model.folder, **settings)
+    pipeline = kind.from_pretrained(folder, **settings)
     pipeline.set_progress_bar_config(disable=True)
-    if len(model.family.text_encoders) > 1:
+    if len(family.text_encoders) > 1:
         # Else transformers pools the text at the learned word, not at its end.
         pooling = pipeline.text_encoder_2.text_model
         pooling.eos_token_id = pipeline.tokenizer_2.eos_token_id

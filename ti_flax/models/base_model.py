@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ti_flax.models import attention, families, locate
-from ti_flax.models.family import Family
-from ti_flax.models.sources import DiffusersFolder
+from ti_flax.models import attention, families
+from ti_flax.models.family import Family, TextEncoder
+from ti_flax.models.opening import Choices, open_source
+from ti_flax.models.sources import Source
 from ti_flax.models.torch_params import Layout, Params, load_params
 
 
@@ -18,13 +19,13 @@ class BaseModel(NamedTuple):
     """A frozen text-to-image model; weights are read part by part, when asked for."""
 
     family: Family
-    source: DiffusersFolder
+    source: Source
     # The content of scheduler_config.json, which names the model's own sampler.
     scheduler: Mapping[str, Any]
 
-    @property
-    def folder(self) -> Path:
-        return self.source.folder
+    def tokenizer(self, encoder: TextEncoder) -> Path:
+        """The folder of a text encoder's tokenizer."""
+        return self.source.tokenizer(encoder.tokenizer)
 
     def load(
         self, part: str, sharding: jax.sharding.Sharding | Layout | None = None
@@ -62,21 +63,22 @@ def open_model(
     dtype: DTypeLike = jnp.float32,
     plan: attention.Plan = attention.Plan(),  # noqa: B008, a tuple
     download_weights: bool = True,
+    choices: Choices = Choices(),  # noqa: B008, a tuple
 ) -> BaseModel:
-    """Opens a diffusers folder or a Hub repository id; no weights are read yet.
+    """Opens a diffusers folder, a Hub repository id or a file; no weights are read yet.
 
     The denoiser will be held and computed in `dtype`, its attention as `plan` says;
     the rest in float32. Without `download_weights` a Hub repository is asked for its
-    configuration only.
+    configuration only. `choices` say what the files leave open.
 
     Raises `UserError` when a file is missing or the model is of another family.
     """
-    found = locate.find_model(name_or_path, revision)
-    source = DiffusersFolder(found.folder, variant)
+    source, fetch = open_source(name_or_path, revision, variant, choices)
     net = source.config("unet")
     named = (*families.parts(net), "scheduler", "model_index")
     configs = {part: source.config(part) for part in named}
+    configs["scheduler"] = {**configs["scheduler"], **choices.noise()}
     family = families.make_family(configs, dtype, plan)
     if download_weights:
-        found.fetch_weights(family.parts, variant)
+        fetch(family.parts)
     return BaseModel(family, source, configs["scheduler"])

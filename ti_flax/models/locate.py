@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ti_flax.hub.ids import is_repository
+from ti_flax.hub.ids import is_repository, parse
 from ti_flax.models import weight_files
 from ti_flax.runtime.errors import UserError, one_line, shown
 from ti_flax.runtime.regular_files import names_in
 
 _KEY = "pretrained_model_name_or_path"
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
 _TOKENIZER_FILES = ("*.json", "*.txt")
 _SINGLE_FILES = (".bin", ".ckpt", ".gguf", ".pt", ".pth", ".safetensors")
 
@@ -21,8 +22,12 @@ class Located(NamedTuple):
     folder: Path
     repository: str | None
 
-    def fetch_weights(self, parts: Iterable[str], variant: str | None) -> None:
+    def fetch_weights(
+        self, parts: Iterable[str], variant: str | None, alone: bool = False
+    ) -> None:
         """Downloads the weight files of the parts that will be read, and no others.
+
+        `alone`: the repository is that of the one part, without a folder for it.
 
         Raises `UserError` where the Hub does not give them.
         """
@@ -35,16 +40,15 @@ class Located(NamedTuple):
             names, failed = _names_in_cache(self.folder), names
         patterns = []
         for part in parts:
+            before = "" if alone else f"{part}/"
             inside = [
-                name.removeprefix(f"{part}/")
-                for name in names
-                if name.startswith(f"{part}/")
+                name.removeprefix(before) for name in names if name.startswith(before)
             ]
             chosen = weight_files.choose(part, inside, variant)
             if chosen is None and failed is not None:
                 raise _unreachable(_KEY, self.repository, failed)
             # Without any, `weight_files.find` says what there is.
-            patterns += weight_files.patterns(part, chosen) if chosen else []
+            patterns += weight_files.patterns(before, chosen) if chosen else []
         if patterns:
             _snapshot(_KEY, self.repository, revision, patterns)
 
@@ -59,7 +63,7 @@ def find_model(name_or_path: str, revision: str | None) -> Located:
     Raises `UserError` where there is no such folder or repository.
     """
     patterns = ["model_index.json", "scheduler/*.json"]
-    for name in ("tokenizer", "tokenizer_2"):
+    for name in _TOKENIZERS:
         patterns += [f"{name}/{ending}" for ending in _TOKENIZER_FILES]
     for part in weight_files.STEMS:
         patterns += [f"{part}/config.json", f"{part}/*.index*.json"]
@@ -77,6 +81,38 @@ def find_tokenizer(name_or_path: str, revision: str | None) -> Path:
     return nested if nested.is_dir() else folder
 
 
+def find_file(key: str, name_or_path: str, revision: str | None) -> Path | None:
+    """A single file, here or as owner/name/file on the Hub; None for what is neither.
+
+    Raises `UserError` where the Hub does not give it.
+    """
+    path = os.path.expanduser(name_or_path)
+    if os.path.exists(path):
+        return None if os.path.isdir(path) else Path(path)
+    found = parse(name_or_path)
+    if found is None or not found.file.lower().endswith(_SINGLE_FILES):
+        return None
+    folder = _snapshot(key, found.repository, revision, [found.file])
+    if not os.path.exists(folder / found.file):
+        raise UserError(
+            f"{key}: no file {shown(name_or_path)}, here or in the Hub's repository "
+            f"{found.repository}; give one that is there"
+        )
+    return folder / found.file
+
+
+def find_part(key: str, parts: Iterable[str], name_or_path: str) -> Located:
+    """The folder of a model that has parts, or of one alone, with its settings.
+
+    Raises `UserError` where there is no such folder or repository.
+    """
+    found = ("config.json", "*.index*.json")
+    tokenizers = [f"{name}/{end}" for name in _TOKENIZERS for end in _TOKENIZER_FILES]
+    places = ["", *(f"{part}/" for part in parts)]
+    patterns = [f"{before}{name}" for before in places for name in found]
+    return _find(key, name_or_path, None, patterns + tokenizers)
+
+
 def _find(
     key: str, name_or_path: str, revision: str | None, patterns: list[str]
 ) -> Located:
@@ -85,13 +121,13 @@ def _find(
         return Located(Path(path), None)
     if os.path.exists(path):
         raise UserError(
-            f"{key}: {shown(name_or_path)} is a file, and single files are not read "
-            "yet; give a folder in diffusers' layout or a Hub repository id"
+            f"{key}: expected a folder or a Hub repository id, found the file "
+            f"{shown(name_or_path)}; give one of the two"
         )
     if path.lower().endswith(_SINGLE_FILES):
         raise UserError(
-            f"{key}: no file {shown(name_or_path)}; give a folder in diffusers' layout "
-            "or a Hub repository id (owner/name)"
+            f"{key}: no file {shown(name_or_path)}; give a file that is there, a "
+            "folder in diffusers' layout or a Hub repository id (owner/name)"
         )
     if not is_repository(name_or_path):
         raise UserError(
@@ -128,9 +164,9 @@ def _names_on_hub(repository: str, revision: str) -> list[str] | Exception:
 
 def _names_in_cache(folder: Path) -> list[str]:
     return [
-        f"{part}/{name}"
-        for part in weight_files.STEMS
-        for name in names_in(folder / part)
+        f"{before}{name}"
+        for before in ("", *(f"{part}/" for part in weight_files.STEMS))
+        for name in names_in(folder / before)
     ]
 
 

@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 class Signs(NamedTuple):
-    """What a file, and the one beside it, tell.
+    """What the run's keys say, a file, and the one beside it.
 
     `norm` is the first norm's bias in the last transformer of the UNet, `beside` the
     content of the YAML file of the same name.
@@ -63,18 +63,26 @@ class Signs(NamedTuple):
     beside: Mapping[str, Any] | None = None
     global_step: int | None = None
     norm: Tensor | None = None
+    said: str | None = None
+    said_zero_terminal_snr: bool | None = None
 
 
 def decide(signs: Signs) -> Prediction:
     """What the first rule with a sign says."""
-    prediction_type, rule = next(_said(signs))
-    zero_snr = _ZERO_SNR_KEY in signs.keys
-    if zero_snr:
-        rule += f" and the key {_ZERO_SNR_KEY}"
+    prediction_type, rule = next(_rules(signs))
+    # Programs write the one key beside the other.
+    zero_snr = prediction_type == V and _ZERO_SNR_KEY in signs.keys
+    if signs.said_zero_terminal_snr is not None:
+        zero_snr = signs.said_zero_terminal_snr
+        rule += " and the run's key rescale_betas_zero_snr"
+    elif zero_snr:
+        rule += f" and the key {_ZERO_SNR_KEY} in the file"
     return Prediction(prediction_type, zero_snr, rule)
 
 
-def _said(signs: Signs) -> Iterator[tuple[str, str]]:
+def _rules(signs: Signs) -> Iterator[tuple[str, str]]:
+    if signs.said is not None:
+        yield signs.said, "the run's key prediction_type"
     if _V_KEY in signs.keys:
         yield V, f"the key {_V_KEY} in the file"
     for name in _METADATA:

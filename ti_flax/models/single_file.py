@@ -17,10 +17,13 @@ from ti_flax.models import (
     single_file_contents,
     single_file_keys,
     single_file_refused,
+    weight_files,
+    written_weights,
 )
 from ti_flax.models.single_file_contents import Contents
 from ti_flax.models.tensors import Tensor
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime import atomic
+from ti_flax.runtime.errors import UserError, listed
 from ti_flax.runtime.regular_files import open_regular
 
 Tensors = tuple[Tensor, ...]
@@ -108,6 +111,13 @@ class SingleFile(NamedTuple):
         """The folder of a tokenizer, which no such file has."""
         return clip_tokenizer.folder(_PAD.get((self.kind, name), clip_tokenizer.END))
 
+    def copy_part(self, part: str, folder: Path) -> None:
+        """Of the numbers' own type; float8 becomes float16."""
+        folder.mkdir(exist_ok=True)
+        atomic.write_json(folder / "config.json", self.config(part))
+        name = f"{weight_files.STEMS[part][0]}.safetensors"
+        written_weights.write(folder / name, self.tensors(part))
+
     def fingerprint(self, parts: Iterable[str]) -> str:
         """SHA-256 of the file, by which Civitai and others know it."""
         del parts
@@ -139,10 +149,16 @@ class SingleFile(NamedTuple):
         )
 
 
-def open_file(path: Path, ema: bool = False) -> SingleFile:
+def open_file(
+    path: Path,
+    ema: bool = False,
+    prediction_type: str | None = None,
+    zero_terminal_snr: bool | None = None,
+) -> SingleFile:
     """Opens a model's file; of its tensors, only those that tell a rule are read.
 
-    With `ema` the UNet's averaged weights are its weights.
+    With `ema` the UNet's averaged weights are its weights. What is not None is
+    believed before the file.
 
     Raises:
         UserError: it is no model, one that is not supported, or has no averages.
@@ -172,9 +188,34 @@ def open_file(path: Path, ema: bool = False) -> SingleFile:
             single_file_contents.read_beside(path),
             contents.global_step,
             prediction.last_norm(parts["unet"]),
+            prediction_type,
+            zero_terminal_snr,
         )
     )
     return SingleFile(contents, kind, parts, decided)
+
+
+def open_parts(
+    path: Path, parts: Iterable[str], kind: str, required: str
+) -> SingleFile:
+    """The parts of a file that has them for a model of this kind; its UNet is not read.
+
+    The file may be that of one network alone.
+
+    Raises:
+        UserError: the part `required` is not there.
+    """
+    contents = single_file_contents.read(path)
+    found = {part: find_part(contents, part, kind, alone=True) for part in parts}
+    if found[required] is None:
+        told = listed(contents.tensors)
+        raise UserError(
+            f"{required}: {path} has no {required} of {NAMES[kind]}, its tensors are "
+            f"{told or 'none'}; give a file that has it"
+        )
+    there = {part: tensors for part, tensors in found.items() if tensors is not None}
+    unknown = prediction.Prediction(prediction.EPSILON, False, "nothing")
+    return SingleFile(contents, kind, there, unknown)
 
 
 def find_part(contents: Contents, part: str, kind: str, alone: bool) -> Tensors | None:

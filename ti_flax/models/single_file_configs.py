@@ -6,7 +6,7 @@ Stable Diffusion 1.x, heads of 64 in all others and in the text encoders.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ti_flax.models import known
@@ -71,6 +71,13 @@ def kind_of(unet: Shapes) -> str:
         return "sdxl"
     key = unet.first(r".+\.attentions\.0\.proj_in\.weight")
     return "sd1" if key is None or unet.rank(key) == 4 else "sd2"
+
+
+def kind_of_settings(unet: Mapping[str, Any]) -> str:
+    """The same, by `unet/config.json`."""
+    if unet.get("addition_embed_type") == "text_time":
+        return "sdxl"
+    return "sd2" if unet.get("use_linear_projection") else "sd1"
 
 
 def unet(shapes: Shapes, kind: str) -> Config:

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from ti_flax.models import safetensors_weights
+from ti_flax.models import safetensors_weights, torch_weights
 from ti_flax.models.tensors import Tensor
 from ti_flax.runtime.errors import UserError, one_line, shown
 from ti_flax.runtime.regular_files import open_regular
 
 _GGUF = b"GGUF"
+# A zip, and what torch wrote before it: pickles one after another, or a tar.
+_TORCH = (b"PK", b"\x80")
+_TAR, _TAR_BYTES = b"ustar", 262
 # Those of Stable Diffusion have 2 kB.
 _MAX_YAML_BYTES = 2**16
 # ComfyUI's scaled float8: a weight is its numbers times the scale beside it. The names
@@ -48,7 +51,7 @@ def read(path: Path) -> Contents:
     """
     try:
         with open_regular(path) as file:
-            head = file.read(16)
+            head = file.read(_TAR_BYTES)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the model's file") from error
     if head.startswith(_GGUF):
@@ -56,9 +59,17 @@ def read(path: Path) -> Contents:
             f"{path} is a quantised GGUF, not supported; give the same model as "
             ".safetensors in float32, float16, bfloat16 or float8"
         )
-    tensors = {tensor.key: tensor for tensor in safetensors_weights.read(path)}
-    metadata = safetensors_weights.read_metadata(path)
-    return Contents(path, _unscaled(path, tensors), metadata)
+    if head.endswith(_TAR):
+        raise UserError(
+            f"{path} is in torch.save's format from before torch 1.6 (a tar), which is "
+            "not read: load it in torch and save it again, best as .safetensors"
+        )
+    reader = torch_weights if head.startswith(_TORCH) else safetensors_weights
+    tensors = _unscaled(path, {tensor.key: tensor for tensor in reader.read(path)})
+    if reader is torch_weights:
+        steps = torch_weights.load(path).get("global_step")
+        return Contents(path, tensors, {}, steps if type(steps) is int else None)
+    return Contents(path, tensors, safetensors_weights.read_metadata(path))
 
 
 def _unscaled(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

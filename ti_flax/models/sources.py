@@ -8,12 +8,14 @@ import concurrent.futures
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ti_flax.models import safetensors_weights, torch_weights, weight_files
 from ti_flax.models.tensors import Tensor
+from ti_flax.runtime import atomic
 from ti_flax.runtime.regular_files import open_regular, read_json
 
 _log = logging.getLogger(__name__)
@@ -27,21 +29,45 @@ _MISSING = (
 class Source(Protocol):
     """A model's files, whatever their layout; `part` is a name such as `unet`."""
 
+    @property
+    def path(self) -> Path:
+        """The folder or the file that the model is."""
+
     def config(self, part: str) -> Mapping[str, Any]:
         """The settings of a part, as its config.json has them."""
 
     def tensors(self, part: str) -> Iterator[Tensor]:
-        """Every tensor of a part, under the key that the file has."""
+        """Every tensor of a part, under the key of diffusers or transformers."""
+
+    def tokenizer(self, name: str) -> Path:
+        """The folder of a tokenizer, such as `tokenizer_2`."""
+
+    def copy_part(self, part: str, folder: Path) -> None:
+        """Writes a part's config.json and weights into a folder, for diffusers.
+
+        Raises `OSError` where the system refuses.
+        """
+
+    def misfit(self, part: str, reasons: str) -> str:
+        """What to say where the tensors are not those that the settings ask for."""
 
     def fingerprint(self, parts: Iterable[str]) -> str:
         """SHA-256 over settings and weights of the parts, in hexadecimal."""
 
 
 class DiffusersFolder(NamedTuple):
-    """A folder with a folder a part; `variant` names its weight files, such as fp16."""
+    """A folder with a folder a part; `variant` names its weight files, such as fp16.
+
+    The folder is itself that of the part `alone`, where a repository has one only.
+    """
 
     folder: Path
     variant: str | None = None
+    alone: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder
 
     def config(self, part: str) -> Mapping[str, Any]:
         if part == "model_index":
@@ -49,21 +75,49 @@ class DiffusersFolder(NamedTuple):
             path = self.folder / "model_index.json"
             return read_json(path, _MISSING) if os.path.exists(path) else {}
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self.folder / part / name, _MISSING)
+        return read_json(self._place(part) / name, _MISSING)
 
     def tensors(self, part: str) -> Iterator[Tensor]:
         chosen, files = self.weights(part)
         if chosen.variant != self.variant:
-            asked = self.variant or "without a variant"
+            asked = (
+                f"of variant {self.variant}" if self.variant else "without a variant"
+            )
             _log.info("%s: no weights %s, reading %s", part, asked, chosen.name)
         for file in files:
             reader = torch_weights if file.suffix == ".bin" else safetensors_weights
             yield from reader.read(file)
 
+    def tokenizer(self, name: str) -> Path:
+        return self.folder / name
+
+    def copy_part(self, part: str, folder: Path) -> None:
+        """The files as they are, a variant's under the names without it."""
+        folder.mkdir(exist_ok=True)
+        theirs = self._place(part)
+        chosen, files = self.weights(part)
+        copy_file(folder / "config.json", theirs / "config.json")
+        if chosen.sharded:
+            # Shards keep their names, by which the index finds them.
+            for path in files:
+                copy_file(folder / path.name, path)
+            files = [theirs / chosen.name]
+        for path in files:
+            plain = path.name.replace(f".{chosen.variant}.", ".")
+            copy_file(folder / plain, path)
+
+    def misfit(self, part: str, reasons: str) -> str:
+        return (
+            f"{part}: the weights do not fit config.json ({reasons}); use the two "
+            "files of one model"
+        )
+
     def fingerprint(self, parts: Iterable[str]) -> str:
         paths = [self.folder / "scheduler" / "scheduler_config.json"]
+        if self.alone:
+            paths = []
         for part in parts:
-            paths += [self.folder / part / "config.json", *self.weights(part)[1]]
+            paths += [self._place(part) / "config.json", *self.weights(part)[1]]
 
         def digest(path: Path) -> bytes:
             with open_regular(path) as file:
@@ -78,4 +132,13 @@ class DiffusersFolder(NamedTuple):
 
         Raises `UserError` where there are none.
         """
-        return weight_files.find(self.folder, part, self.variant)
+        inside = "" if part == self.alone else part
+        return weight_files.find(self.folder, part, self.variant, inside)
+
+    def _place(self, part: str) -> Path:
+        return self.folder if part == self.alone else self.folder / part
+
+
+def copy_file(file: Path, source: Path) -> None:
+    with atomic.atomic_path(file) as temporary:
+        shutil.copyfile(source, temporary)

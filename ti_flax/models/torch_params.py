@@ -1,7 +1,7 @@
 """Parameters of the Flax modules from and to PyTorch's tensors and keys."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def load_params(
     Raises `UserError` that lists every unknown, missing, doubled and misshapen key.
     """
     shapes = param_shapes(module)
-    found = _match(part, source.tensors(part), shapes)
+    found = _match(source, part, shapes)
 
     def load(path: tuple[DictKey, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         array = found[torch_key(path)].read().transpose(_from_torch(path, leaf))
@@ -114,7 +114,7 @@ def _from_torch(path: tuple[DictKey, ...], leaf: Any) -> tuple[int, ...]:
     return {4: (2, 3, 1, 0), 2: (1, 0)}[len(leaf.shape)]
 
 
-def _match(part: str, tensors: Iterable[Tensor], shapes: Params) -> dict[str, Tensor]:
+def _match(source: Source, part: str, shapes: Params) -> dict[str, Tensor]:
     """The tensor for each wanted PyTorch key."""
     wanted = {
         torch_key(path): tuple(leaf.shape[axis] for axis in axes)
@@ -128,7 +128,7 @@ def _match(part: str, tensors: Iterable[Tensor], shapes: Params) -> dict[str, Te
         "misshapen": [],
         "not of floating point": [],
     }
-    for tensor in tensors:
+    for tensor in source.tensors(part):
         name = _modern_key(part, tensor.key)
         if name in _BUFFERS:
             continue
@@ -149,11 +149,7 @@ def _match(part: str, tensors: Iterable[Tensor], shapes: Params) -> dict[str, Te
         f"{len(keys)} {fault}: {listed(keys)}" for fault, keys in faults.items() if keys
     ]
     if told:
-        reasons = one_line("; ".join(told))
-        raise UserError(
-            f"{part}: the weights do not fit config.json ({reasons}); use the two "
-            "files of one model"
-        )
+        raise UserError(source.misfit(part, one_line("; ".join(told))))
     return found
 
 

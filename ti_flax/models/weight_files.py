@@ -60,16 +60,19 @@ def variant_of(part: str, name: str) -> str | None:
     return None
 
 
-def patterns(part: str, chosen: Chosen) -> list[str]:
-    """What matches the chosen files in a repository, and in an index's case shards."""
+def patterns(before: str, chosen: Chosen) -> list[str]:
+    """What matches the chosen files in a repository, and in an index's case shards.
+
+    `before` is what stands before their names: a folder and a slash, or nothing.
+    """
     if not chosen.sharded:
-        return [f"{part}/{chosen.name}"]
+        return [f"{before}{chosen.name}"]
     stem, suffix = chosen.name.split(".")[:2]
     shards = [f"{stem}*-of-*.{suffix}"]
     if chosen.variant:
         shards = [f"{stem}.{chosen.variant}-*-of-*.{suffix}"]
         shards += [f"{stem}-*-of-*.{chosen.variant}.{suffix}"]
-    return [f"{part}/{name}" for name in (chosen.name, *shards)]
+    return [f"{before}{name}" for name in (chosen.name, *shards)]
 
 
 def _candidates(part: str, variant: str | None) -> Iterator[Chosen]:
@@ -79,14 +82,16 @@ def _candidates(part: str, variant: str | None) -> Iterator[Chosen]:
         yield Chosen(f"{stem}.{suffix}.index{middle}.json", True, variant)
 
 
-def find(folder: Path, part: str, variant: str | None) -> tuple[Chosen, list[Path]]:
-    """The weights of a part in a model's folder, and their files.
+def find(
+    folder: Path, part: str, variant: str | None, inside: str
+) -> tuple[Chosen, list[Path]]:
+    """The weights of a part of a model's folder, and their files, which are `inside`.
 
     Raises:
         UserError: there are none, none of the model's parts has the variant, or an
             index names what is not there.
     """
-    place = folder / part
+    place = folder / inside
     names = names_in(place)
     chosen = choose(part, names, variant)
     if chosen is None:

@@ -6,7 +6,6 @@ tokenizer has the placeholder's names, the text encoder's table their rows.
 
 import contextlib
 import copy
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors
 
-from ti_flax.models import base_model
+from ti_flax.models import base_model, written_folder
 from ti_flax.models.family import TextEncoder
-from ti_flax.models.sources import DiffusersFolder
+from ti_flax.models.sources import copy_file
 from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import one_line
@@ -63,10 +62,11 @@ def _write_all(
         changed = {"eos_token_id": tokenizer.eos_token_id}
         _write_text_encoder(folder, model, encoder, learned, ids, changed)
     for part in (family.denoiser, family.autoencoder):
-        _copy_network(folder / part.name, model.source, part.name)
-    for name in ("scheduler", *_OPTIONAL):
-        if (model.folder / name).is_dir():
-            _copy_folder(folder / name, model.folder / name)
+        model.source.copy_part(part.name, folder / part.name)
+    written_folder.write_scheduler(folder, model)
+    for name in _OPTIONAL:
+        if (model.source.path / name).is_dir():
+            _copy_folder(folder / name, model.source.path / name)
     atomic.write_json(folder / "model_index.json", _model_index(folder, model))
 
 
@@ -127,32 +127,12 @@ def _write_text_encoder(
     save_params(folder / encoder.name, config, params, np.float32)
 
 
-def _copy_network(folder: Path, source: DiffusersFolder, part: str) -> None:
-    folder.mkdir(exist_ok=True)
-    theirs = source.folder / part
-    chosen, files = source.weights(part)
-    _copy_file(folder / "config.json", theirs / "config.json")
-    if chosen.sharded:
-        # Shards keep their names, by which the index finds them.
-        for path in files:
-            _copy_file(folder / path.name, path)
-        files = [theirs / chosen.name]
-    for path in files:
-        plain = path.name.replace(f".{chosen.variant}.", ".")
-        _copy_file(folder / plain, path)
-
-
 def _copy_folder(folder: Path, source: Path) -> None:
     """The files of a part; none has folders, and what is no file is not copied."""
     folder.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_file():
-            _copy_file(folder / path.name, path)
-
-
-def _copy_file(file: Path, source: Path) -> None:
-    with atomic.atomic_path(file) as temporary:
-        shutil.copyfile(source, temporary)
+            copy_file(folder / path.name, path)
 
 
 def _model_index(folder: Path, model: base_model.BaseModel) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ti_flax.generation import previews
 from ti_flax.models import attention, base_model
 from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.locate import find_tokenizer
+from ti_flax.models.opening import Choices
 from ti_flax.runtime import hosts, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text import known_words
@@ -89,6 +90,7 @@ def read_inputs(config: run_config.Config) -> Inputs:
         config.variant,
         base_model.denoiser_dtype(config.mixed_precision),
         attention.make_plan(config.attention, mesh),
+        choices=Choices.of(config),
     )
     latent_side = model.family.latent_side(config.resolution)
     tokenizers = _load_tokenizers(config, model)
@@ -120,8 +122,7 @@ def _load_tokenizers(
 ) -> dict[str, "transformers.CLIPTokenizer"]:
     """The model's own, or for the first text encoder that of `tokenizer_name`."""
     folders = {
-        encoder.name: model.folder / encoder.tokenizer
-        for encoder in model.family.text_encoders
+        encoder.name: model.tokenizer(encoder) for encoder in model.family.text_encoders
     }
     if config.tokenizer_name is not None:
         first = model.family.text_encoders[0].name
@@ -190,7 +191,8 @@ def _initial_rows(
         word, count = config.initializer_token, config.num_vectors
         for name, tokenizer in tokenizers.items():
             ids[name] = initializer_ids(tokenizer, word)
-            warn_of_unused_pieces(tokenizer, word, count)
+        # They share CLIP's vocabulary: once is enough.
+        warn_of_unused_pieces(next(iter(tokenizers.values())), word, count)
     return lambda tables: {
         name: initial_rows(
             table, ids[name], config.num_vectors, config.initializer_jitter, config.seed

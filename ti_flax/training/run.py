@@ -110,7 +110,7 @@ def prepare(
     inputs = read_inputs(config)
     writer.check(inputs)
     phases.end("checks")
-    _log.info("reading %s", inputs.model.folder)
+    _log.info("reading %s", inputs.model.source.path)
     recipe = make_recipe(config, inputs.model.family, inputs.latent_side, inputs.mesh)
     train_steps = dispatch.compile_train_steps(
         recipe, abstract_arguments(recipe, _shapes(config, inputs))

@@ -11,6 +11,7 @@ from ti_flax.config import run_config
 from ti_flax.generation import sampling
 from ti_flax.models import attention, base_model
 from ti_flax.models.family import Conditioning, TextEncoder
+from ti_flax.models.opening import Choices
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
@@ -33,7 +34,7 @@ class LoadedModel(NamedTuple):
         return encoder
 
     def tokenizer(self):
-        return load_tokenizer(self.model.folder / self.encoder.tokenizer)
+        return load_tokenizer(self.model.tokenizer(self.encoder))
 
     def table(self) -> Float32[np.ndarray, "V D"]:
         return np.asarray(self.encoder.table(self.params[self.encoder.name]))
@@ -63,6 +64,7 @@ def load(config: run_config.Config) -> LoadedModel:
         config.pretrained_model_name_or_path,
         dtype=base_model.denoiser_dtype(config.mixed_precision),
         plan=attention.make_plan(config.attention, mesh),
+        choices=Choices.of(config),
     )
     everywhere = sharding.replicated(mesh)
     params = {name: model.load(name, everywhere) for name in model.family.parts}

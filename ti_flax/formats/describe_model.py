@@ -1,0 +1,104 @@
+"""Says what a model in one file is."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ti_flax.formats.checks import shown
+from ti_flax.models import single_file
+from ti_flax.models.single_file import SingleFile
+from ti_flax.models.tensors import Tensor
+from ti_flax.models.unet_config import UNetConfig
+
+_MAX_FACTS = 200
+_MEBI, _GIBI = 2**20, 2**30
+# By the transformer blocks of the middle (None: it has none) and of the way down.
+_RELATIVES = {
+    (10, ((0, 0), (2, 2), (10, 10))): "SDXL's base",
+    (0, ((0, 0), (2, 2), (4, 4))): "SSD-1B",
+    (0, ((0, 0), (1, 1), (2, 2))): "Segmind-Vega",
+    (None, ((0,), (2,), (5,))): "KOALA-700M",
+    (6, ((0,), (2,), (6,))): "KOALA-1B",
+}
+
+
+def describe(path: Path) -> list[str]:
+    """Family, parts, prediction type and the rule, EMA, metadata, in `fact: value`.
+
+    Raises:
+        UserError: it is no model, or one that is not supported; in one line.
+    """
+    opened = single_file.open_file(path)
+    unet = opened.config("unet")
+    decided = opened.prediction
+    facts = list(opened.contents.metadata.items())
+    lines = [
+        f"file: {path}",
+        f"size: {_size(path.stat().st_size)}",
+        f"model: {single_file.NAMES[opened.kind]}{_relative(opened.kind, unet)}",
+        *_parts(opened),
+        f"unet's input: {unet['in_channels']} channels{_inpainting(unet)}, context of "
+        f"width {unet['cross_attention_dim']}",
+        f"prediction_type: {decided.prediction_type}, decided by {decided.rule}",
+        f"zero terminal SNR: {_yes(decided.zero_terminal_snr)}",
+        f"EMA: {_averages(opened)}",
+        *(
+            f"{shown(key)[1:-1]}: {shown(text)[1:-1]}"
+            for key, text in facts[:_MAX_FACTS]
+        ),
+    ]
+    if opened.contents.global_step is not None:
+        lines.append(f"global_step: {opened.contents.global_step}")
+    if len(facts) > _MAX_FACTS:
+        lines.append(f"and {len(facts) - _MAX_FACTS} more")
+    return lines
+
+
+def _parts(opened: SingleFile) -> Iterator[str]:
+    for part in ("unet", *single_file.TEXT_ENCODERS[opened.kind], "vae"):
+        if part in opened.parts:
+            yield f"{part}: {_numbers(opened.parts[part])}"
+        else:
+            key = "vae" if part == "vae" else "text_encoder"
+            yield f"{part}: none; set {key} to one"
+
+
+def _numbers(tensors: Iterable[Tensor]) -> str:
+    """How many, and of which types."""
+    counted: Counter[str] = Counter()
+    for tensor in tensors:
+        count = 1
+        for side in tensor.shape:
+            count *= side
+        counted[str(tensor.dtype)] += count
+    millions = sum(counted.values()) / 1e6
+    return f"{millions:.2f} M of {' and '.join(counted)}"
+
+
+def _size(length: int) -> str:
+    if length < _GIBI:
+        return f"{length / _MEBI:.1f} MiB"
+    return f"{length / _GIBI:.2f} GiB"
+
+
+def _relative(kind: str, unet: Mapping[str, Any]) -> str:
+    if kind != "sdxl":
+        return ""
+    config = UNetConfig.from_json(unet)
+    named = _RELATIVES.get((config.mid_depth, config.down_depths))
+    return f", in the shape of {named}" if named else ", of a depth of its own"
+
+
+def _inpainting(unet: Mapping[str, Any]) -> str:
+    return " (inpainting)" if unet["in_channels"] == 9 else ""
+
+
+def _averages(opened: SingleFile) -> str:
+    if single_file.has_averages(opened.contents):
+        return "in the file, not used; ema true takes it"
+    return "none"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,32 @@
+"""A model as a folder in diffusers' layout, whatever it was opened from."""
+
+import shutil
+from pathlib import Path
+
+from ti_flax.models.base_model import BaseModel
+from ti_flax.runtime import atomic
+
+
+def write(folder: Path, model: BaseModel) -> None:
+    """Writes every part, its tokenizers, scheduler and index.
+
+    Raises:
+        OSError: when the disk is full or a file is in a folder's place.
+    """
+    family = model.family
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in family.parts:
+        model.source.copy_part(part, folder / part)
+    for encoder in family.text_encoders:
+        place = folder / encoder.tokenizer
+        shutil.copytree(model.tokenizer(encoder), place, dirs_exist_ok=True)
+    write_scheduler(folder, model)
+    index = dict(model.source.config("model_index"))
+    index |= family.model_index(model.scheduler["_class_name"])
+    atomic.write_json(folder / "model_index.json", index)
+
+
+def write_scheduler(folder: Path, model: BaseModel) -> None:
+    """Writes the scheduler's folder, with what the run's keys say."""
+    (folder / "scheduler").mkdir(exist_ok=True)
+    atomic.write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler)
