@@ -91,6 +91,9 @@ def test_mse_is_each_examples_own_and_float32():
     [
         ({"prediction_type": "sample"}, "sample"),
         ({"beta_schedule": "sigmoid"}, "sigmoid"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "another noising process"),
+        ({"_class_name": "EDMEulerScheduler"}, "another noising process"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "another noising process"),
     ],
 )
 def test_unknown_settings_are_named(change, word):

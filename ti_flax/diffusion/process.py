@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.errors import UserError, shown
 from ti_flax.runtime.json_settings import Settings
 
 MAX_TIMESTEPS = 100_000
+
+
+# Playground v2.5 and its like (Karras et al. 2022), and rectified flows.
+_OTHER_PROCESSES = ("EDM", "FlowMatch")
 
 
 class Ddpm(NamedTuple):
@@ -34,8 +38,16 @@ class Ddpm(NamedTuple):
     def from_json(cls, config: Mapping[str, Any]) -> "Ddpm":
         """Reads `scheduler_config.json`.
 
-        Raises `UserError` for an unknown beta schedule or prediction type.
+        Raises `UserError` for an unknown beta schedule or prediction type, and for a
+        scheduler of another process, whose file has no betas.
         """
+        name = config.get("_class_name")
+        if isinstance(name, str) and name.startswith(_OTHER_PROCESSES):
+            raise UserError(
+                f"scheduler: {shown(name)} is of another noising process, supported is "
+                "that of Ho et al. 2020 (betas); use a Stable Diffusion 1.x, 2.x or "
+                "SDXL model"
+            )
         return cls(
             jnp.asarray(read_alphas_cumprod(config), jnp.float32),
             read_prediction_type(config),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -52,31 +51,15 @@ class Part(NamedTuple):
 
 
 class LatentScale(NamedTuple):
-    """Latents as the denoiser sees them: those of the autoencoder times `factor`.
-
-    With `mean` and `std`, one a channel, (z - mean) / std times `factor` (Playground
-    v2.5, arXiv 2402.17245).
-    """
+    """Latents as the denoiser sees them: those of the autoencoder times `factor`."""
 
     factor: float
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
 
     def to_denoiser(self, z: Array) -> Array:
-        if self.mean:
-            z = (z - _channels(self.mean, z)) / _channels(self.std, z)
         return z * self.factor
 
     def to_autoencoder(self, latents: Array) -> Array:
-        z = latents / self.factor
-        if self.mean:
-            z = z * _channels(self.std, z) + _channels(self.mean, z)
-        return z
-
-
-def _channels(values: tuple[float, ...], like: Array) -> Array:
-    """A value for each of the channels, which are the last axis of `like`."""
-    return jnp.array(values).reshape((1,) * (like.ndim - 1) + (-1,))
+        return latents / self.factor
 
 
 def encode_text(
