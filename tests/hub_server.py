@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -27,8 +28,9 @@ class Fault:
     """What happens to the next `times` requests to a path that `pattern` matches."""
 
     pattern: str
-    # A status, or "drop": the connection is closed without an answer.
-    answer: int | str
+    # A status; the body of an answer that looks sound; "drop": the connection is closed
+    # without an answer; "half": in the middle of one; "wait": nothing comes in time.
+    answer: int | str | bytes
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -99,12 +101,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for fault in hub.faults:
             if fault.times and re.search(fault.pattern, path):
                 fault.times -= 1
-                if fault.answer == "drop":
-                    self.close_connection = True
-                    self.connection.close()
+                if isinstance(fault.answer, str):
+                    self._break_off(fault.answer)
+                    return
+                if isinstance(fault.answer, bytes):
+                    self._answer(200, fault.answer, fault.headers)
                     return
                 error = {"error": "told to fail"}
-                self._answer(int(fault.answer), error, fault.headers)
+                self._answer(fault.answer, error, fault.headers)
                 return
         # Storage has addresses that are signed: no token may go there. Cards are
         # checked for everyone.
@@ -122,6 +126,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(404, {"error": f"no {self.command} {path}"})
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle
+
+    def _break_off(self, how: str) -> None:
+        if how == "wait":
+            threading.Event().wait(1)  # not `sleep`, which tests replace
+        if how == "half":
+            self.send_response(200)
+            for name, text in {"Content-Length": "1000", "ETag": '"0"'}.items():
+                self.send_header(name, text)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            self.wfile.write(b"{")
+            self.wfile.flush()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _answer(
         self, status: int, content: object, headers: dict[str, str] | None = None

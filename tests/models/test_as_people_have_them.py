@@ -174,7 +174,9 @@ def test_of_several_variants_one_has_to_be_named(folder: Path) -> None:
 
 
 def test_a_variant_that_no_part_has_is_a_mistake(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no part of .* has files of 'fp61'"):
+    with pytest.raises(
+        UserError, match="no part of the model has files of variant 'fp61'"
+    ):
         read(folder, "unet", "fp61")
 
 

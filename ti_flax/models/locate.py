@@ -44,11 +44,14 @@ class Located(NamedTuple):
             inside = [
                 name.removeprefix(before) for name in names if name.startswith(before)
             ]
-            chosen = weight_files.choose(part, inside, variant)
-            if chosen is None and failed is not None:
+            if (
+                failed is not None
+                and weight_files.choose(part, inside, variant) is None
+            ):
                 raise _unreachable(_KEY, self.repository, failed)
-            # Without any, `weight_files.find` says what there is.
-            patterns += weight_files.patterns(before, chosen) if chosen else []
+            place = f"{self.repository}/{before}".rstrip("/")
+            chosen = weight_files.choose_or_tell(place, part, inside, variant, names)
+            patterns += weight_files.patterns(before, chosen)
         if patterns:
             _snapshot(_KEY, self.repository, revision, patterns)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from ti_flax.models import safetensors_weights, torch_weights, weight_files
 from ti_flax.models.tensors import Tensor
 from ti_flax.runtime import atomic
+from ti_flax.runtime.errors import UserError, shown
 from ti_flax.runtime.regular_files import open_regular, read_json
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,10 @@ class DiffusersFolder(NamedTuple):
             path = self.folder / "model_index.json"
             return read_json(path, _MISSING) if os.path.exists(path) else {}
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self._place(part) / name, _MISSING)
+        path = self._place(part) / name
+        if not os.path.lexists(path) and path.parent != self.folder:
+            self._check_pipeline(part)
+        return read_json(path, _MISSING)
 
     def tensors(self, part: str) -> Iterator[Tensor]:
         chosen, files = self.weights(part)
@@ -134,6 +138,15 @@ class DiffusersFolder(NamedTuple):
         """
         inside = "" if part == self.alone else part
         return weight_files.find(self.folder, part, self.variant, inside)
+
+    def _check_pipeline(self, part: str) -> None:
+        """Names a pipeline that has no such part: nothing of it is missing."""
+        index = self.config("model_index")
+        if "_class_name" in index and part not in index:
+            raise UserError(
+                f"{part}: a {shown(index['_class_name'])} has none; use a Stable "
+                "Diffusion 1.x, 2.x or SDXL model"
+            )
 
     def _place(self, part: str) -> Path:
         return self.folder if part == self.alone else self.folder / part

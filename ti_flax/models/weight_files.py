@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,25 +92,42 @@ def find(
             index names what is not there.
     """
     place = folder / inside
-    names = names_in(place)
-    chosen = choose(part, names, variant)
-    if chosen is None:
-        raise UserError(_none_found(place, part, names, variant))
-    if variant and chosen.variant != variant and not _anywhere(folder, variant):
-        raise UserError(
-            f"variant: no part of {folder} has files of {variant!r}, {part} has "
-            f"{listed(_weights_among(part, names))}; leave variant out, or give one "
-            "that is there"
-        )
+    elsewhere = (
+        f"{other}/{name}" for other in STEMS for name in names_in(folder / other)
+    )
+    chosen = choose_or_tell(place, part, names_in(place), variant, elsewhere)
     path = place / chosen.name
     return chosen, _shards(path) if chosen.sharded else [path]
 
 
-def _anywhere(folder: Path, variant: str) -> bool:
+def choose_or_tell(
+    place: Path | str,
+    part: str,
+    names: Collection[str],
+    variant: str | None,
+    elsewhere: Iterable[str],
+) -> Chosen:
+    """What `choose` does; `elsewhere` are the files of all parts, with their folders.
+
+    Raises:
+        UserError: there are no weights, or none of the model's parts has the variant.
+    """
+    chosen = choose(part, names, variant)
+    if chosen is None:
+        raise UserError(_none_found(place, part, names, variant))
+    if variant and chosen.variant != variant and not _has(elsewhere, variant):
+        raise UserError(
+            f"{place}: found {listed(_weights_among(part, names))}, and no part of the "
+            f"model has files of variant {variant!r}; leave variant out, or give one "
+            "that is there"
+        )
+    return chosen
+
+
+def _has(paths: Iterable[str], variant: str) -> bool:
+    split = (path.rpartition("/") for path in paths)
     return any(
-        variant_of(part, name) == variant
-        for part in STEMS
-        for name in names_in(folder / part)
+        part in STEMS and variant_of(part, name) == variant for part, _, name in split
     )
 
 
@@ -120,7 +137,7 @@ def _weights_among(part: str, names: Collection[str]) -> list[str]:
 
 
 def _none_found(
-    place: Path, part: str, names: Collection[str], variant: str | None
+    place: Path | str, part: str, names: Collection[str], variant: str | None
 ) -> str:
     variants = sorted({variant_of(part, name) or "" for name in names} - {""})
     found = listed(_weights_among(part, names)) or "no weights"
