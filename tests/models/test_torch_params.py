@@ -22,6 +22,7 @@ from ti_flax.models import base_model, known, sources
 from ti_flax.models.random_params import random_params
 from ti_flax.models.tensors import Tensor
 from ti_flax.models.torch_params import Params, save_params, torch_key
+from ti_flax.pickles import torch_zip
 from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
 
@@ -463,8 +464,9 @@ print(max(peak, anonymous()) - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("suffix", ("safetensors", "bin"))
 def test_loading_in_bfloat16_allocates_little_more_than_the_params(
-    folder: Path,
+    folder: Path, suffix: str
 ) -> None:
     """At most 0.7 of the bytes of the float32 files; the params alone are 0.5."""
     configs = {
@@ -476,6 +478,10 @@ def test_loading_in_bfloat16_allocates_little_more_than_the_params(
     save_params(folder / "unet", configs["unet"], params, np.dtype(np.float32))
     size = (folder / FILES["unet"]).stat().st_size
     assert size > 60e6
+    if suffix == "bin":
+        path = folder / FILES["unet"]
+        torch_zip.save(path.with_suffix(".bin"), load_file(path))
+        path.unlink()
     run = subprocess.run(
         [sys.executable, "-c", MEASURE_LOADING, str(folder)],
         capture_output=True,

@@ -50,6 +50,7 @@ def test_a_long_text_says_that_it_was_cut():
     ("raised", "code", "line"),
     [
         (errors.UserError("expected this"), 2, "error: expected this"),
+        (errors.UserError("a\x1b[31m\nb"), 2, r"error: a\x1b[31m\nb"),
         (errors.Stopped("2 of 6 steps"), os.EX_TEMPFAIL, "stopped: 2 of 6 steps"),
     ],
 )

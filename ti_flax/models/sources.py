@@ -77,8 +77,8 @@ class DiffusersFolder(NamedTuple):
             return read_json(path, _MISSING) if os.path.exists(path) else {}
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         path = self._place(part) / name
-        if not os.path.lexists(path) and path.parent != self.folder:
-            self._check_pipeline(part)
+        if part == "unet" and not os.path.lexists(path):
+            self._check_pipeline()
         return read_json(path, _MISSING)
 
     def tensors(self, part: str) -> Iterator[Tensor]:
@@ -139,12 +139,12 @@ class DiffusersFolder(NamedTuple):
         inside = "" if part == self.alone else part
         return weight_files.find(self.folder, part, self.variant, inside)
 
-    def _check_pipeline(self, part: str) -> None:
-        """Names a pipeline that has no such part: nothing of it is missing."""
+    def _check_pipeline(self) -> None:
+        """Names a pipeline that has no UNet: nothing of it is missing."""
         index = self.config("model_index")
-        if "_class_name" in index and part not in index:
+        if "_class_name" in index and "unet" not in index:
             raise UserError(
-                f"{part}: a {shown(index['_class_name'])} has none; use a Stable "
+                f"unet: a {shown(index['_class_name'])} has none; use a Stable "
                 "Diffusion 1.x, 2.x or SDXL model"
             )
 

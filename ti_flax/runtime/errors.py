@@ -38,15 +38,19 @@ def one_line(told: BaseException | str) -> str:
     after `_LONGEST_QUOTE` characters it ends in "...".
     """
     text = " ".join(str(told).split()) or type(told).__name__
-    text = "".join(
+    text = _escaped(text)
+    if len(text) > _LONGEST_QUOTE:
+        text = text[: _LONGEST_QUOTE - 3] + "..."
+    return text
+
+
+def _escaped(text: str) -> str:
+    return "".join(
         character
         if character.isprintable()
         else character.encode("unicode_escape").decode()
         for character in text
     )
-    if len(text) > _LONGEST_QUOTE:
-        text = text[: _LONGEST_QUOTE - 3] + "..."
-    return text
 
 
 def shown(value: object) -> str:
@@ -67,7 +71,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Most of it was escaped where it was read; paths and keys of a user's are not.
+        print(f"error: {_escaped(str(error))}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
