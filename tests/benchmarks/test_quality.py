@@ -218,6 +218,21 @@ def test_table_has_every_attribute_in_percent():
     assert "share of the nouns' appearance: 66.7 [66.7, 66.7] %" in table
 
 
+def test_rows_are_held_as_short_as_a_runs(tiny_model, monkeypatch):
+    from ti_flax.benchmarks.quality import base_model, learn_many
+
+    def encode_pictures(family, params, images, **_):
+        return np.zeros((len(images), 2, 8, 8, 8), np.float32)
+
+    monkeypatch.setattr(learn_many, "encode_pictures", encode_pictures)
+    config = settings.load_config([f"--pretrained_model_name_or_path={tiny_model}"])
+    assert config.hold_row_norm == "clip"
+    base = base_model.load(config)
+    lengths = np.linalg.norm(base.table(), axis=1)
+    for slot in learn_many._slots(config, base, held_out.concepts(1)):
+        assert slot.norms == {"text_encoder": pytest.approx(np.percentile(lengths, 99))}
+
+
 def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
     """With a random model, whose pictures are noise: only that all of it is there."""
     from ti_flax.benchmarks.quality import measure
