@@ -63,7 +63,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return folder
 
 
-@pytest.fixture(scope="module", params=sdxl_models.KINDS)
+# Every kind in the long checks; in the quick ones those with all that they differ in.
+KINDS = [
+    kind if kind in ("sdxl", "ssd-1b") else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in sdxl_models.KINDS
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def reference(request: pytest.FixtureRequest, folders: Callable[..., Path]):
     model = base_model.open_model(str(folders(request.param)))
     params = {name: model.load(name) for name in model.family.parts}
@@ -71,7 +78,7 @@ def reference(request: pytest.FixtureRequest, folders: Callable[..., Path]):
     return Reference(model, params, recorded)
 
 
-@pytest.mark.parametrize("kind", sdxl_models.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_recordings_are_what_pytorch_gives(kind: str, folders):
     for library in ("torch", "diffusers", "transformers"):
         pytest.importorskip(library)

@@ -2,8 +2,8 @@
 
 import json
 import logging
+import warnings
 
-import jax
 import numpy as np
 import peer_loaders
 import pytest
@@ -72,6 +72,7 @@ def test_web_interfaces_read_the_file_of_both_encoders(trained):
         np.testing.assert_array_equal(loaded, rows)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_that_without_a_stop(model, pictures, trained, tmp_path):
     learn(model, pictures, tmp_path, max_train_steps=4)
     keys = {"max_train_steps": 6, "resume_from_checkpoint": "latest"}
@@ -80,29 +81,13 @@ def test_a_resumed_run_is_that_without_a_stop(model, pictures, trained, tmp_path
         np.testing.assert_array_equal(resumed.rows[name], trained[1].rows[name])
 
 
-def test_two_devices_learn_what_eight_do(
-    model, pictures, trained, tmp_path, monkeypatch
-):
-    two = jax.devices()[:2]
-    monkeypatch.setattr(jax, "devices", lambda *_: two)
-    fewer = learn(model, pictures, tmp_path)
-    for name in ENCODERS:
-        np.testing.assert_allclose(
-            fewer.rows[name], trained[1].rows[name], rtol=1e-3, atol=1e-5
-        )
-
-
-@pytest.mark.parametrize("kept", ENCODERS)
-def test_one_encoder_may_be_trained_alone(model, pictures, trained, tmp_path, kept):
-    key = "learning_rate_te1" if kept == "text_encoder" else "learning_rate_te2"
-    steps = {"max_train_steps": 2, "checkpointing_steps": 2}
-    alone = learn(model, pictures, tmp_path, **{key: 0.0}, **steps)
-    model_rows = learn(
-        model, pictures, tmp_path / "first", **{key: 0.0}, max_train_steps=1
-    )
-    other = next(name for name in ENCODERS if name != kept)
-    np.testing.assert_array_equal(alone.rows[kept], model_rows.rows[kept])
-    assert np.all(alone.rows[other] != model_rows.rows[other])
+@pytest.mark.slow
+def test_one_encoder_may_be_trained_alone(model, pictures, tmp_path):
+    learn(model, pictures, tmp_path, learning_rate_te2=0.0, max_train_steps=2)
+    last = (tmp_path / "validation.jsonl").read_text().splitlines()[-1]
+    distance = json.loads(last)["distance"]
+    assert min(distance[:2]) > 0
+    assert distance[2:] == [0, 0]
 
 
 def test_a_rate_for_an_encoder_that_is_not_there_is_told(
@@ -112,6 +97,7 @@ def test_a_rate_for_an_encoder_that_is_not_there_is_told(
         learn(tiny_model, pictures, tmp_path, learning_rate_te2=1e-3)
 
 
+@pytest.mark.slow
 def test_the_sizes_of_a_picture_are_told(model, tmp_path):
     """Pictures that are equal after cropping teach other rows where they were not."""
     from PIL import Image
@@ -133,18 +119,21 @@ def test_diffusers_draws_our_picture_from_the_whole_pipeline(trained):
     diffusers = pytest.importorskip("diffusers")
     folder, _ = trained
     prompt, steps = "a <toy> on a mat", 4
-    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
     noise = np.asarray(sampling.draw_noise(np.array([3], np.uint32), (16, 16, 4)))
-    found = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+    with warnings.catch_warnings():
+        # What these libraries deprecate among themselves is not ours to mend.
+        warnings.simplefilter("ignore")
+        pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        found = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+        [theirs] = pipeline(
+            prompt,
+            num_inference_steps=steps,
+            guidance_scale=5.0,
+            latents=torch.from_numpy(np.moveaxis(noise, -1, 1).copy()),
+            output_type="np",
+        ).images
     assert "<toy>_1" in found
-    [theirs] = pipeline(
-        prompt,
-        num_inference_steps=steps,
-        guidance_scale=5.0,
-        latents=torch.from_numpy(np.moveaxis(noise, -1, 1).copy()),
-        output_type="np",
-    ).images
     # In the folder's own vocabulary the word's vectors are words of their own.
     [ours] = generate_images(
         model=str(folder),
@@ -158,6 +147,7 @@ def test_diffusers_draws_our_picture_from_the_whole_pipeline(trained):
     assert difference.max() <= 1
 
 
+@pytest.mark.slow
 def test_a_warning_of_a_prompt_is_given_once(model, pictures, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     learn(model, pictures, tmp_path, max_train_steps=1, initializer_token="tall hat")

@@ -241,6 +241,16 @@ def embed(ids: Tensor, table: Tensor, learned: Tensor, script: bool) -> Tensor:
     return torch.where((ids == len(table))[:, :, None], learned, words)
 
 
+def _learned(tables: Mapping[str, Tensor], script: bool) -> dict[str, Tensor]:
+    """A row more for each table, its mean; of the script, the whole table with it."""
+    learned = {}
+    for name, table in tables.items():
+        row = table.mean(0, keepdim=True)
+        own = torch.cat([table, row]) if script else row
+        learned[name] = own.detach().requires_grad_()
+    return learned
+
+
 def make_step(
     params: Mapping[str, Tree],
     family: Family,
@@ -251,17 +261,10 @@ def make_step(
 ) -> Callable[[], Tensor]:
     """One step of a run that learns the last row of each table, as a function.
 
-    Args:
-        params: of the text encoders and the UNet, and of `vae` for `script`.
-        family: the networks' settings.
-        alphas_cumprod: of the noise schedule.
-        batch: `ids` [B, L] by text encoder, `sizes` [B, 6], and `moments`
-            [B, Z, h, w] or, for `script`, `pixels`.
-        script: the work of diffusers' script instead of ours.
-        compiled: use torch.compile.
-
-    Returns:
-        The function, whose `learned[name].grad` is the gradient of the loss it returns.
+    `params` are those of the text encoders and the UNet, for `script` also of `vae`;
+    `batch` has `ids` [B, L] by text encoder, `sizes` [B, 6] and `moments` [B, Z, h, w]
+    or, for `script`, which does the work of diffusers' script, `pixels`. The function
+    returns the loss, whose gradient is its `learned[name].grad`.
     """
     net, auto = family.denoiser.module.config, family.autoencoder.module.config
     encoders = family.text_encoders
@@ -269,11 +272,7 @@ def make_step(
         each.name: params[each.name]["embeddings"]["token_embedding"]["embedding"]
         for each in encoders
     }
-    learned = {
-        name: (torch.cat([table, row]) if script else row).detach().requires_grad_()
-        for name, table in tables.items()
-        for row in [table.mean(0, keepdim=True)]
-    }
+    learned = _learned(tables, script)
     optimizer = torch.optim.AdamW(learned.values(), lr=1e-3, weight_decay=1e-2 * script)
     dtype = params["unet"]["conv_in"]["kernel"].dtype
     compile_ = torch.compile if compiled else lambda function: function

@@ -72,7 +72,7 @@ class PushSettings(TypedDict, total=False):
 
 
 class VerifySettings(TypedDict, total=False):
-    """`generation.verify.VerifyKeys`."""
+    """`config.verify_keys.VerifyKeys`."""
 
     source: Required[_Path]
     model: Required[_Path]

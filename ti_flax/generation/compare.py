@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
+from ti_flax.config.verify_keys import VerifyKeys
 from ti_flax.formats.registry import ReadFile
 from ti_flax.generation import generate, sampling
 from ti_flax.models import base_model
@@ -16,7 +17,6 @@ from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
 if TYPE_CHECKING:
     import diffusers
 
-    from ti_flax.generation.verify import VerifyKeys
 
 # Float32 sums in another order; the parity tests measure 1e-5.
 _TOLERANCE = 1e-3
@@ -147,7 +147,7 @@ def pictures(
     pipeline: "diffusers.DiffusionPipeline",
     model: base_model.BaseModel,
     found: ReadFile,
-    keys: "VerifyKeys",
+    keys: VerifyKeys,
 ) -> Check:
     """The picture of the prompt, from the same noise."""
     import torch

@@ -104,6 +104,8 @@ class Family:
     # The class of diffusers' pipeline, and {part: (library, class)} in it.
     pipeline: str
     classes: Mapping[str, tuple[str, str]]
+    # Parts of the pipeline that no network here reads; a model may lack them.
+    optional_parts: tuple[str, ...]
 
     @property
     def parts(self) -> dict[str, nn.Module]:

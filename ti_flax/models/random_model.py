@@ -32,8 +32,7 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
     index = {
         **configs.get("model_index", {}),
         **family.model_index(configs["scheduler"]["_class_name"]),
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
+        **dict.fromkeys(family.optional_parts, (None, None)),
     }
     atomic.write_json(folder / "model_index.json", index)
     _log.info("wrote %s: random weights in the shape of %s", folder, shape)

@@ -86,6 +86,7 @@ def make_family(
             "unet": ("diffusers", "UNet2DConditionModel"),
             "vae": ("diffusers", "AutoencoderKL"),
         },
+        optional_parts=("feature_extractor", "image_encoder"),
     )
 
 

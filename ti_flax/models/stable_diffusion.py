@@ -68,6 +68,7 @@ def make_family(
             "unet": ("diffusers", "UNet2DConditionModel"),
             "vae": ("diffusers", "AutoencoderKL"),
         },
+        optional_parts=("feature_extractor", "safety_checker", "image_encoder"),
     )
 
 

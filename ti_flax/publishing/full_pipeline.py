@@ -25,9 +25,6 @@ from ti_flax.text.tokenizer import vector_names
 if TYPE_CHECKING:
     import transformers
 
-# Parts of a pipeline that no network here reads; a copy has them if the model has.
-_OPTIONAL = ("feature_extractor", "safety_checker", "image_encoder")
-
 
 def write(
     folder: Path,
@@ -64,7 +61,7 @@ def _write_all(
     for part in (family.denoiser, family.autoencoder):
         model.source.copy_part(part.name, folder / part.name)
     written_folder.write_scheduler(folder, model)
-    for name in _OPTIONAL:
+    for name in family.optional_parts:
         if (model.source.path / name).is_dir():
             _copy_folder(folder / name, model.source.path / name)
     atomic.write_json(folder / "model_index.json", _model_index(folder, model))
@@ -139,8 +136,10 @@ def _model_index(folder: Path, model: base_model.BaseModel) -> dict[str, Any]:
     """The base model's index, without the parts that are not there."""
     index = dict(model.source.config("model_index"))
     index |= model.family.model_index(model.scheduler["_class_name"])
-    for name in _OPTIONAL:
+    optional = model.family.optional_parts
+    for name in optional:
         if not (folder / name).is_dir():
             index[name] = [None, None]
-    index["requires_safety_checker"] = (folder / "safety_checker").is_dir()
+    if "safety_checker" in optional:
+        index["requires_safety_checker"] = (folder / "safety_checker").is_dir()
     return index
