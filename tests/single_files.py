@@ -111,9 +111,27 @@ def configs(kind: str, vocab_size: int = 514) -> known.Configs:
     return made
 
 
-def write_folder(kind: str, folder: Path, vocab_size: int = 514) -> known.Configs:
+def small_configs(kind: str) -> known.Configs:
+    """Of two levels and one layer a block, with CLIP's vocabulary: for runs."""
+    made = configs(kind, VOCABULARY)
+    attends, plain = "CrossAttn{}Block2D", "{}Block2D"
+    down = [plain, attends] if kind == "sdxl" else [attends, plain]
+    made["text_encoder"].update(num_hidden_layers=2)
+    made["unet"].update(
+        block_out_channels=[32, 64] if kind == "sd1" else [64, 64],
+        down_block_types=[block.format("Down") for block in down],
+        layers_per_block=1,
+        up_block_types=[block.format("Up") for block in reversed(down)],
+    )
+    if kind != "sd1":
+        made["unet"].update(attention_head_dim=[1, 1])
+    if kind == "sdxl":
+        made["unet"].update(transformer_layers_per_block=[1, 2])
+    return made
+
+
+def write_folder(folder: Path, own: known.Configs) -> None:
     """Writes float32 weights in diffusers' layout, CLIP's tokenizers with them."""
-    own = configs(kind, vocab_size)
     family = families.make_family({"model_index": {}, **own})
     for part, module in family.parts.items():
         params = jax.tree_util.tree_map_with_path(
@@ -126,13 +144,13 @@ def write_folder(kind: str, folder: Path, vocab_size: int = 514) -> known.Config
     atomic.write_json(folder / "scheduler" / "scheduler_config.json", own["scheduler"])
     for encoder in family.text_encoders:
         (folder / encoder.tokenizer).mkdir()
-        pad = "!" if kind == "sd2" or encoder.tokenizer == "tokenizer_2" else None
-        clip_tokenizer.write(folder / encoder.tokenizer, pad or clip_tokenizer.END)
+        open_clip = own[encoder.name]["hidden_act"] == "gelu"
+        pad = "!" if open_clip else clip_tokenizer.END
+        clip_tokenizer.write(folder / encoder.tokenizer, pad)
     index = family.model_index(own["scheduler"]["_class_name"])
     atomic.write_json(
         folder / "model_index.json", {**own.get("model_index", {}), **index}
     )
-    return own
 
 
 def tensors_of(folder: Path, own: known.Configs) -> Arrays:

@@ -31,13 +31,13 @@ def keys(*names: str) -> frozenset[str]:
 
 
 CASES: list[tuple[Signs, str, bool, str]] = [
-    (Signs("sd1"), EPSILON, False, "no sign"),
-    (Signs("sdxl"), EPSILON, False, "no sign"),
+    (Signs("sd1"), EPSILON, False, "says otherwise"),
+    (Signs("sdxl"), EPSILON, False, "says otherwise"),
     (Signs("sd2"), V, False, "most models"),
     # Empty tensors.
     (Signs("sdxl", keys=keys("v_pred")), V, False, "v_pred"),
     (Signs("sdxl", keys=keys("v_pred", "ztsnr")), V, True, "v_pred in the file and"),
-    (Signs("sdxl", keys=keys("ztsnr")), EPSILON, False, "no sign"),
+    (Signs("sdxl", keys=keys("ztsnr")), EPSILON, False, "says otherwise"),
     (
         Signs("sdxl", keys=keys("ztsnr"), metadata={"modelspec.predict_key": "v"}),
         V,
@@ -66,7 +66,12 @@ CASES: list[tuple[Signs, str, bool, str]] = [
         "rescale_betas_zero_snr",
     ),
     (Signs("sd1", keys=keys("v_pred")), V, False, "v_pred"),
-    (Signs("sdxl", keys=keys("x.v_pred", "v_pred.weight")), EPSILON, False, "no sign"),
+    (
+        Signs("sdxl", keys=keys("x.v_pred", "v_pred.weight")),
+        EPSILON,
+        False,
+        "says otherwise",
+    ),
     # Metadata: ComfyUI's, kohya's.
     (Signs("sdxl", metadata={"modelspec.predict_key": "v"}), V, False, "predict_key"),
     (
@@ -105,13 +110,13 @@ CASES: list[tuple[Signs, str, bool, str]] = [
         ),
         EPSILON,
         False,
-        "no sign",
+        "says otherwise",
     ),
     (
         Signs("sdxl", metadata={"modelspec.prediction_type": "x"}),
         EPSILON,
         False,
-        "no sign",
+        "says otherwise",
     ),
     # The file beside it.
     (Signs("sd2", beside=V_YAML, norm=spread(0.01)), V, False, ".yaml"),
@@ -127,11 +132,11 @@ CASES: list[tuple[Signs, str, bool, str]] = [
     (Signs("sd2", global_step=220000, norm=spread(0.2)), EPSILON, False, "220000"),
     (Signs("sd2", global_step=110000, norm=spread(0.0)), V, False, "110000"),
     (Signs("sd2", global_step=5, norm=spread(0.01)), EPSILON, False, "spread 0.010"),
-    (Signs("sd1", global_step=110000), EPSILON, False, "no sign"),
+    (Signs("sd1", global_step=110000), EPSILON, False, "says otherwise"),
     # The UNet's own numbers, of 2.x alone.
     (Signs("sd2", norm=spread(0.089)), EPSILON, False, "spread"),
     (Signs("sd2", norm=spread(0.091)), V, False, "spread"),
-    (Signs("sdxl", norm=spread(0.2)), EPSILON, False, "no sign"),
+    (Signs("sdxl", norm=spread(0.2)), EPSILON, False, "says otherwise"),
     (Signs("sd2", in_channels=9, norm=spread(0.2)), EPSILON, False, "inpainting"),
     # Of two signs, the first.
     (

@@ -38,7 +38,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     @functools.cache
     def make(kind: str) -> Made:
         folder = tmp_path_factory.mktemp(kind) / "model"
-        configs = single_files.write_folder(kind, folder)
+        configs = single_files.configs(kind)
+        single_files.write_folder(folder, configs)
         parts = {
             part: load_file(folder / part / file)
             for part, file in single_files.FILES.items()

@@ -1,6 +1,8 @@
-"""Says what an embedding file holds."""
+"""Says what an embedding file holds, or a model in one file."""
 
 import json
+import os
+from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -16,7 +18,7 @@ from ti_flax.config.fields import (
     Settings,
 )
 from ti_flax.config.signatures import InspectSettings, with_keys_of
-from ti_flax.formats import bounds, find, registry
+from ti_flax.formats import bounds, describe_model, find, registry
 from ti_flax.formats.checks import shown
 from ti_flax.pickles.refused import Refused
 from ti_flax.text.embedding import Embedding
@@ -29,7 +31,8 @@ class InspectKeys(Settings):
     """What to look at."""
 
     file: NameOrPath = Field(
-        description="embedding file, folder that a run wrote, or Hub id"
+        description="embedding file, folder that a run wrote, or Hub id; or a model in "
+        "one file"
     )
     model: OptionalNameOrPath = Field(
         None,
@@ -49,12 +52,16 @@ def describe_embedding(**settings: Unpack[InspectSettings]) -> str:
 
     As in `describe_embedding(file="cat.pt", model="sd-1-5")`: format, token, vectors,
     width, base models that fit, norms, with a model the nearest words by cosine, and
-    provenance.
+    provenance. Of a model in one file (.safetensors, .ckpt): family, parts, what it
+    predicts and what tells so, metadata.
 
     Raises:
         UserError: what to mend, in one line.
     """
     checked = validation.validate(InspectKeys, settings, "with --key value")
+    path = Path(os.path.expanduser(checked.file))
+    if describe_model.is_model(path):
+        return "\n".join(describe_model.describe(path))
     found = registry.read(find.find_file(checked.file), checked.token)
     learned = found.embedding
     norms = [

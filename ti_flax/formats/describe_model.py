@@ -10,8 +10,14 @@ from ti_flax.models import single_file
 from ti_flax.models.single_file import SingleFile
 from ti_flax.models.tensors import Tensor
 from ti_flax.models.unet_config import UNetConfig
+from ti_flax.runtime.regular_files import open_regular
 
 _MAX_FACTS = 200
+# As long as a header may be, with its length before it.
+_HEADER_BYTES = 8 * 2**20 + 8
+_SUFFIXES = (".ckpt", ".gguf")
+_GGUF = b"GGUF"
+_KEYS = (b'"model.diffusion_model.', b'"input_blocks.0.0.weight"')
 _MEBI, _GIBI = 2**20, 2**30
 # By the transformer blocks of the middle (None: it has none) and of the way down.
 _RELATIVES = {
@@ -21,6 +27,16 @@ _RELATIVES = {
     (None, ((0,), (2,), (5,))): "KOALA-700M",
     (6, ((0,), (2,), (6,))): "KOALA-1B",
 }
+
+
+def is_model(path: Path) -> bool:
+    """Whether a file's keys, its first bytes or its name are those of a model."""
+    if not path.is_file():
+        return False
+    with open_regular(path) as file:
+        head = file.read(_HEADER_BYTES)
+    named = path.suffix.lower() in _SUFFIXES
+    return named or head.startswith(_GGUF) or any(key in head for key in _KEYS)
 
 
 def describe(path: Path) -> list[str]:
@@ -40,7 +56,7 @@ def describe(path: Path) -> list[str]:
         *_parts(opened),
         f"unet's input: {unet['in_channels']} channels{_inpainting(unet)}, context of "
         f"width {unet['cross_attention_dim']}",
-        f"prediction_type: {decided.prediction_type}, decided by {decided.rule}",
+        f"prediction_type: {decided.prediction_type} ({decided.rule})",
         f"zero terminal SNR: {_yes(decided.zero_terminal_snr)}",
         f"EMA: {_averages(opened)}",
         *(
@@ -73,7 +89,8 @@ def _numbers(tensors: Iterable[Tensor]) -> str:
             count *= side
         counted[str(tensor.dtype)] += count
     millions = sum(counted.values()) / 1e6
-    return f"{millions:.2f} M of {' and '.join(counted)}"
+    types = " and ".join(name for name, _ in counted.most_common())
+    return f"{millions:.2f} M of {types}"
 
 
 def _size(length: int) -> str:

@@ -96,11 +96,11 @@ def _open_file(file: Path, choices: Choices) -> Opened:
     )
     decided = source.prediction
     _log.info(
-        "%s: %s, prediction_type %s, %s zero terminal SNR, decided by %s",
+        "%s: %s, prediction_type %s%s (%s)",
         file.name,
         single_file.NAMES[source.kind],
         decided.prediction_type,
-        "with" if decided.zero_terminal_snr else "without",
+        " with zero terminal SNR" if decided.zero_terminal_snr else "",
         decided.rule,
     )
     if single_file.has_averages(source.contents) and not choices.ema:

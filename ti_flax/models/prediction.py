@@ -42,7 +42,7 @@ _INPAINTING_CHANNELS = 9
 
 
 class Prediction(NamedTuple):
-    """`rule` says what decided, to stand after "decided by"."""
+    """`rule` says what decided."""
 
     prediction_type: str
     zero_terminal_snr: bool
@@ -96,7 +96,7 @@ def _rules(signs: Signs) -> Iterator[tuple[str, str]]:
         yield _of_yaml(signs.beside), "the .yaml beside the file"
     if signs.kind == "sd2":
         yield from _of_sd2(signs)
-    yield EPSILON, "no sign of another"
+    yield EPSILON, "nothing in or beside the file says otherwise"
 
 
 def _of_yaml(content: Mapping[str, Any]) -> str:
@@ -119,12 +119,12 @@ def _of_sd2(signs: Signs) -> Iterator[tuple[str, str]]:
         rule = f"global_step {signs.global_step} of the file"
         yield _GLOBAL_STEPS[signs.global_step], rule
     if signs.in_channels == _INPAINTING_CHANNELS:
-        yield EPSILON, "inpainting models of Stable Diffusion 2.x predicting it"
+        yield EPSILON, "as the inpainting model of Stable Diffusion 2"
     if signs.norm is not None:
         spread = float(np.std(signs.norm.read().astype(np.float32)))
         said = V if spread > _LARGEST_SPREAD else EPSILON
         yield said, f"the spread {spread:.3f} of a norm's biases (above 0.09: v)"
-    yield V, "most models of Stable Diffusion 2.x predicting it"
+    yield V, "as most models of Stable Diffusion 2.x"
 
 
 def last_norm(unet: Iterable[Tensor]) -> Tensor | None:
