@@ -24,6 +24,7 @@ from ti_flax.models.random_params import constant_or_std
 from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import profile, sharding
 from ti_flax.runtime.errors import UserError
+from ti_flax.step import train_step
 from ti_flax.step.abstract import frozen_shapes
 
 KEYS = StepKeys
@@ -319,6 +320,32 @@ def place(keys: WorkKeys) -> tuple[torch.device, torch.dtype]:
     return device, torch.bfloat16 if half else torch.float32
 
 
+def _batch(
+    keys: StepKeys,
+    recipe: train_step.StepRecipe,
+    side: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Examples of one prompt and random pictures, as `make_step` takes them."""
+    _, bank = random_run.make_run(recipe, side)
+    examples = keys.train_batch_size * keys.concepts
+    ids = {
+        name: np.resize(np.asarray(prompts)[0], (examples, prompts.shape[-1]))
+        for name, prompts in bank.prompts.items()
+    }
+    pixels = side * recipe.family.downscale
+    shape = (examples, 2 * recipe.family.latent_channels, side, side)
+    return {
+        "ids": {
+            name: torch.from_numpy(each).long().to(device) for name, each in ids.items()
+        },
+        "sizes": torch.full((examples, 6), pixels, device=device),
+        "moments": torch.randn(shape, device=device),
+        "pixels": torch.rand(examples, 3, pixels, pixels).to(device, dtype),
+    }
+
+
 def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     """Facts of the program, and a function that takes a turn: seconds a step."""
     mesh = sharding.make_mesh()
@@ -334,22 +361,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         name: _random(tree, torch.float32 if name in texts else dtype, device)
         for name, tree in trees.items()
     }
-    _, bank = random_run.make_run(recipe, side)
-    examples = keys.train_batch_size * keys.concepts
-    ids = {
-        name: np.resize(np.asarray(prompts)[0], (examples, prompts.shape[-1]))
-        for name, prompts in bank.prompts.items()
-    }
-    pixels = side * model.family.downscale
-    shape = (examples, 2 * model.family.latent_channels, side, side)
-    batch = {
-        "ids": {
-            name: torch.from_numpy(each).long().to(device) for name, each in ids.items()
-        },
-        "sizes": torch.full((examples, 6), pixels, device=device),
-        "moments": torch.randn(shape, device=device),
-        "pixels": torch.rand(examples, 3, pixels, pixels).to(device, dtype),
-    }
+    batch = _batch(keys, recipe, side, device, dtype)
     take_step = make_step(
         params,
         model.family,
