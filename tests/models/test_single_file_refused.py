@@ -87,7 +87,7 @@ KEYS: list[tuple[str, list[str]]] = [
     ("a diffusion transformer", [f"{UNET}transformer_blocks.0.attn.to_q.weight"]),
     ("a diffusion transformer", ["blocks.0.cross_attn.q.weight"]),
     ("a diffusion transformer", [f"{UNET}layers.0.attention.qkv.weight"]),
-    ("the UNet of a model in diffusers' layout", ["down_blocks.0.resnets.0.x"]),
+    ("the file of a UNet in diffusers' layout", ["down_blocks.0.resnets.0.x"]),
     ("a VAE alone", ["decoder.conv_in.weight", "encoder.conv_in.weight"]),
     ("a VAE alone", ["first_stage_model.decoder.conv_in.weight"]),
     ("a text encoder alone", ["text_model.embeddings.token_embedding.weight"]),

@@ -74,7 +74,7 @@ _WITHOUT_UNET = (
     _Sign(r".*\bmotion_modules\.", "a motion module of AnimateDiff", _BASE),
     _Sign(
         r"(down_blocks|up_blocks|mid_block)\.",
-        "the UNet of a model in diffusers' layout",
+        "the file of a UNet in diffusers' layout",
         "give the folder that has it in its folder unet",
     ),
     _Sign(
