@@ -129,6 +129,13 @@ def test_length_stated_in_the_folder_is_kept(tmp_path):
     assert prompt(["a cat"]).tolist() == [pad([49406, 320, 2368, 49407], length=16)]
 
 
+def test_more_tokens_than_the_encoder_has_positions_are_told(tokenizer):
+    prompt = PromptTokenizer(tokenizer, V, {})
+    prompt.check_length(prompt.length)
+    with pytest.raises(UserError, match="makes 77 tokens, the text encoder takes 76;"):
+        prompt.check_length(prompt.length - 1)
+
+
 def test_loading_a_tokenizer_brings_in_no_torch_and_says_nothing(folders):
     code = (
         "import logging, sys; from pathlib import Path; "

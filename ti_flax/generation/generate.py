@@ -219,6 +219,7 @@ def _token_ids(
         tokenizers[encoder.name] = PromptTokenizer(
             tokenizer, encoder.vocab_size, _num_vectors(words)
         )
+        tokenizers[encoder.name].check_length(encoder.length)
     return token_ids(tokenizers, prompts)
 
 

@@ -115,6 +115,14 @@ class PromptTokenizer:
         self._tokenizer = _with_words(tokenizer, self._names)
         self._learned = self._learned_ids()
 
+    def check_length(self, positions: int) -> None:
+        """Raises `UserError` unless a text encoder has a position for each token."""
+        if self.length > positions:
+            raise UserError(
+                f"the tokenizer makes {self.length} tokens, the text encoder takes "
+                f"{positions}; use the tokenizer and text encoder of one model"
+            )
+
     def __call__(
         self, prompts: Sequence[str], check: bool = True
     ) -> Int32[np.ndarray, "N L"]:

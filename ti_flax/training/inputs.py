@@ -150,11 +150,7 @@ def _prompt_tokenizer(
             found_whole,
             config.num_vectors,
         )
-    if tokenize.length > encoder.length:
-        raise UserError(
-            f"the tokenizer makes {tokenize.length} tokens, the text encoder takes "
-            f"{encoder.length}; use the tokenizer and text encoder of one model"
-        )
+    tokenize.check_length(encoder.length)
     return tokenize
 
 
