@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ti_flax.config import run_config
 from ti_flax.formats import find
-from ti_flax.hub.ids import hub_id, is_repository, parse
+from ti_flax.hub.ids import hub_id, is_repository, model_name, parse
 from ti_flax.models import base_model
 from ti_flax.runtime.errors import UserError
 
@@ -140,3 +140,28 @@ def test_a_file_as_a_base_model_is_told_in_one_line(name, tmp_path, monkeypatch)
     told = f"{name.removeprefix('./')}: expected a safetensors file, found one that"
     assert str(caught.value).startswith(told)
     assert hub_id(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "repository"),
+    [
+        ("folder", "folder", None),
+        ("./folder/.", "folder", None),
+        ("folder/m.safetensors", "m.safetensors", None),
+        ("a/b", "a/b", "a/b"),
+        ("a/b/m.safetensors", "a/b/m.safetensors", "a/b"),
+        ("a/b/c/m.ckpt", "a/b/c/m.ckpt", "a/b"),
+        ("a/b/c.txt", "a/b/c.txt", None),
+        ("nowhere", "nowhere", None),
+    ],
+)
+def test_a_base_model_is_told_without_its_path(
+    name, told, repository, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "m.safetensors").write_bytes(b"")
+    assert model_name(name) == told
+    assert hub_id(name) == repository
+    absolute = tmp_path / "folder" / "m.safetensors"
+    assert model_name(str(absolute)) == "m.safetensors"

@@ -16,10 +16,14 @@ import single_files
 
 from ti_flax import generate_images
 from ti_flax.config import run_config
+from ti_flax.formats import find
 from ti_flax.models import base_model, clip_tokenizer
 from ti_flax.models.opening import Choices
 from ti_flax.pickles import torch_zip
+from ti_flax.publishing import full_pipeline
 from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import Embedding
+from ti_flax.text.tokenizer import load_tokenizer
 from ti_flax.training import run as training_run
 
 V_PRED = {"v_pred": np.zeros(0, np.float32), "ztsnr": np.zeros(0, np.float32)}
@@ -42,17 +46,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         single_files.write_folder(folder, own)
         tensors = single_files.tensors_of(folder, own)
         file = folder.with_name("model.safetensors")
-        single_files.save(file, {**tensors, **single_files.others(kind)})
+        said = {"modelspec.predict_key": "v"} if kind == "sd2" else {}
+        single_files.save(file, {**tensors, **single_files.others(kind)}, said)
         return Made(folder, file, tensors)
 
     return make
 
 
 def learn(model: Path, pictures: Path, folder: Path, **keys):
-    given = {"train_batch_size": 4, "checkpointing_steps": 6, **keys}
+    given = {"checkpointing_steps": 6, "learning_rate": 1e-4, **keys}
     config = runs.make_config(model, pictures, folder, **given)
-    (learned,) = training_run.train_concepts(config, progress=False)
-    return learned
+    training_run.train_concepts(config, progress=False)
+    return find.load_embedding(folder)
 
 
 def losses(folder: Path) -> list[float]:
@@ -60,7 +65,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-@pytest.mark.parametrize("kind", ("sd1", "sd2", "sdxl"))
+@pytest.mark.parametrize("kind", ("sd1", "sdxl"))
 def test_six_steps_from_a_file_are_those_from_its_folder(
     kind: str, models, pictures: Path, tmp_path: Path
 ) -> None:
@@ -89,18 +94,29 @@ def test_a_ckpt_is_the_same_file(models, tmp_path: Path) -> None:
         jax.tree.map(np.testing.assert_array_equal, ours.load(part), theirs.load(part))
 
 
-def test_a_whole_pipeline_comes_of_a_file(models, pictures: Path, tmp_path) -> None:
+def whole_pipeline(file: Path, folder: Path, **choices) -> base_model.BaseModel:
+    """Writes what save_as_full_pipeline writes; the file's model."""
+    model = base_model.open_model(str(file), choices=Choices(**choices))
+    encoders = model.family.text_encoders
+    rows = {each.name: np.ones((1, each.width), np.float32) for each in encoders}
+    full_pipeline.write(
+        folder,
+        model,
+        {each.name: load_tokenizer(model.tokenizer(each)) for each in encoders},
+        Embedding("<toy>", rows),
+    )
+    return model
+
+
+def test_a_whole_pipeline_comes_of_a_file(models, tmp_path: Path) -> None:
     """Its numbers in the file's type, but float8 in half precision."""
     tensors = dict(models("sdxl").tensors)
     for key, array in tensors.items():
         narrow = ml_dtypes.float8_e4m3fn if ".input_blocks." in key else np.float16
         tensors[key] = array.astype(narrow)
     file = single_files.save(tmp_path / "m.safetensors", {**tensors, **V_PRED})
-    keys = {"save_as_full_pipeline": True, "max_train_steps": 2}
-    word = learn(file, pictures, tmp_path / "run", **keys)
-    whole, single = (
-        base_model.open_model(str(path)) for path in (tmp_path / "run", file)
-    )
+    single = whole_pipeline(file, tmp_path / "whole")
+    whole = base_model.open_model(str(tmp_path / "whole"))
     assert whole.scheduler == single.scheduler
     assert whole.scheduler["prediction_type"] == "v_prediction"
     assert whole.scheduler["rescale_betas_zero_snr"] is True
@@ -111,19 +127,15 @@ def test_a_whole_pipeline_comes_of_a_file(models, pictures: Path, tmp_path) -> N
     for encoder in whole.family.text_encoders:
         table = np.asarray(encoder.table(whole.load(encoder.name)))
         assert len(table) == single_files.VOCABULARY + 1
-        np.testing.assert_array_equal(table[-1:], word.rows[encoder.name])
+        assert (table[-1:] == 1).all()
     for name in ("feature_extractor", "safety_checker"):
-        assert not (tmp_path / "run" / name).exists()
+        assert not (tmp_path / "whole" / name).exists()
 
 
-def test_diffusers_takes_a_pipeline_of_a_file(
-    models, pictures: Path, tmp_path: Path
-) -> None:
+def test_diffusers_takes_a_pipeline_of_a_file(models, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    keys = {"save_as_full_pipeline": True, "max_train_steps": 2}
-    keys["prediction_type"] = "v_prediction"
-    learn(models("sd1").file, pictures, tmp_path, **keys)
+    whole_pipeline(models("sd1").file, tmp_path, prediction_type="v_prediction")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     assert pipeline.tokenizer.pad_token == clip_tokenizer.END

@@ -11,6 +11,9 @@ _REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
 # Names of a folder or file in it; none leads out of the repository.
 _FILE = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 
+# A model in one file.
+_MODELS = (".safetensors", ".ckpt")
+
 
 class HubId(NamedTuple):
     """A repository, `owner/name`, and the path of a file in it, empty for all of it."""
@@ -47,14 +50,22 @@ def is_repository(name: str) -> bool:
 
 
 def model_name(name_or_path: str) -> str:
-    """A Hub id as it is, of a folder its name alone."""
+    """A Hub id as it is, of a folder or a file its name alone."""
     path = os.path.expanduser(name_or_path)
     # Not pathlib's: it raises where a name is too long for a file.
-    return Path(path).resolve().name if os.path.isdir(path) else name_or_path
+    if os.path.isdir(path):
+        return Path(path).resolve().name
+    return os.path.basename(path) if os.path.exists(path) else name_or_path
 
 
 def hub_id(name_or_path: str) -> str | None:
-    """The Hub id of a base model, None when it is a local folder or file."""
+    """The Hub id of a base model, None when it is a local folder or file.
+
+    Of a model in one file, owner/name/file, the repository alone.
+    """
     if os.path.exists(os.path.expanduser(name_or_path)):
         return None
-    return name_or_path if is_repository(name_or_path) else None
+    found = parse(name_or_path)
+    if found is None or (found.file and not found.file.endswith(_MODELS)):
+        return None
+    return found.repository
