@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+import single_files
+from safetensors.numpy import load_file
 
 from ti_flax import verify as door
 from ti_flax.formats import registry
@@ -16,6 +18,7 @@ from ti_flax.text.initial_rows import initial_rows, initializer_ids
 from ti_flax.text.tokenizer import load_tokenizer
 
 TOKEN = "<bumbee>"
+ENCODER = "text_encoder"
 STEPS = 4
 
 
@@ -102,3 +105,32 @@ def test_without_pytorch_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match=r"pip install 'ti_flax\[torch\]'"):
         verify.verify_embedding(source=tmp_path, model=settings.MODEL)
+
+
+def test_a_model_in_one_file_is_compared_as_a_folder_of_its_own(
+    torch, tmp_path, monkeypatch
+):
+    """With what the keys say: diffusers' own reading of such files asks the Hub."""
+    own = single_files.small_configs("sd1")
+    single_files.write_folder(tmp_path / "model", own)
+    tensors = single_files.tensors_of(tmp_path / "model", own)
+    file = single_files.save(tmp_path / "model.safetensors", tensors)
+    word = np.random.default_rng(0).normal(0, 0.02, (2, 64)).astype(np.float32)
+    registry.write(tmp_path / "word", "diffusers", Embedding(TOKEN, {ENCODER: word}))
+    opened = []
+
+    def open_pipeline(*arguments):
+        opened.append(open_real(*arguments))
+        return opened[-1]
+
+    open_real = verify._open_pipeline
+    monkeypatch.setattr(verify, "_open_pipeline", open_pipeline)
+    checks = verify.verify_embedding(
+        source=tmp_path / "word", model=file, prediction_type="v_prediction"
+    )
+    assert [check.agrees for check in checks] == [True] * 4, checks
+    (pipeline,) = opened
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    unet = load_file(tmp_path / "model" / "unet" / single_files.FILES["unet"])
+    for key, theirs in pipeline.unet.state_dict().items():
+        np.testing.assert_array_equal(theirs.numpy(), unet[key])

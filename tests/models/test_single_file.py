@@ -1,12 +1,14 @@
 """A model in one file is its folder, bit for bit, whatever its family and numbers."""
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import loading_memory
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from single_files import Arrays
 
 from ti_flax.models import base_model, families, single_file
 from ti_flax.models.torch_params import Params, load_params
+from ti_flax.pickles import torch_zip
 from ti_flax.runtime.errors import UserError
 
 KINDS = single_files.KINDS
@@ -365,6 +368,26 @@ def test_a_file_that_was_put_together_wrongly_is_one_line(
     line = str(raised.value)
     assert line.isprintable() and len(line.replace(str(path), "FILE")) < 480
     assert told in line or case[1] is shuffle
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("container", ("safetensors", "ckpt"))
+def test_loading_in_bfloat16_allocates_little_more_than_the_params(
+    container: str, tmp_path: Path
+) -> None:
+    """At most 0.7 of the bytes of float32 weights; the params alone are 0.5."""
+    own = single_files.small_configs("sd1")
+    own["unet"]["block_out_channels"] = [128, 512]
+    single_files.write_folder(tmp_path / "folder", own)
+    tensors = single_files.tensors_of(tmp_path / "folder", own)
+    size = sum(a.nbytes for key, a in tensors.items() if key.startswith(UNET))
+    assert size > 60e6
+    path = tmp_path / f"model.{container}"
+    if container == "ckpt":
+        torch_zip.save(path, {"state_dict": tensors})
+    else:
+        single_files.save(path, tensors)
+    assert 0.45 * size < loading_memory.of_unet(path) < 0.7 * size
 
 
 # diffusers' own rules

@@ -4,7 +4,6 @@ import functools
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import loading_memory
 import ml_dtypes
 import numpy as np
 import pytest
@@ -434,35 +434,6 @@ def test_saved_params_are_the_files_of_pytorch(
         np.testing.assert_array_equal(saved[prefix + key], tensor)
 
 
-# Peak of anonymous memory, that is without mapped file pages, while weights load.
-MEASURE_LOADING = """
-import pathlib, sys, threading
-import jax, jax.numpy as jnp
-from ti_flax.models import base_model, torch_params
-
-def anonymous():
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
-
-def watch():
-    global peak
-    while not done.wait(0.0005):
-        peak = max(peak, anonymous())
-
-model = base_model.open_model(sys.argv[1], dtype=jnp.bfloat16)
-# What tracing takes does not grow with the model.
-torch_params.param_shapes(model.family.denoiser.module)
-peak = before = anonymous()
-done = threading.Event()
-watcher = threading.Thread(target=watch)
-watcher.start()
-params = jax.block_until_ready(model.load("unet"))
-done.set()
-watcher.join()
-print(max(peak, anonymous()) - before)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("suffix", ("safetensors", "bin"))
 def test_loading_in_bfloat16_allocates_little_more_than_the_params(
@@ -482,10 +453,4 @@ def test_loading_in_bfloat16_allocates_little_more_than_the_params(
         path = folder / FILES["unet"]
         torch_zip.save(path.with_suffix(".bin"), load_file(path))
         path.unlink()
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE_LOADING, str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert 0.45 * size < int(run.stdout) < 0.7 * size
+    assert 0.45 * size < loading_memory.of_unet(folder) < 0.7 * size
