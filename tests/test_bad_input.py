@@ -17,6 +17,7 @@ import optax
 import other_lines
 import pytest
 import runs
+from safetensors.numpy import save_file
 
 from ti_flax import train
 from ti_flax.checkpoints import identity, store
@@ -92,6 +93,19 @@ def change_model(arguments, folder, component, **settings):
 def no_model_files(arguments, folder):
     (folder / "changed").mkdir()
     arguments["pretrained_model_name_or_path"] = folder / "changed"
+
+
+def a_lora(arguments, folder):
+    file = folder / "style.safetensors"
+    one = np.ones((2, 2), np.float32)
+    save_file({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": one}, file)
+    arguments["pretrained_model_name_or_path"] = file
+
+
+def gguf(arguments, folder):
+    file = folder / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    arguments["pretrained_model_name_or_path"] = file
 
 
 def no_weights(arguments, folder):
@@ -297,6 +311,8 @@ CASES = {
     "a prompt longer than the model reads": long_template,
     "no such model": given(pretrained_model_name_or_path="nowhere"),
     "a model's folder without its files": no_model_files,
+    "a LoRA in place of a model": a_lora,
+    "a quantised model": gguf,
     "a model without safetensors": no_weights,
     "an empty configuration of a model": empty_config,
     "a configuration that is no object": list_config,
