@@ -1,6 +1,7 @@
 """Parts from several places, and files by name, here or on the Hub."""
 
 import functools
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,11 +152,15 @@ def test_a_part_of_its_own_is_taken_in_place_of_the_models(
 
 
 def test_the_fingerprint_of_a_file_is_its_sum(write) -> None:
-    import hashlib
-
     file = write("sd1", "model.safetensors")
     model = base_model.open_model(str(file))
-    assert model.fingerprint() == hashlib.sha256(file.read_bytes()).hexdigest()
+    plain = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert model.fingerprint() == plain
+    # What may decide counts as well.
+    file.with_suffix(".yaml").write_text("model: {params: {parameterization: v}}")
+    said = base_model.open_model(str(file))
+    assert said.scheduler["prediction_type"] == "v_prediction"
+    assert said.fingerprint() not in (plain, "")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +195,8 @@ WRONG = [
     ({"text_encoder": "VAE"}, "has no text_encoder of Stable Diffusion 1.x, its"),
     ({"text_encoder": "SD2"}, "the unet's cross_attention_dim 64 is not the text enc"),
     ({"vae": "XL"}, None),
-    ({"ema": True}, "ema: "),
+    ({"ema": True}, "is no single file; of a folder, variant says which weights"),
+    ({"text_encoder_2": "TEXT"}, "has one text encoder; leave it out, or give an SDXL"),
 ]
 
 
@@ -222,11 +228,6 @@ def test_what_is_wrong_with_a_part_is_told(
     with pytest.raises(UserError) as raised:
         opened()
     assert told in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_ema_is_of_single_files_alone(folders) -> None:
-    with pytest.raises(UserError, match=r"ema: .* is no single file; of a folder, var"):
-        base_model.open_model(str(folders("sd1")), choices=Choices(ema=True))
 
 
 # The Hub

@@ -74,6 +74,11 @@ def open_source(
         )
     if choices.text_encoder_2 is not None:
         name = "text_encoder_2"
+        if name not in _text_encoders(opened.source, True):
+            raise UserError(
+                f"{name}: {name_or_path} has one text encoder; leave it out, or give "
+                "an SDXL model"
+            )
         others |= _parts_from(name, choices.text_encoder_2, [name], opened.source)
     return _joined(opened, others) if others else opened
 

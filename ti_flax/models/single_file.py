@@ -6,6 +6,7 @@ of the published models and comes from the package.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,10 +120,17 @@ class SingleFile(NamedTuple):
         written_weights.write(folder / name, self.tensors(part))
 
     def fingerprint(self, parts: Iterable[str]) -> str:
-        """SHA-256 of the file, by which Civitai and others know it."""
+        """SHA-256 of the file, by which Civitai and others know it.
+
+        Where another file beside it says how it was trained, of both their sums.
+        """
         del parts
-        with open_regular(self.path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        sums = [_sum_of(self.path)]
+        beside = single_file_contents.beside(self.path)
+        if os.path.exists(beside):
+            sums.append(_sum_of(beside))
+            return hashlib.sha256("".join(sums).encode()).hexdigest()
+        return sums[0]
 
     def misfit(self, part: str, reasons: str) -> str:
         return (
@@ -248,6 +256,11 @@ def part_config(path: Path, part: str, tensors: Tensors, kind: str) -> dict[str,
     if part in make:
         return make[part](shapes, kind)
     return single_file_configs.text_encoder(shapes, kind, part)
+
+
+def _sum_of(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _under(

@@ -116,15 +116,20 @@ def _product(
     return lambda: weight().astype(np.float32) * scale().astype(np.float32)
 
 
+def beside(path: Path) -> Path:
+    """The YAML file of the same name."""
+    return path.with_suffix(".yaml")
+
+
 def read_beside(path: Path) -> Mapping[str, Any] | None:
-    """The YAML file of the same name, which says how the model was trained.
+    """What the file `beside` says of how the model was trained.
 
     None where there is none.
 
     Raises:
         UserError: it cannot be read.
     """
-    file = path.with_suffix(".yaml")
+    file = beside(path)
     if not os.path.exists(file):
         return None
     try:
