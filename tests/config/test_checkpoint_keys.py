@@ -2,6 +2,7 @@
 
 import pytest
 
+from ti_flax import generate
 from ti_flax.checkpoints import identity
 from ti_flax.config import generate_keys, run_config, validation
 from ti_flax.config.natures import TRAVELS, keys_of
@@ -55,6 +56,18 @@ def test_generate_knows_the_same_keys():
             generate_keys.GenerateKeys, {**PICTURE, **given}, "with --key value"
         )
         assert keys.prediction_type == "v_prediction"
+
+
+def test_the_command_hands_on_what_it_means():
+    argv = [f"--{key}={value}" for key, value in PICTURE.items()]
+    _, keys = generate.command._read([*argv, "--output=o", "--v_parameterization"])
+    assert keys["prediction_type"] == "v_prediction"
+    assert keys.keys() == {
+        *PICTURE,
+        "output",
+        "prediction_type",
+        "v_parameterization",
+    }
 
 
 @pytest.mark.parametrize(

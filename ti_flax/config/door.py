@@ -63,6 +63,7 @@ def door(
     def read(argv: Sequence[str]) -> tuple[tuple[()], Mapping[str, Any]]:
         given = command_line.parse_keys(argv, groups, name, usage, positional)
         keys = validation.validate(settings, given, "with --key value")
-        return (), {key: getattr(keys, key) for key in given}
+        # Not only what was given: one key may be another's name.
+        return (), {key: getattr(keys, key) for key in keys.model_fields_set}
 
     return Door(read, target, computes)

@@ -13,6 +13,8 @@ from ti_flax.config.fields import (
     Variant,
 )
 
+USAGE = "DIR_OR_FILE --model NAME [--prompt TEXT]"
+
 
 class ComparisonKeys(Settings):
     """What to compare."""

@@ -23,8 +23,6 @@ from ti_flax.text.tokenizer import vector_names
 if TYPE_CHECKING:
     import diffusers
 
-USAGE = "DIR_OR_FILE --model NAME [--prompt TEXT]"
-
 
 @with_keys_of(VerifyKeys, VerifySettings)
 def verify_embedding(**settings: Unpack[VerifySettings]) -> list[compare.Check]:
