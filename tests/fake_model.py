@@ -5,6 +5,7 @@ networks compute is small.
 """
 
 import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
