@@ -47,7 +47,7 @@ class DivergenceGuard:
                 self._skipped = 0
             for norm, limit in zip(each, self._limits, strict=True):
                 if norm > limit * (1 + _ROUNDING) and not self._outgrown:
-                    self._note_outgrown(norm, limit)
+                    self._note_outgrown(float(norm), float(limit))
 
     def explanation(self) -> str:
         """What to do about a run that diverged."""
