@@ -468,7 +468,7 @@ def test_an_unknown_scheduler_is_told_with_those_that_are_known():
     ("name", "change", "words"),
     [
         ("pndm", {"skip_prk_steps": False}, "skip_prk_steps is False.*True"),
-        ("dpmpp_2m", {"solver_order": 3}, "solver_order is 3.*supports 2"),
+        ("dpmpp_2m", {"solver_order": 3}, "solver_order is 3.*supported is 2"),
         ("dpmpp_2m", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type"),
         ("euler", {"use_beta_sigmas": True}, "use_beta_sigmas"),
         ("ddim", {"thresholding": True}, "thresholding"),
