@@ -225,10 +225,15 @@ def encode_prompts(
     model: transformers.CLIPTextModel, ids: Tensor, rows: Tensor
 ) -> Tensor:
     """The text encoder's output with `rows` appended to its table of embeddings."""
+    return call_with_rows(model, ids, rows)[0]
+
+
+def call_with_rows(model: nn.Module, ids: Tensor, rows: Tensor, **settings: Any) -> Any:
+    """All that a text encoder gives with `rows` appended to its table."""
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)
     longer = {f"{name}.weight": torch.cat([table.weight, rows])}
-    return torch.func.functional_call(model, longer, ids)[0]
+    return torch.func.functional_call(model, longer, ids, settings)
 
 
 def draw(rng: np.random.Generator, *shape: int) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import sdxl_models
 import torch
 import transformers
-from record_reference import draw, one_thread
+from record_reference import call_with_rows, draw, one_thread
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -91,17 +91,12 @@ def draw_ids(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def encode(models: Sdxl, ids: Rows, rows: Rows) -> tuple[Tensor, Tensor]:
     """Context and pooled text, with `rows` appended to the encoders' tables."""
-    outputs = []
-    for name in ("text_encoder", "text_encoder_2"):
-        model = getattr(models, name)
-        table = model.get_input_embeddings()
-        key = next(key for key, module in model.named_modules() if module is table)
-        longer = {f"{key}.weight": torch.cat([table.weight, rows[name]])}
-        outputs.append(
-            torch.func.functional_call(
-                model, longer, ids[name], {"output_hidden_states": True}
-            )
+    outputs = [
+        call_with_rows(
+            getattr(models, name), ids[name], rows[name], output_hidden_states=True
         )
+        for name in ("text_encoder", "text_encoder_2")
+    ]
     hidden = [output.hidden_states[-2] for output in outputs]
     return torch.cat(hidden, dim=-1), outputs[-1].text_embeds
 

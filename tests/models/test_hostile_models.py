@@ -1,71 +1,38 @@
 """Base models of strangers: whatever is in their folders ends in one short line."""
 
-import contextlib
 import json
 import math
 import os
 import re
 import shutil
-import signal
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from short_lines import line_of
 
 from ti_flax.diffusion import scheduler_config
-from ti_flax.models import base_model, random_model
-from ti_flax.runtime.errors import UserError
+from ti_flax.models import base_model
 from ti_flax.text.tokenizer import load_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
-SECONDS = 20
-# Four lines of a terminal of 120 columns, beside the path of a file.
-LONGEST_LINE = 480
 
 Spoil = Callable[[Path], object]
 
 
-@pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound") / "model"
-    random_model.write_random_model(folder, "tiny")
-    return folder
-
-
 @pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "model"))
-
-
-@contextlib.contextmanager
-def in_time() -> Iterator[None]:
-    """A pipe is waited for for ever: better a failure than a test that hangs."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"took more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 def the_line(folder: Path, use: Callable[[Path], object]) -> str:
-    with in_time(), pytest.raises(UserError) as raised:
-        use(folder)
-    line = str(raised.value)
-    short = line.replace(str(folder), "MODEL")
-    assert line.isprintable() and len(short) <= LONGEST_LINE, line
-    return short
+    return line_of(folder, use, "MODEL")
 
 
 def open_model(folder: Path) -> base_model.BaseModel:

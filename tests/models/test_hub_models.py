@@ -10,7 +10,7 @@ import hub_server
 import pytest
 from hub_server import Fault, Hub
 
-from ti_flax.models import base_model, random_model
+from ti_flax.models import base_model
 from ti_flax.runtime.errors import UserError
 
 # huggingface_hub 2.4 calls its HTTP library in a way that the latter no longer likes.
@@ -53,13 +53,6 @@ OTHERS = [
     "v1-5-pruned.ckpt",
     "v1-5-pruned.safetensors",
 ]
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound") / "model"
-    random_model.write_random_model(folder, "tiny")
-    return folder
 
 
 @pytest.fixture
@@ -120,9 +113,9 @@ def fetched(hub: Hub) -> set[str]:
     ],
 )
 def test_only_the_files_that_are_read_are_fetched(
-    hub: Hub, sound: Path, variant: str | None, taken_away: str, weights: str
+    hub: Hub, tiny_model: Path, variant: str | None, taken_away: str, weights: str
 ) -> None:
-    files = publish(hub, sound, *WEIGHTS, *OTHERS)
+    files = publish(hub, tiny_model, *WEIGHTS, *OTHERS)
     if taken_away:
         for name in [name for name in files if re.search(taken_away, name)]:
             del files[name]
@@ -148,9 +141,9 @@ def test_only_the_files_that_are_read_are_fetched(
     ],
 )
 def test_what_the_hub_has_not_costs_no_weights(
-    hub: Hub, sound: Path, variant: str | None, taken_away: str, told: str
+    hub: Hub, tiny_model: Path, variant: str | None, taken_away: str, told: str
 ) -> None:
-    files = publish(hub, sound, *WEIGHTS, *OTHERS)
+    files = publish(hub, tiny_model, *WEIGHTS, *OTHERS)
     for name in [name for name in files if taken_away and re.search(taken_away, name)]:
         del files[name]
     with pytest.raises(UserError, match=re.escape(told)):
@@ -158,16 +151,18 @@ def test_what_the_hub_has_not_costs_no_weights(
     assert fetched(hub) == SETTINGS
 
 
-def test_a_model_of_the_hub_loads_and_then_needs_none(hub: Hub, sound: Path) -> None:
-    publish(hub, sound)
-    expected = base_model.open_model(str(sound)).fingerprint()
+def test_a_model_of_the_hub_loads_and_then_needs_none(
+    hub: Hub, tiny_model: Path
+) -> None:
+    publish(hub, tiny_model)
+    expected = base_model.open_model(str(tiny_model)).fingerprint()
     assert base_model.open_model(NAME).fingerprint() == expected
     stop(hub)
     assert base_model.open_model(NAME).fingerprint() == expected
 
 
-def test_shards_are_fetched(hub: Hub, sound: Path) -> None:
-    files = publish(hub, sound)
+def test_shards_are_fetched(hub: Hub, tiny_model: Path) -> None:
+    files = publish(hub, tiny_model)
     shards = {f"unet/{D}-0000{n}-of-00002.safetensors" for n in (1, 2)}
     whole = files.pop(f"unet/{D}.safetensors")
     weight_map = {str(n): name.split("/")[1] for n, name in enumerate(sorted(shards))}
@@ -191,9 +186,9 @@ def test_shards_are_fetched(hub: Hub, sound: Path) -> None:
     ],
 )
 def test_another_family_costs_no_weights(
-    hub: Hub, sound: Path, file: str, change: dict | None, told: str
+    hub: Hub, tiny_model: Path, file: str, change: dict | None, told: str
 ) -> None:
-    files = publish(hub, sound)
+    files = publish(hub, tiny_model)
     if change is None:
         del files[file]
         index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "Flux"]}
@@ -237,9 +232,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_hub_that_fails_is_told_in_one_line(
-    hub: Hub, sound: Path, kind: str, capfd: pytest.CaptureFixture
+    hub: Hub, tiny_model: Path, kind: str, capfd: pytest.CaptureFixture
 ) -> None:
-    publish(hub, sound)
+    publish(hub, tiny_model)
     hub.faults.append(FAULTS[kind])
     began = time.monotonic()
     with pytest.raises(UserError) as raised:
@@ -252,22 +247,24 @@ def test_a_hub_that_fails_is_told_in_one_line(
     assert time.monotonic() - began < 60
 
 
-def test_weights_that_are_html_are_told(hub: Hub, sound: Path) -> None:
-    files = publish(hub, sound)
+def test_weights_that_are_html_are_told(hub: Hub, tiny_model: Path) -> None:
+    files = publish(hub, tiny_model)
     files[f"unet/{D}.safetensors"] = HTML
     model = base_model.open_model(NAME)
     with pytest.raises(UserError, match="expected a safetensors file, found one that"):
         model.load("unet")
 
 
-def test_settings_that_are_html_are_told(hub: Hub, sound: Path) -> None:
-    publish(hub, sound)["vae/config.json"] = HTML
+def test_settings_that_are_html_are_told(hub: Hub, tiny_model: Path) -> None:
+    publish(hub, tiny_model)["vae/config.json"] = HTML
     with pytest.raises(UserError, match="not readable JSON"):
         base_model.open_model(NAME)
 
 
-def test_weights_that_are_not_cached_need_the_network(hub: Hub, sound: Path) -> None:
-    publish(hub, sound)
+def test_weights_that_are_not_cached_need_the_network(
+    hub: Hub, tiny_model: Path
+) -> None:
+    publish(hub, tiny_model)
     base_model.open_model(NAME, download_weights=False)
     stop(hub)
     with pytest.raises(UserError, match=f"cannot fetch '{NAME}' from the Hub"):

@@ -17,31 +17,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jaxtyping import Array
+from parity import (
+    FORWARD_TOLERANCE,
+    GRADIENT_TOLERANCE,
+    TRAJECTORY_TOLERANCE,
+    assert_close,
+    batch_of,
+    errors,
+    stepper,
+)
 from safetensors.numpy import load_file
 
 from ti_flax.diffusion.process import Ddpm
 from ti_flax.models import base_model, vae
 from ti_flax.models.torch_params import Params
-from ti_flax.runtime import sharding
-from ti_flax.step import train_step
-from ti_flax.step.bank import Bank, Batch
-from ti_flax.step.optimizer import adamw
-from ti_flax.step.slots import Slot, stack
-from ti_flax.step.state import State, init_state
+from ti_flax.step.bank import Batch
+from ti_flax.step.state import State
 
 RECORDED = Path(__file__).parents[1] / "reference"
 KINDS = ("sd1", "sd2")
 PARTS = ("text_encoder", "unet", "vae", "training")
-
-FORWARD_TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-3
-# Adam divides by the gradient's own size, which amplifies a float32 error wherever a
-# gradient is near zero: 2e-5 of the way gone is measured, 10 times that allowed. The
-# decay of the rows by AdamW's usual 1e-2 is 6e-4, and must fail.
-TRAJECTORY_TOLERANCE = 2e-4
 
 
 class Reference(NamedTuple):
@@ -97,26 +94,6 @@ def reference(
         model=model,
         params={name: model.load(name) for name in ("text_encoder", "unet", "vae")},
         **{part: load_file(folder / f"{part}.safetensors") for part in PARTS},
-    )
-
-
-def errors(ours: Any, theirs: np.ndarray) -> tuple[float, float]:
-    """Relative errors: by norm, and of the largest element."""
-    ours = np.asarray(ours, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.any(theirs), "a reference of zeros compares nothing"
-    difference = ours - theirs
-    return (
-        float(np.linalg.norm(difference) / np.linalg.norm(theirs)),
-        float(np.abs(difference).max() / np.abs(theirs).max()),
-    )
-
-
-def assert_close(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
-    # Written so that a NaN fails.
-    assert all(error <= tolerance for error in errors(ours, theirs)), (
-        f"relative errors by norm and by largest element {errors(ours, theirs)}, "
-        f"tolerance {tolerance}"
     )
 
 
@@ -267,80 +244,27 @@ def test_noisy_latents_and_targets_are_diffusers(reference: Reference) -> None:
         assert_close(ours, recorded[name].reshape(ours.shape), 1e-5)
 
 
-@functools.cache
-def compile_step(folder: str) -> tuple[train_step.StepRecipe, Callable[..., Any]]:
-    """The recipe of the recorded training, and its step from given examples:
-    (state, params, batch) to (state, loss, gradient).
-    """
-    learning_rate = optax.constant_schedule(5e-3)  # record_reference.LEARNING_RATE
-    recipe = train_step.StepRecipe(
-        family=base_model.open_model(folder).family,
-        optimizer=adamw(learning_rate, 0.9, 0.999, 1e-8, 0.0, None),
-        learning_rate=learning_rate,
-        train_batch_size=2,
-        gradient_accumulation_steps=1,
-        mesh=sharding.make_mesh(jax.devices()[:1]),
-    )
+def steps(reference: Reference) -> tuple[Callable, Callable]:
+    """`parity.stepper` of the recorded training, for rows of the one text encoder."""
+    recorded = reference.training
 
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
-    def take_step(state: State, params: dict[str, Params], batch):
-        loss, grads = train_step.gradients(state.rows, params, batch, recipe)
-        bank = unused_bank(state.rows["text_encoder"].shape[1])
-        state, _ = train_step.apply_gradients(state, loss, grads, bank, recipe)
-        return state, loss[0], grads["text_encoder"][0]
+    def read_batch(index: int) -> Batch:
+        ids = {"text_encoder": recorded["ids"][index]}
+        return batch_of(recorded, index, ids, np.zeros((2, 6)))
 
-    return recipe, take_step
+    begin, take = stepper(reference.model, reference.params, read_batch)
 
+    def take_step(state: State, index: int) -> tuple[State, Array, Array]:
+        state, loss, grads = take(state, index)
+        return state, loss, grads["text_encoder"]
 
-def stepper(reference: Reference) -> tuple[Callable, Callable]:
-    """`begin(rows)` to the state before the first step, and `take_step` from it."""
-    recipe, take_step = compile_step(str(reference.model.source.path))
-
-    def begin(rows: np.ndarray) -> State:
-        state = init_state({"text_encoder": jnp.asarray(rows)[None]}, recipe.optimizer)
-        # As a step returns it: another placement would compile a second executable.
-        return jax.device_put(state, sharding.replicated(recipe.mesh))
-
-    def take(state: State, index: int) -> tuple[State, Array, Array]:
-        batch = read_batch(reference.training, index)
-        return take_step(state, reference.params, batch)
-
-    return begin, take
-
-
-def read_batch(recorded: dict[str, np.ndarray], index: int) -> Batch:
-    """The recorded examples of one step, for one slot."""
-    return Batch(
-        latents=np.moveaxis(recorded["latents"][index], 1, -1)[None],
-        noise=np.moveaxis(recorded["noise"][index], 1, -1)[None],
-        times=recorded["timesteps"][index][None].astype(np.int32),
-        ids={"text_encoder": recorded["ids"][index][None].astype(np.int32)},
-        sizes=np.zeros((1, 2, 6), np.int32),
-    )
-
-
-def unused_bank(num_vectors: int) -> Bank:
-    """One slot from which nothing is drawn: examples come from the recording."""
-    _, bank = stack(
-        [
-            Slot(
-                seed_key=jax.random.key(0),
-                moments=jnp.zeros((1, 1, 1, 1, 8)),
-                sizes=np.zeros((1, 1, 6), np.int32),
-                prompts={"text_encoder": np.zeros((1, 1), np.int32)},
-                rows={"text_encoder": np.zeros((num_vectors, 1), np.float32)},
-                max_train_steps=1000,
-                norms={"text_encoder": 1.0},
-            )
-        ]
-    )
-    return bank
+    return lambda rows: begin({"text_encoder": rows}), take_step
 
 
 def test_gradient_to_the_rows_is_autograds(reference: Reference) -> None:
     """At every point of PyTorch's trajectory: many timesteps, prompts and rows."""
     recorded = reference.training
-    begin, take_step = stepper(reference)
+    begin, take_step = steps(reference)
     for index, rows in enumerate([recorded["initial_rows"], *recorded["rows"][:-1]]):
         _, loss, grads = take_step(begin(rows), index)
         assert_close(loss, recorded["losses"][index], GRADIENT_TOLERANCE)
@@ -349,7 +273,7 @@ def test_gradient_to_the_rows_is_autograds(reference: Reference) -> None:
 
 def test_training_stays_on_pytorchs_trajectory(reference: Reference) -> None:
     recorded = reference.training
-    begin, take_step = stepper(reference)
+    begin, take_step = steps(reference)
     initial_rows = recorded["initial_rows"]
     state = begin(initial_rows)
     for index, (rows, loss) in enumerate(

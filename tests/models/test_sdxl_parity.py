@@ -1,21 +1,29 @@
 """SDXL and its relatives are PyTorch's, float32, from the context to a picture.
 
 The reference is tests/reference/sdxl/, which is held to what PyTorch gives where it is
-installed; see record_sdxl.py. Tolerances are those of test_parity.py.
+installed; see record_sdxl.py. Tolerances are those of parity.py.
 """
 
 import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import sdxl_models
+from parity import (
+    FORWARD_TOLERANCE,
+    GRADIENT_TOLERANCE,
+    TRAJECTORY_TOLERANCE,
+    Arrays,
+    assert_close,
+    batch_of,
+    stepper,
+)
 from safetensors.numpy import load_file
 
 from ti_flax.diffusion import scheduler_config
@@ -23,17 +31,11 @@ from ti_flax.generation import sampling
 from ti_flax.models import base_model
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
-from ti_flax.step import train_step
-from ti_flax.step.bank import Bank, Batch
-from ti_flax.step.optimizer import adamw
-from ti_flax.step.slots import Slot, stack
-from ti_flax.step.state import State, init_state
+from ti_flax.step.bank import Batch
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, token_ids
 
 RECORDED = Path(__file__).parents[1] / "reference" / "sdxl"
 ENCODERS = ("text_encoder", "text_encoder_2")
-FORWARD_TOLERANCE, GRADIENT_TOLERANCE, TRAJECTORY_TOLERANCE = 1e-4, 1e-3, 2e-4
-Arrays = dict[str, np.ndarray]
 
 
 class Reference(NamedTuple):
@@ -99,85 +101,20 @@ def test_the_recordings_are_what_pytorch_gives(kind: str, folders):
             assert np.abs(new.astype(int) - recorded[name]).max() <= most
 
 
-def assert_close(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
-    """By norm, and by the largest element; a NaN fails."""
-    ours = np.asarray(ours, np.float64)
-    assert ours.shape == theirs.shape
-    assert np.any(theirs), "a reference of zeros compares nothing"
-    difference = ours - theirs
-    by_norm = np.linalg.norm(difference) / np.linalg.norm(theirs)
-    largest = np.abs(difference).max() / np.abs(theirs).max()
-    assert by_norm <= tolerance, (by_norm, largest)
-    assert largest <= tolerance, (by_norm, largest)
-
-
 def read_batch(recorded: Arrays, index: int) -> Batch:
     """The recorded examples of one step, for one slot."""
-    return Batch(
-        latents=np.moveaxis(recorded["latents"][index], 1, -1)[None],
-        noise=np.moveaxis(recorded["noise"][index], 1, -1)[None],
-        times=recorded["timesteps"][index][None].astype(np.int32),
-        ids={
-            name: recorded[f"ids.{name}"][index][None].astype(np.int32)
-            for name in ENCODERS
-        },
-        sizes=recorded["sizes"][index][None].astype(np.int32),
-    )
-
-
-def unused_bank(rows: Arrays) -> Bank:
-    """One slot from which nothing is drawn: examples come from the recording."""
-    slot = Slot(
-        seed_key=jax.random.key(0),
-        moments=jnp.zeros((1, 1, 1, 1, 8)),
-        sizes=np.zeros((1, 1, 6), np.int32),
-        prompts={name: np.zeros((1, 1), np.int32) for name in rows},
-        rows=rows,
-        max_train_steps=1000,
-        norms=dict.fromkeys(rows, 1.0),
-    )
-    return stack([slot])[1]
+    ids = {name: recorded[f"ids.{name}"][index] for name in ENCODERS}
+    return batch_of(recorded, index, ids, recorded["sizes"][index])
 
 
 def initial_rows(recorded: Arrays) -> Arrays:
     return {name: recorded[f"initial_rows.{name}"] for name in ENCODERS}
 
 
-@functools.cache
-def compile_step(folder: Path):
-    learning_rate = optax.constant_schedule(5e-3)  # record_sdxl.LEARNING_RATE
-    recipe = train_step.StepRecipe(
-        family=base_model.open_model(str(folder)).family,
-        optimizer=adamw(learning_rate, 0.9, 0.999, 1e-8, 0.0, None),
-        learning_rate=learning_rate,
-        train_batch_size=2,
-        gradient_accumulation_steps=1,
-        mesh=sharding.make_mesh(jax.devices()[:1]),
-    )
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
-    def take_step(state: State, params: dict[str, Params], batch: Batch, bank: Bank):
-        loss, grads = train_step.gradients(state.rows, params, batch, recipe)
-        state, _ = train_step.apply_gradients(state, loss, grads, bank, recipe)
-        return state, loss[0], {name: each[0] for name, each in grads.items()}
-
-    return recipe, take_step
-
-
-def begin(reference: Reference, rows: Arrays):
-    """State with these rows, and the function (state, index) to the next."""
-    recipe, take_step = compile_step(reference.model.source.path)
-    bank = unused_bank(initial_rows(reference.recorded))
-    state = init_state(
-        {name: jnp.asarray(each)[None] for name, each in rows.items()}, recipe.optimizer
-    )
-    state = jax.device_put(state, sharding.replicated(recipe.mesh))
-
-    def take(state: State, index: int):
-        batch = read_batch(reference.recorded, index)
-        return take_step(state, reference.params, batch, bank)
-
-    return state, take
+def steps(reference: Reference):
+    """`parity.stepper` of the recorded training."""
+    read = functools.partial(read_batch, reference.recorded)
+    return stepper(reference.model, reference.params, read)
 
 
 def test_context_pooled_text_and_prediction_are_pytorchs(reference: Reference):
@@ -202,12 +139,12 @@ def test_context_pooled_text_and_prediction_are_pytorchs(reference: Reference):
 def test_gradients_to_the_rows_of_both_encoders_are_autograds(reference: Reference):
     """At every point of PyTorch's way, through context and through pooled text."""
     recorded = reference.recorded
+    begin, take_step = steps(reference)
     for index in range(20):
         rows = initial_rows(recorded)
         if index:
             rows = {name: recorded[f"rows.{name}"][index - 1] for name in ENCODERS}
-        state, take = begin(reference, rows)
-        _, loss, grads = take(state, index)
+        _, loss, grads = take_step(begin(rows), index)
         assert_close(loss, recorded["losses"][index], GRADIENT_TOLERANCE)
         for name in ENCODERS:
             theirs = recorded[f"grads.{name}"][index]
@@ -216,9 +153,10 @@ def test_gradients_to_the_rows_of_both_encoders_are_autograds(reference: Referen
 
 def test_training_stays_on_pytorchs_trajectory(reference: Reference):
     recorded, first = reference.recorded, initial_rows(reference.recorded)
-    state, take = begin(reference, first)
+    begin, take_step = steps(reference)
+    state = begin(first)
     for index in range(20):
-        state, loss, _ = take(state, index)
+        state, loss, _ = take_step(state, index)
         assert_close(loss, recorded["losses"][index], TRAJECTORY_TOLERANCE)
         for name in ENCODERS:
             way = recorded[f"rows.{name}"][index] - first[name]

@@ -14,7 +14,6 @@ from ti_flax import generate_images
 from ti_flax.formats import find
 from ti_flax.generation import sampling
 from ti_flax.models import random_model
-from ti_flax.publishing.concept_folder import SDXL_NAME
 from ti_flax.runtime.errors import UserError
 from ti_flax.training import run as training_run
 
@@ -49,7 +48,7 @@ def test_rows_of_both_encoders_are_learned_and_written(trained):
         "text_encoder": (2, 32),
         "text_encoder_2": (2, 48),
     }
-    for file in (find.SAFETENSORS_NAME, find.BIN_NAME, SDXL_NAME):
+    for file in (find.SAFETENSORS_NAME, find.BIN_NAME, find.SDXL_NAME):
         read = find.load_embedding(folder / file, None)
         for name in ENCODERS:
             np.testing.assert_array_equal(read.rows[name], learned.rows[name])
@@ -61,14 +60,14 @@ def test_rows_of_both_encoders_are_learned_and_written(trained):
 
 def test_web_interfaces_read_the_file_of_both_encoders(trained):
     folder, learned = trained
-    tensors = load_file(folder / SDXL_NAME)
+    tensors = load_file(folder / find.SDXL_NAME)
     assert set(tensors) == {"clip_l", "clip_g"}
     for key, name in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
         np.testing.assert_array_equal(tensors[key], learned.rows[name])
     pytest.importorskip("torch")
     for key, name in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")):
         rows = learned.rows[name]
-        loaded = peer_loaders.comfyui(folder / SDXL_NAME, key, rows.shape[1])
+        loaded = peer_loaders.comfyui(folder / find.SDXL_NAME, key, rows.shape[1])
         np.testing.assert_array_equal(loaded, rows)
 
 

@@ -19,12 +19,10 @@ from ti_flax.config.fields import (
 )
 from ti_flax.config.signatures import InspectSettings, with_keys_of
 from ti_flax.formats import bounds, describe_model, find, registry
-from ti_flax.formats.checks import shown
 from ti_flax.pickles.refused import Refused
 from ti_flax.text.embedding import Embedding
 
 USAGE = "FILE [--model NAME]"
-_MAX_FACTS = 200
 
 
 class InspectKeys(Settings):
@@ -80,11 +78,7 @@ def describe_embedding(**settings: Unpack[InspectSettings]) -> str:
     if checked.model is not None:
         lines += _nearest_words(learned, checked)
     facts = {**found.metadata, **_settings(learned)}
-    for key, text in list(facts.items())[:_MAX_FACTS]:
-        lines.append(f"{shown(key)[1:-1]}: {shown(text)[1:-1]}")
-    if len(facts) > _MAX_FACTS:
-        lines.append(f"and {len(facts) - _MAX_FACTS} more")
-    return "\n".join(lines)
+    return "\n".join(lines + describe_model.fact_lines(facts))
 
 
 def _settings(learned: Embedding) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Says what a model in one file is."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -48,7 +49,6 @@ def describe(path: Path) -> list[str]:
     opened = single_file.open_file(path)
     unet = opened.config("unet")
     decided = opened.prediction
-    facts = list(opened.contents.metadata.items())
     lines = [
         f"file: {path}",
         f"size: {_size(path.stat().st_size)}",
@@ -59,13 +59,19 @@ def describe(path: Path) -> list[str]:
         f"prediction_type: {decided.prediction_type} ({decided.rule})",
         f"zero terminal SNR: {_yes(decided.zero_terminal_snr)}",
         f"EMA: {_averages(opened)}",
-        *(
-            f"{shown(key)[1:-1]}: {shown(text)[1:-1]}"
-            for key, text in facts[:_MAX_FACTS]
-        ),
     ]
+    facts: dict[str, object] = dict(opened.contents.metadata)
     if opened.contents.global_step is not None:
-        lines.append(f"global_step: {opened.contents.global_step}")
+        facts["global_step"] = opened.contents.global_step
+    return lines + fact_lines(facts)
+
+
+def fact_lines(facts: Mapping[str, object]) -> list[str]:
+    """A stranger's facts in `fact: value`, the first of them."""
+    lines = [
+        f"{shown(key)[1:-1]}: {shown(value)[1:-1]}"
+        for key, value in list(facts.items())[:_MAX_FACTS]
+    ]
     if len(facts) > _MAX_FACTS:
         lines.append(f"and {len(facts) - _MAX_FACTS} more")
     return lines
@@ -84,10 +90,7 @@ def _numbers(tensors: Iterable[Tensor]) -> str:
     """How many, and of which types."""
     counted: Counter[str] = Counter()
     for tensor in tensors:
-        count = 1
-        for side in tensor.shape:
-            count *= side
-        counted[str(tensor.dtype)] += count
+        counted[str(tensor.dtype)] += math.prod(tensor.shape)
     millions = sum(counted.values()) / 1e6
     types = " and ".join(name for name, _ in counted.most_common())
     return f"{millions:.2f} M of {types}"

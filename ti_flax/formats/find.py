@@ -11,6 +11,8 @@ from ti_flax.text.embedding import Embedding
 
 SAFETENSORS_NAME = "learned_embeds.safetensors"
 BIN_NAME = "learned_embeds.bin"
+# Rows of both of SDXL's text encoders in one file.
+SDXL_NAME = "learned_embeds_sdxl.safetensors"
 
 
 def load_embedding(name_or_path: Path | str, token: str | None = None) -> Embedding:

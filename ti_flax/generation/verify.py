@@ -86,7 +86,7 @@ def _open_pipeline(
 
     kind = getattr(diffusers, family.pipeline)
     settings = {"variant": variant}
-    if len(family.text_encoders) == 1:
+    if "safety_checker" in family.optional_parts:
         settings |= {"safety_checker": None, "requires_safety_checker": False}
     pipeline = kind.from_pretrained(folder, **settings)
     pipeline.set_progress_bar_config(disable=True)

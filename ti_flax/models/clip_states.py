@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ti_flax.models.clip_text import ClipTextConfig, Embeddings, Layer
+from ti_flax.models.clip_text import Clip, Embeddings, Encoder
 
 
 class TextStates(NamedTuple):
@@ -20,43 +20,22 @@ class TextStates(NamedTuple):
     pooled: Float[Array, "B P"] | None
 
 
-class _Encoder(nn.Module):
-    """All layers: the output of the last but one, and of the last."""
-
-    config: ClipTextConfig
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B L D"]
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
-        before = x
-        for i in range(self.config.num_hidden_layers):
-            before, x = x, Layer(self.config, name=f"layers_{i}")(x)
-        return before, x
-
-
-class ClipStates(nn.Module):
+class ClipStates(Clip):
     """Token ids and learned rows to hidden states and, with `projected`, pooled text.
 
     The pooled text is taken at the first `eos`. `rows` are as in `ClipText`. What is
     not asked for (CLIP-L's last layer) is in the weights and not computed. Float32.
     """
 
-    config: ClipTextConfig
     projected: int | None = None
     eos: int = 49407
-
-    def example_inputs(self) -> tuple[Array, Array]:
-        """Arguments of `init`: a prompt without learned rows."""
-        rows = jnp.zeros((1, 0, self.config.hidden_size))
-        return jnp.zeros((1, self.config.max_position_embeddings), jnp.int32), rows
 
     @nn.compact
     def __call__(
         self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
     ) -> TextStates:
         x = Embeddings(self.config, name="embeddings")(ids, rows)
-        hidden, last = _Encoder(self.config, name="encoder")(x)
+        last, hidden = Encoder(self.config, name="encoder")(x)
         last = nn.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(last)
         if self.projected is None:
             return TextStates(hidden, None)

@@ -139,23 +139,22 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """All layers: the output of the last, and of the last but one."""
+
     config: ClipTextConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "B L D"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        before = x
         for i in range(self.config.num_hidden_layers):
-            x = Layer(self.config, name=f"layers_{i}")(x)
-        return x
+            before, x = x, Layer(self.config, name=f"layers_{i}")(x)
+        return x, before
 
 
-class ClipText(nn.Module):
-    """Token ids and learned rows to the UNet's context.
-
-    `rows` are the learned rows that each example sees: id V + k in example b is
-    `rows[b, k]`. The result is the last hidden state after the final layer norm, which
-    is what Stable Diffusion 1.x and 2.x condition on. Always float32: it is 1.6 % of
-    the work and the last stretch of the rows' gradient.
-    """
+class Clip(nn.Module):
+    """A text encoder of CLIP's, whatever is read of it."""
 
     config: ClipTextConfig
 
@@ -164,10 +163,20 @@ class ClipText(nn.Module):
         rows = jnp.zeros((1, 0, self.config.hidden_size))
         return jnp.zeros((1, self.config.max_position_embeddings), jnp.int32), rows
 
+
+class ClipText(Clip):
+    """Token ids and learned rows to the UNet's context.
+
+    `rows` are the learned rows that each example sees: id V + k in example b is
+    `rows[b, k]`. The result is the last hidden state after the final layer norm, which
+    is what Stable Diffusion 1.x and 2.x condition on. Always float32: it is 1.6 % of
+    the work and the last stretch of the rows' gradient.
+    """
+
     @nn.compact
     def __call__(
         self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
     ) -> Float[Array, "B L D"]:
         x = Embeddings(self.config, name="embeddings")(ids, rows)
-        x = Encoder(self.config, name="encoder")(x)
+        x, _ = Encoder(self.config, name="encoder")(x)
         return nn.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)

@@ -7,10 +7,12 @@ token that fills a prompt up.
 import atexit
 import functools
 import gzip
-import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from ti_flax.runtime import atomic
 
 VOCABULARY = Path(__file__).parent / "clip_vocabulary" / "bpe_simple_vocab_16e6.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -31,9 +33,13 @@ def folder(pad: str) -> Path:
     return made
 
 
-def write(folder: Path, pad: str) -> None:
-    """Writes vocab.json, merges.txt and what says which tokens are special."""
-    merges = _merges()
+def write(folder: Path, pad: str, merges: Sequence[str] | None = None) -> None:
+    """Writes vocab.json, merges.txt and what says which tokens are special.
+
+    `merges` are CLIP's where none are given; with an empty list every letter is a
+    token.
+    """
+    merges = _merges() if merges is None else merges
     symbols = byte_symbols()
     words = [
         *symbols,
@@ -51,11 +57,12 @@ def write(folder: Path, pad: str) -> None:
         "tokenizer_class": "CLIPTokenizer",
         **special,
     }
-    _write(folder / "vocab.json", {word: i for i, word in enumerate(words)})
-    merged = "\n".join(["#version: 0.2", *merges, ""])
-    (folder / "merges.txt").write_text(merged, encoding="utf-8")
-    _write(folder / "special_tokens_map.json", special)
-    _write(folder / "tokenizer_config.json", settings)
+    vocabulary = {word: i for i, word in enumerate(words)}
+    atomic.write_json(folder / "vocab.json", vocabulary)
+    with atomic.atomic_path(folder / "merges.txt") as path:
+        path.write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    atomic.write_json(folder / "special_tokens_map.json", special)
+    atomic.write_json(folder / "tokenizer_config.json", settings)
 
 
 def byte_symbols() -> list[str]:
@@ -70,7 +77,3 @@ def byte_symbols() -> list[str]:
 def _merges() -> list[str]:
     lines = gzip.decompress(VOCABULARY.read_bytes()).decode().split("\n")
     return lines[1 : 1 + _NUM_MERGES]
-
-
-def _write(file: Path, content: object) -> None:
-    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -43,18 +43,5 @@ def write_tokenizer(folder: Path) -> None:
 
     The second of SDXL pads with "!", whose id is 0; others with the end of text.
     """
-    symbols = clip_tokenizer.byte_symbols()
-    vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols)]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    atomic.write_json(folder / "vocab.json", {s: i for i, s in enumerate(vocabulary)})
-    with atomic.atomic_path(folder / "merges.txt") as path:
-        path.write_text("#version: 0.2\n")
-    special = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "!" if folder.name == "tokenizer_2" else "<|endoftext|>",
-    }
-    atomic.write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
-    atomic.write_json(folder / "tokenizer_config.json", settings)
+    pad = "!" if folder.name == "tokenizer_2" else clip_tokenizer.END
+    clip_tokenizer.write(folder, pad, merges=())

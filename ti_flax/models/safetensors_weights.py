@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ti_flax.models.tensors import Tensor
+from ti_flax.pickles.sizes import is_shape
 from ti_flax.runtime.errors import UserError, one_line, shown
 from ti_flax.runtime.regular_files import open_regular
 
@@ -36,8 +37,6 @@ DTYPES = {
 }
 # The largest models have some 10,000 tensors, whose entries are 100 bytes long.
 _MAX_HEADER_BYTES = 8 * 2**20
-_MAX_DIMENSIONS = 8
-_MAX_SIZE = 2**40
 _METADATA = "__metadata__"
 
 
@@ -47,21 +46,19 @@ def read(file: Path) -> Iterator[Tensor]:
     Raises:
         UserError: it is no safetensors file, damaged, or has numbers that are not read.
     """
-    header, data = _open(file)
-    header.pop(_METADATA, None)
-    yield from _tensors(file, header, data)
+    return read_all(file)[0]
 
 
-def read_metadata(file: Path) -> dict[str, str]:
-    """What a file says of itself, beside its tensors; of other types it is left out.
+def read_all(file: Path) -> tuple[Iterator[Tensor], dict[str, str]]:
+    """The tensors, and what a file says of itself; of other types it is left out.
 
-    Raises:
-        UserError: it is no safetensors file.
+    Raises `UserError` as `read`.
     """
-    header, _ = _open(file)
-    metadata = header.get(_METADATA)
+    header, data = _open(file)
+    metadata = header.pop(_METADATA, None)
     pairs = metadata.items() if isinstance(metadata, dict) else ()
-    return {key: text for key, text in pairs if isinstance(text, str)}
+    said = {key: text for key, text in pairs if isinstance(text, str)}
+    return _tensors(file, header, data), said
 
 
 def _open(file: Path) -> tuple[dict[str, Any], memoryview]:
@@ -119,11 +116,7 @@ def _entry(
 
 
 def _are_sizes(numbers: Any) -> bool:
-    return (
-        isinstance(numbers, list)
-        and len(numbers) <= _MAX_DIMENSIONS
-        and all(type(number) is int and 0 <= number < _MAX_SIZE for number in numbers)
-    )
+    return isinstance(numbers, list) and is_shape(tuple(numbers))
 
 
 def _damaged(file: Path, reason: object) -> UserError:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
-from ti_flax.diffusion.process import Ddpm
-from ti_flax.models import attention, unet, unet_config, vae
+from ti_flax.models import attention
 from ti_flax.models.clip_states import ClipStates, TextStates
 from ti_flax.models.clip_text import ClipTextConfig
-from ti_flax.models.family import Conditioning, Family, LatentScale, Part, TextEncoder
+from ti_flax.models.family import Conditioning, Family, TextEncoder
+from ti_flax.models.latent_diffusion import assemble, clip_encoder
+from ti_flax.models.unet_config import UNetConfig
 from ti_flax.runtime.errors import UserError
 from ti_flax.runtime.json_settings import Settings
 
@@ -58,33 +59,25 @@ def make_family(
     Raises `UserError` for configurations of another family.
     """
     encoders = tuple(_text_encoder(name, configs[name]) for name in _TOKENIZERS)
-    net = unet.UNet(unet_config.UNetConfig.from_json(configs["unet"]), dtype, plan)
-    auto = vae.Vae(vae.VaeConfig.from_json(configs["vae"]))
-    _check_fit(encoders, net.config, auto.config)
+    net = UNetConfig.from_json(configs["unet"])
+    _check_fit(encoders, net)
     index = Settings("model_index.json", configs["model_index"], _INSTEAD)
     zeros = index.flag("force_zeros_for_empty_prompt", True)
-    return Family(
+    return assemble(
+        configs,
+        net,
+        dtype,
+        plan,
         name="sdxl",
         text_encoders=encoders,
-        denoiser=Part("unet", net),
-        autoencoder=Part("vae", auto),
-        decoder_params=("decoder", "post_quant_conv"),
         condition=condition,
         tell_nothing=tell_nothing if zeros else None,
-        process=Ddpm.from_json(configs["scheduler"]),
-        scale=LatentScale(auto.config.scaling_factor),
-        sample_posterior=vae.sample_posterior,
-        latent_channels=auto.config.latent_channels,
-        downscale=auto.config.downscale,
-        sample_size=unet_config.read_sample_size(configs["unet"]),
         pipeline="StableDiffusionXLPipeline",
         classes={
             "text_encoder": ("transformers", "CLIPTextModel"),
             "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
             "tokenizer": ("transformers", "CLIPTokenizer"),
             "tokenizer_2": ("transformers", "CLIPTokenizer"),
-            "unet": ("diffusers", "UNet2DConditionModel"),
-            "vae": ("diffusers", "AutoencoderKL"),
         },
         optional_parts=("feature_extractor", "image_encoder"),
     )
@@ -99,19 +92,11 @@ def _text_encoder(name: str, content: Mapping[str, Any]) -> TextEncoder:
     eos = settings.integer("eos_token_id", 0, 2**20, _CLIP_EOS)
     if eos == _HIGHEST_ID:
         eos = min(_CLIP_EOS, config.vocab_size - 1)
-    return TextEncoder(
-        name,
-        _TOKENIZERS[name],
-        ClipStates(config, projected, eos),
-        vocab_size=config.vocab_size,
-        width=config.hidden_size,
-        length=config.max_position_embeddings,
-    )
+    module = ClipStates(config, projected, eos)
+    return clip_encoder(name, _TOKENIZERS[name], module, config)
 
 
-def _check_fit(
-    encoders: tuple[TextEncoder, ...], net: unet_config.UNetConfig, auto: vae.VaeConfig
-) -> None:
+def _check_fit(encoders: tuple[TextEncoder, ...], net: UNetConfig) -> None:
     width = sum(encoder.width for encoder in encoders)
     if net.cross_attention_dim != width:
         raise UserError(
@@ -124,10 +109,4 @@ def _check_fit(
             f"the unet's projection_class_embeddings_input_dim {net.added_width} is "
             f"not {added}, the pooled text's width and that of {_NUM_SIZES} sizes; use "
             "the folders of one SDXL model (refiners are not supported)"
-        )
-    if net.in_channels != auto.latent_channels:
-        raise UserError(
-            f"the unet takes {net.in_channels} channels, the vae makes "
-            f"{auto.latent_channels}; inpainting models are not supported, use a "
-            "text-to-image model"
         )

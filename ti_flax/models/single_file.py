@@ -25,7 +25,7 @@ from ti_flax.models.single_file_contents import Contents
 from ti_flax.models.tensors import Tensor
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError, listed
-from ti_flax.runtime.regular_files import open_regular
+from ti_flax.runtime.regular_files import sha256
 
 Tensors = tuple[Tensor, ...]
 
@@ -125,10 +125,10 @@ class SingleFile(NamedTuple):
         Where another file beside it says how it was trained, of both their sums.
         """
         del parts
-        sums = [_sum_of(self.path)]
+        sums = [sha256(self.path).hex()]
         beside = single_file_contents.beside(self.path)
         if os.path.exists(beside):
-            sums.append(_sum_of(beside))
+            sums.append(sha256(beside).hex())
             return hashlib.sha256("".join(sums).encode()).hexdigest()
         return sums[0]
 
@@ -256,11 +256,6 @@ def part_config(path: Path, part: str, tensors: Tensors, kind: str) -> dict[str,
     if part in make:
         return make[part](shapes, kind)
     return single_file_configs.text_encoder(shapes, kind, part)
-
-
-def _sum_of(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _under(

@@ -16,6 +16,7 @@ from ti_flax.runtime.regular_files import open_regular
 _GGUF = b"GGUF"
 # A zip, and what torch wrote before it: pickles one after another, or a tar.
 _TORCH = (b"PK", b"\x80")
+_STEPS = "global_step"
 _TAR, _TAR_BYTES = b"ustar", 262
 # Those of Stable Diffusion have 2 kB.
 _MAX_YAML_BYTES = 2**16
@@ -64,12 +65,14 @@ def read(path: Path) -> Contents:
             f"{path} is in torch.save's format from before torch 1.6 (a tar), which is "
             "not read: load it in torch and save it again, best as .safetensors"
         )
-    reader = torch_weights if head.startswith(_TORCH) else safetensors_weights
-    tensors = _unscaled(path, {tensor.key: tensor for tensor in reader.read(path)})
-    if reader is torch_weights:
-        steps = torch_weights.load(path).get("global_step")
-        return Contents(path, tensors, {}, steps if type(steps) is int else None)
-    return Contents(path, tensors, safetensors_weights.read_metadata(path))
+    steps, metadata = None, {}
+    if head.startswith(_TORCH):
+        content = torch_weights.load(path)
+        found, steps = torch_weights.tensors_in(path, content), content.get(_STEPS)
+    else:
+        found, metadata = safetensors_weights.read_all(path)
+    tensors = _unscaled(path, {tensor.key: tensor for tensor in found})
+    return Contents(path, tensors, metadata, steps if type(steps) is int else None)
 
 
 def _unscaled(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

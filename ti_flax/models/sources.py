@@ -17,7 +17,7 @@ from ti_flax.models import safetensors_weights, torch_weights, weight_files
 from ti_flax.models.tensors import Tensor
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError, shown
-from ti_flax.runtime.regular_files import open_regular, read_json
+from ti_flax.runtime.regular_files import read_json, sha256
 
 _log = logging.getLogger(__name__)
 _MISSING = (
@@ -123,13 +123,9 @@ class DiffusersFolder(NamedTuple):
         for part in parts:
             paths += [self._place(part) / "config.json", *self.weights(part)[1]]
 
-        def digest(path: Path) -> bytes:
-            with open_regular(path) as file:
-                return hashlib.file_digest(file, "sha256").digest()
-
         # hashlib lets other threads run: gigabytes take seconds.
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            return hashlib.sha256(b"".join(pool.map(digest, paths))).hexdigest()
+            return hashlib.sha256(b"".join(pool.map(sha256, paths))).hexdigest()
 
     def weights(self, part: str) -> tuple[weight_files.Chosen, list[Path]]:
         """Which weights of a part are read, and their files.

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ti_flax.diffusion.process import Ddpm
-from ti_flax.models import attention, clip_text, unet, unet_config, vae
-from ti_flax.models.family import Conditioning, Family, LatentScale, Part, TextEncoder
+from ti_flax.models import attention
+from ti_flax.models.clip_text import ClipText, ClipTextConfig
+from ti_flax.models.family import Conditioning, Family
+from ti_flax.models.latent_diffusion import assemble, clip_encoder
+from ti_flax.models.unet_config import UNetConfig
 from ti_flax.runtime.errors import UserError
 
 PARTS = ("text_encoder", "unet", "vae")
@@ -34,56 +36,25 @@ def make_family(
 
     Raises `UserError` for configurations of another family.
     """
-    text_config = clip_text.ClipTextConfig.from_json(configs["text_encoder"])
-    text = clip_text.ClipText(text_config)
-    net = unet.UNet(unet_config.UNetConfig.from_json(configs["unet"]), dtype, plan)
-    auto = vae.Vae(vae.VaeConfig.from_json(configs["vae"]))
-    _check_fit(text.config, net.config, auto.config)
-    return Family(
+    text = ClipText(ClipTextConfig.from_json(configs["text_encoder"]))
+    net, width = UNetConfig.from_json(configs["unet"]), text.config.hidden_size
+    if net.cross_attention_dim != width:
+        raise UserError(
+            f"the unet's cross_attention_dim {net.cross_attention_dim} is not "
+            f"the text encoder's hidden_size {width}; use the folders of one model"
+        )
+    return assemble(
+        configs,
+        net,
+        dtype,
+        plan,
         name="sd",
-        text_encoders=(
-            TextEncoder(
-                "text_encoder",
-                "tokenizer",
-                text,
-                vocab_size=text.config.vocab_size,
-                width=text.config.hidden_size,
-                length=text.config.max_position_embeddings,
-            ),
-        ),
-        denoiser=Part("unet", net),
-        autoencoder=Part("vae", auto),
-        decoder_params=("decoder", "post_quant_conv"),
+        text_encoders=(clip_encoder("text_encoder", "tokenizer", text, text.config),),
         condition=condition,
-        process=Ddpm.from_json(configs["scheduler"]),
-        scale=LatentScale(auto.config.scaling_factor),
-        sample_posterior=vae.sample_posterior,
-        latent_channels=auto.config.latent_channels,
-        downscale=auto.config.downscale,
-        sample_size=unet_config.read_sample_size(configs["unet"]),
         pipeline="StableDiffusionPipeline",
         classes={
             "text_encoder": ("transformers", "CLIPTextModel"),
             "tokenizer": ("transformers", "CLIPTokenizer"),
-            "unet": ("diffusers", "UNet2DConditionModel"),
-            "vae": ("diffusers", "AutoencoderKL"),
         },
         optional_parts=("feature_extractor", "safety_checker", "image_encoder"),
     )
-
-
-def _check_fit(
-    text: clip_text.ClipTextConfig, net: unet_config.UNetConfig, auto: vae.VaeConfig
-) -> None:
-    if net.cross_attention_dim != text.hidden_size:
-        raise UserError(
-            f"the unet's cross_attention_dim {net.cross_attention_dim} is not "
-            f"the text encoder's hidden_size {text.hidden_size}; use the "
-            "folders of one model"
-        )
-    if net.in_channels != auto.latent_channels:
-        raise UserError(
-            f"the unet takes {net.in_channels} channels, the vae makes "
-            f"{auto.latent_channels}; inpainting and depth models are not "
-            "supported, use a text-to-image model"
-        )

@@ -12,12 +12,19 @@ from ti_flax.runtime.errors import UserError, shown
 
 
 def read(file: Path) -> Iterator[Tensor]:
-    """Every tensor of a file, which may have them as `state_dict` beside other things.
+    """Every tensor of a file.
 
     Raises:
         UserError: it is no file of torch.save, damaged, or holds no tensors by name.
     """
-    content = load(file)
+    yield from tensors_in(file, load(file))
+
+
+def tensors_in(file: Path, content: dict[Any, Any]) -> Iterator[Tensor]:
+    """Those in what `load` gave, as `state_dict` beside other things or by themselves.
+
+    Raises `UserError` where it holds no tensors by name.
+    """
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, dict):
         raise UserError(

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ti_flax.models.base_model import BaseModel
 from ti_flax.runtime import atomic
@@ -21,9 +22,13 @@ def write(folder: Path, model: BaseModel) -> None:
         place = folder / encoder.tokenizer
         shutil.copytree(model.tokenizer(encoder), place, dirs_exist_ok=True)
     write_scheduler(folder, model)
-    index = dict(model.source.config("model_index"))
-    index |= family.model_index(model.scheduler["_class_name"])
-    atomic.write_json(folder / "model_index.json", index)
+    atomic.write_json(folder / "model_index.json", index_of(model))
+
+
+def index_of(model: BaseModel) -> dict[str, Any]:
+    """The model's own model_index.json, with the parts and scheduler that are read."""
+    own = model.source.config("model_index")
+    return {**own, **model.family.model_index(model.scheduler["_class_name"])}
 
 
 def write_scheduler(folder: Path, model: BaseModel) -> None:

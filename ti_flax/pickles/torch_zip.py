@@ -109,7 +109,7 @@ def _not_a_zip(head: bytes) -> str:
             "load it in torch and save it again, best as .safetensors"
         )
     if head.startswith(b"PK"):
-        return "is cut short or damaged (a zip without a sound end): get it again"
+        return "is cut short or damaged (no sound zip): get it again"
     return "is no file of torch.save: expected its zip format"
 
 

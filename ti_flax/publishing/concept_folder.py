@@ -17,8 +17,6 @@ from ti_flax.text.embedding import Embedding
 TOKEN_NAME = "token_identifier.txt"
 PROPERTY_NAME = "type_of_concept.txt"
 PICTURES_NAME = "concept_images"
-# Rows of both of SDXL's text encoders in one file.
-SDXL_NAME = "learned_embeds_sdxl.safetensors"
 
 _JPEG_QUALITY = 95
 
@@ -42,9 +40,9 @@ def export_concept(
             # An earlier concept of SDXL must not lend this one its second half.
             (folder / name.replace("embeds", "embeds_2")).unlink(missing_ok=True)
     if len(embedding.rows) > 1:
-        registry.write(folder / SDXL_NAME, "sdxl", embedding)
+        registry.write(folder / find.SDXL_NAME, "sdxl", embedding)
     else:
-        (folder / SDXL_NAME).unlink(missing_ok=True)
+        (folder / find.SDXL_NAME).unlink(missing_ok=True)
     with atomic.atomic_path(folder / TOKEN_NAME) as temporary:
         temporary.write_bytes(embedding.token.encode())
     with atomic.atomic_path(folder / PROPERTY_NAME) as temporary:
@@ -70,7 +68,7 @@ _PATTERNS = (
     "learned_embeds.bin",
     "learned_embeds_2.safetensors",
     "learned_embeds_2.bin",
-    SDXL_NAME,
+    find.SDXL_NAME,
     TOKEN_NAME,
     PROPERTY_NAME,
     f"{PICTURES_NAME}/*.jpeg",

@@ -134,8 +134,7 @@ def _copy_folder(folder: Path, source: Path) -> None:
 
 def _model_index(folder: Path, model: base_model.BaseModel) -> dict[str, Any]:
     """The base model's index, without the parts that are not there."""
-    index = dict(model.source.config("model_index"))
-    index |= model.family.model_index(model.scheduler["_class_name"])
+    index = written_folder.index_of(model)
     optional = model.family.optional_parts
     for name in optional:
         if not (folder / name).is_dir():

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from ti_flax.formats import find
 from ti_flax.runtime import atomic
 from ti_flax.text.embedding import Embedding
 
@@ -90,7 +91,7 @@ InvokeAI, kohya's scripts, OneTrainer and others.
 
 def _for_webuis(embedding: Embedding) -> str:
     both = len(embedding.rows) > 1
-    return "learned_embeds_sdxl.safetensors" if both else "learned_embeds.safetensors"
+    return find.SDXL_NAME if both else find.SAFETENSORS_NAME
 
 
 def _loading(embedding: Embedding) -> str:

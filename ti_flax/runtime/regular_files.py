@@ -1,6 +1,7 @@
 """Files of strangers: regular ones of bounded length, and the JSON in them."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -51,6 +52,12 @@ def open_regular(path: Path, most: int | None = None) -> Iterator[io.BufferedRea
                 "model as it was published"
             )
         yield file
+
+
+def sha256(path: Path) -> bytes:
+    """The check sum of a regular file. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:

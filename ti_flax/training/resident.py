@@ -62,6 +62,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         encoder.name: sharding.whole(encoder.table(frozen[encoder.name]))
         for encoder in family.text_encoders
     }
+    norms = {name: vocabulary_norms(table) for name, table in tables.items()}
     slot = Slot(
         seed_key=jax.random.key(config.seed, impl="threefry2x32"),
         moments=moments,
@@ -69,7 +70,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         prompts=inputs.prompts,
         rows=inputs.initial_rows(tables),
         max_train_steps=config.max_train_steps,
-        norms={name: held_norm(config, table) for name, table in tables.items()},
+        norms={name: held_norm(config, *both) for name, both in norms.items()},
     )
     rows, bank = stack([slot])
     return Resident(
@@ -77,15 +78,12 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         params=params,
         bank=sharding.replicate(bank, mesh),
         initial_rows=rows,
-        high_norms={name: vocabulary_norms(table)[1] for name, table in tables.items()},
+        high_norms={name: high for name, (_, high) in norms.items()},
     )
 
 
-def held_norm(
-    config: run_config.TrainingKeys, table: Float32[np.ndarray, "V D"]
-) -> float:
-    """The length that `hold_row_norm` holds rows to, of a text encoder's vocabulary."""
-    median, high = vocabulary_norms(table)
+def held_norm(config: run_config.TrainingKeys, median: float, high: float) -> float:
+    """The one of a vocabulary's two norms that `hold_row_norm` holds rows to."""
     return median if config.hold_row_norm == "median" else high
 
 

@@ -17,7 +17,11 @@ from ti_flax.step import dispatch
 from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import init_state
 from ti_flax.text import templates
-from ti_flax.text.initial_rows import initial_rows, initializer_ids
+from ti_flax.text.initial_rows import (
+    initial_rows,
+    initializer_ids,
+    vocabulary_norms,
+)
 from ti_flax.training.recipe import make_recipe
 from ti_flax.training.resident import encode_pictures, held_norm
 
@@ -70,7 +74,7 @@ def _slots(
         progress=False,
     )
     tokenizer, table, name = frozen.tokenizer(), frozen.table(), frozen.encoder.name
-    norm = held_norm(config, table)
+    norm = held_norm(config, *vocabulary_norms(table))
     keys = jax.random.split(jax.random.key(config.seed), len(concepts))
     return [
         Slot(
