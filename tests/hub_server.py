@@ -226,8 +226,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             error = {"X-Error-Code": "RepoNotFound"}
             self._answer(404, {"error": "Repository not found"}, error)
             return
-        names = self.state.repositories[repo_id]
-        siblings = [{"rfilename": name} for name in names]
+        files = self.state.repositories[repo_id]
+        siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
         self._answer(200, {"id": repo_id, "sha": COMMIT, "siblings": siblings})
 
     def tree(self, body: bytes, repo_id: str) -> None:

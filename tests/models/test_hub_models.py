@@ -12,6 +12,7 @@ from hub_server import Fault, Hub
 
 from ti_flax.models import base_model
 from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.regular_files import MAX_JSON_BYTES
 
 # huggingface_hub 2.4 calls its HTTP library in a way that the latter no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -200,6 +201,19 @@ def test_another_family_costs_no_weights(
     assert not {
         name for name in fetched(hub) if name.endswith((".safetensors", ".bin"))
     }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unet/config.json", f"vae/{D}.safetensors.index.json", "tokenizer/vocab.json"],
+)
+def test_settings_that_are_too_long_are_not_fetched(
+    hub: Hub, tiny_model: Path, name: str
+) -> None:
+    publish(hub, tiny_model)[name] = b" " * (MAX_JSON_BYTES + 1)
+    with pytest.raises(UserError, match=re.escape(f"{NAME}/{name} has 8388609 bytes")):
+        base_model.open_model(NAME)
+    assert not fetched(hub)
 
 
 HTML = b"<!DOCTYPE html><title>Sign in</title>" + b"<p>\x1b[31mwait</p>" * 1000

@@ -1,5 +1,6 @@
 """A model's folder, downloaded where the model is a repository of the Hub."""
 
+import fnmatch
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from ti_flax.hub.ids import is_repository, parse
 from ti_flax.models import weight_files
 from ti_flax.runtime.errors import UserError, one_line, shown
-from ti_flax.runtime.regular_files import names_in
+from ti_flax.runtime.regular_files import MAX_JSON_BYTES, names_in
 
 _KEY = "pretrained_model_name_or_path"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -137,7 +138,34 @@ def _find(
             f"{key}: no folder {shown(name_or_path)}, and it is no Hub repository id "
             "(owner/name); give one of the two"
         )
+    _check_sizes(key, name_or_path, revision, patterns)
     return Located(_snapshot(key, name_or_path, revision, patterns), name_or_path)
+
+
+def _check_sizes(
+    key: str, repository: str, revision: str | None, patterns: list[str]
+) -> None:
+    """Refuses settings that would be too long to read before they are downloaded.
+
+    Where the Hub does not say how long they are, the download will, or the cache has
+    them.
+    """
+    import huggingface_hub
+
+    try:
+        listed = huggingface_hub.HfApi().model_info(
+            repository, revision=revision, files_metadata=True
+        )
+    except Exception:  # whichever library the client is built on
+        return
+    for file in listed.siblings or ():
+        wanted = any(fnmatch.fnmatch(file.rfilename, each) for each in patterns)
+        if wanted and isinstance(file.size, int) and file.size > MAX_JSON_BYTES:
+            raise UserError(
+                f"{key}: {repository}/{shown(file.rfilename)[1:-1]} has {file.size} "
+                f"bytes, expected at most {MAX_JSON_BYTES}; give a model as it was "
+                "published"
+            )
 
 
 def _snapshot(
