@@ -12,7 +12,7 @@ arguments after `--` are for all of them; a concept's own keys win:
 
 Concept `cat_toy` comes to DIR/cat_toy, its log to DIR/cat_toy.log. Job I of N (from 0)
 trains every N-th; a SLURM array tells I and N by itself. Started again, a job leaves
-out what is done and goes on with what was begun. The summary is DIR/summary.tsv.
+out what is done and resumes what was begun. The summary is DIR/summary.tsv.
 
 Exit code: 0 all is well, 1 some failed (the others are trained all the same), 2 a
 mistake in LIST or in the command, 75 stopped by a signal: run it again.

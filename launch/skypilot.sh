@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains where SkyPilot finds a spot TPU (or GPU), and goes on elsewhere when it is taken.
+# Trains where SkyPilot finds a spot TPU (or GPU), and resumes elsewhere when it is taken.
 #
 #   launch/skypilot.sh run NAME --bucket gs://BUCKET --data DIR [options]
 #                      [-- --config FILE --key value ...]

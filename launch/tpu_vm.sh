@@ -10,7 +10,7 @@
 # `run` makes the TPU (or takes the one of that name), installs ti_flax, copies the
 # pictures and what DIR has of an earlier run, trains in tmux, shows the log, and fetches
 # the output every minute. Break it off and start it again: it takes up what is running.
-# A TPU that is preempted is made anew and goes on from the last checkpoint fetched.
+# A TPU that is preempted is made anew and resumes from the last checkpoint fetched.
 #
 #   --data DIR           the pictures; becomes --train_data_dir
 #   --output DIR         where the result comes to; becomes --output_dir

@@ -1,4 +1,4 @@
-"""A run that is ended at any moment goes on as if it had not been."""
+"""A run that is ended at any moment resumes as if it had not been."""
 
 import contextlib
 import json

@@ -104,13 +104,13 @@ class RunFolder:
         if later:
             raise UserError(
                 f"{store.folder_of(self._config)} has checkpoints of later steps "
-                f"(up to {later[-1]}); resume_from_checkpoint latest goes on from "
+                f"(up to {later[-1]}); resume_from_checkpoint latest resumes from "
                 "there, overwrite_output_dir replaces them"
             )
         if self._is_used() and not self._is_own():
             raise UserError(
                 f"output_dir: {self._folder} is not empty; choose another folder, set "
-                "resume_from_checkpoint to latest to go on with its run, or "
+                "resume_from_checkpoint to latest to resume its run, or "
                 "overwrite_output_dir to replace what a run wrote there"
             )
         self._check_files_are_of_runs()

@@ -115,7 +115,7 @@ def _lost(process: int, host: str) -> str:
     return (
         f"process {process} ({host}) has not been heard of for {SILENT_SECONDS:.0f} s: "
         "it was killed, or its machine or network is gone; start every process again, "
-        "resume_from_checkpoint latest goes on from the last checkpoint"
+        "resume_from_checkpoint latest resumes from the last checkpoint"
     )
 
 

@@ -143,7 +143,7 @@ def _finish(
     if done < config.max_train_steps:
         raise Stopped(
             f"{signals.name}: {done} of {config.max_train_steps} steps are saved in "
-            f"{config.output_dir}; resume_from_checkpoint latest goes on"
+            f"{config.output_dir}; resume_from_checkpoint latest resumes"
         )
     _log.info("wrote %s", config.output_dir)
     word = learned(config, state)

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures", type=int, default=50_000, help="drawn to train on"
     )
-    parser.add_argument("--initial", type=Path, help="model folder to go on from")
+    parser.add_argument("--initial", type=Path, help="model folder to continue from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
