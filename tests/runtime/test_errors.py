@@ -1,7 +1,10 @@
 """What other libraries say, in one line of ours."""
 
 import os
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -67,3 +70,48 @@ def test_a_door_ends_in_one_line_and_a_code(raised, code, line, capsys):
         errors.run(main)
     assert ended.value.code == code
     assert capsys.readouterr().err.splitlines() == [line]
+
+
+PACKAGE = Path(errors.__file__).parents[1]
+PRINTING = {
+    "the list": ["ti_flax"],
+    "help": ["ti_flax.train", "--help"],
+    "a configuration": [
+        *("ti_flax.train", "--train_data_dir=a", "--placeholder_token=<a>"),
+        *("--pretrained_model_name_or_path=b", "--print_config"),
+    ],
+    "faults": ["ti_flax.data", str(PACKAGE / "quickstart" / "pictures"), "--help"],
+    "a model": ["ti_flax.inspect", "learned_embeds.safetensors"],
+}
+
+
+@pytest.mark.parametrize("kind", PRINTING)
+def test_a_reader_that_leaves_ends_a_command_in_silence(kind, tmp_path):
+    """As `head` does."""
+    import numpy as np
+    import safetensors.numpy
+
+    rows = {"<a>": np.ones((1, 768), np.float32)}
+    safetensors.numpy.save_file(rows, tmp_path / "learned_embeds.safetensors")
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [sys.executable, "-m", *PRINTING[kind]],
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    # argparse has no fault of its own where nobody reads its help.
+    code = 0 if "--help" in PRINTING[kind] else errors.UNREAD_EXIT_CODE
+    assert (ran.stderr, ran.returncode) == ("", code)
+
+
+def test_the_pipe_of_another_is_a_fault():
+    def main():
+        raise BrokenPipeError("of a library")
+
+    with pytest.raises(BrokenPipeError, match="of a library"):
+        errors.run(main)

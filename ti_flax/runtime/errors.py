@@ -1,5 +1,6 @@
 """What a user did wrong, told in one line; and a run that was asked to stop."""
 
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable
@@ -7,6 +8,8 @@ from collections.abc import Callable, Iterable
 USAGE_EXIT_CODE = 2
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes.
 AGAIN_EXIT_CODE = 75
+# As a shell gives it for a process that SIGPIPE ended.
+UNREAD_EXIT_CODE = 141
 # Characters of another library's text: four lines of a terminal.
 _LONGEST_QUOTE = 320
 _LONGEST_NAME = 80
@@ -67,7 +70,28 @@ def listed(names: Iterable[object], most: int = 3) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls an entry point; a `UserError` ends it in one line and exit code 2."""
+    """Calls an entry point; a `UserError` ends it in one line and exit code 2.
+
+    Where `head` or another reader of what it prints has left, it ends in silence, as by
+    SIGPIPE.
+    """
+    try:
+        try:
+            _told(main)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The pipe may be another's: only a byte more tells.
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            # The interpreter flushes once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(UNREAD_EXIT_CODE)
+        raise
+
+
+def _told(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
