@@ -23,7 +23,7 @@ def add_steps(run_report, first, count):
 def validation_of(step):
     shown = report.Shown(PROMPT, ["a.png"], np.full((1, 8, 8, 3), step, np.uint8))
     return report.Validation(
-        step, float(step), [0.0, 1.0], [[("toy", 0.5)]] * 2, [shown], []
+        step, float(step), [step / 4] * 4, [0.0, 1.0], [[("toy", 0.5)]] * 2, [shown], []
     )
 
 

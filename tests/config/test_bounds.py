@@ -59,6 +59,8 @@ NUMBERS = {
 }
 # A value for a key that has no default, where not any text will do.
 REQUIRED = {"to": "kohya", "shape": "tiny"}
+# Other programs' names, and the key that has their value.
+OTHER_NAMES = {"min_snr_gamma": "snr_gamma"}
 
 
 def validated(settings, key, value):
@@ -68,7 +70,8 @@ def validated(settings, key, value):
     if key == "lr_warmup_steps":
         given["max_train_steps"] = 10**9
     given |= {key: value}
-    return getattr(validation.validate(settings, given, "with --key value"), key)
+    found = validation.validate(settings, given, "with --key value")
+    return getattr(found, OTHER_NAMES.get(key, key))
 
 
 def test_every_class_of_keys_is_of_one_base():

@@ -74,6 +74,7 @@ def make_validation(folder, done):
     return report.Validation(
         step=done,
         fixed_loss=1 / (1 + done),
+        loss_by_quarter=[done + 0.5, done + 0.25, float("nan"), 0.0],
         distance=[done * 0.5, done * 0.25],
         nearest=[[("toy", 0.9), ("<i>cat", 0.1)]] * VECTORS,
         previews=[shown(p, f"step_{done}_{i}") for i, p in enumerate(PROMPTS)],
@@ -226,6 +227,13 @@ def test_plots_have_every_validation_and_its_words(run):
     np.testing.assert_allclose(
         plot["lines"]["loss"], [1 / (1 + number) for number in steps]
     )
+    quarters = found["Loss on the fixed set by timestep"]
+    assert quarters["steps"] == steps
+    assert list(quarters["lines"]) == [
+        f"{nth} quarter" for nth in ("1st", "2nd", "3rd", "4th")
+    ]
+    np.testing.assert_allclose(quarters["lines"]["1st quarter"], np.array(steps) + 0.5)
+    assert quarters["lines"]["3rd quarter"] == [None] * len(steps)
     distance = found["Distance from the start"]["lines"]
     np.testing.assert_allclose(distance["vector 0"], np.array(steps) * 0.5)
     nearest = found["Nearest word"]
@@ -437,7 +445,7 @@ def test_pictures_load_plots_are_drawn_and_nothing_is_complained_of(
     answer = json.loads(html.unescape(answer[1]))
     assert answer["loaded"] == answer["images"] == 3 + 2 * 36
     found = plots(run.page)
-    assert len(answer["plots"]) == len(found) == 9
+    assert len(answer["plots"]) == len(found) == 10
     for drawn, plot in zip(answer["plots"], found.values(), strict=True):
         assert drawn["lines"] == len(plot["lines"])
         assert drawn["wide"] > 200

@@ -51,6 +51,7 @@ LARGEST_SIDE = 4096  # pixels; attention over 512 x 512 latents fits no device
 LARGEST_BATCH = 2**14  # two such factors are counted in 32 bits
 MOST_STEPS = 10**9  # counted in 32 bits as well
 MOST_DEVICES = 2**16
+MOST_TIMESTEPS = 100_000  # of a model's schedule
 
 Integer = Annotated[int, BeforeValidator(_no_switch)]
 Count = Annotated[Integer, Field(ge=1)]

@@ -29,6 +29,7 @@ from ti_flax.config.fields import (
     Variant,
 )
 from ti_flax.config.natures import FREE, KEPT, NOTED, TRAVELS
+from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.config.training_keys import ComputeKeys, OptimizerKeys, OutputKeys
 
 # Values that a preset gives to the keys that the user does not set.
@@ -261,6 +262,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Concept": ConceptKeys,
     "Data": DataKeys,
     "Training": OptimizerKeys,
+    "Loss and noise": ObjectiveKeys,
     "Computing": ComputeKeys,
     "Output": OutputKeys,
     "Report": ReportKeys,

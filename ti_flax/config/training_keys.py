@@ -22,6 +22,7 @@ from ti_flax.config.fields import (
     Settings,
 )
 from ti_flax.config.natures import FREE, NOTED, TRAVELS
+from ti_flax.config.objective_keys import ObjectiveKeys
 
 
 class OptimizerKeys(Settings):
@@ -159,7 +160,7 @@ class ComputeKeys(Settings):
 
 
 # pydantic lists the fields of the last base first.
-class TrainingKeys(ComputeKeys, OptimizerKeys):
+class TrainingKeys(ComputeKeys, ObjectiveKeys, OptimizerKeys):
     """All that a step is made from."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 _MAX_POINTS = 300
 # Weight of a step in the smoothed loss.
 _SMOOTHING = 0.02
+_QUARTERS = ("1st quarter", "2nd quarter", "3rd quarter", "4th quarter")
 
 Line = dict[str, Any]
 Numbers = list[float | None]
@@ -54,6 +55,7 @@ def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
             "comparable over the steps.",
             {"loss": [one["fixed_loss"] for one in validations]},
         ),
+        _by_quarter(validations),
         of_steps(
             "Loss of the steps",
             "Each step draws its own timesteps and noise: it jumps, whatever is "
@@ -84,6 +86,18 @@ def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
         of_steps("Learning rate", "", key("learning_rate")),
         of_steps("Examples per second", "", key("examples_per_second")),
     ]
+
+
+def _by_quarter(validations: Sequence[Line]) -> Plot:
+    """The fixed loss by timestep; lines of earlier versions have it not."""
+    quarters = [one.get("loss_by_quarter", [None] * 4) for one in validations]
+    return Plot(
+        "Loss on the fixed set by timestep",
+        "The same examples by quarters of the timesteps; the 1st has the least noise.",
+        [one["step"] for one in validations],
+        {name: [four[i] for four in quarters] for i, name in enumerate(_QUARTERS)},
+        {},
+    )
 
 
 def _by_vector(values: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:

@@ -28,14 +28,16 @@ class Shown(NamedTuple):
 class Validation(NamedTuple):
     """What is seen of the rows after `step` steps.
 
-    `fixed_loss` is the loss on the fixed set; for each of the K vectors there is its
-    L2 distance from where it started, and the nearest words of the vocabulary with
-    their cosines, the nearest first. `control` are previews without the word; only the
-    first validation has them.
+    `fixed_loss` is the loss on the fixed set, `loss_by_quarter` that of each quarter of
+    the timesteps, the one with the least noise first; for each of the K vectors there
+    is its L2 distance from where it started, and the nearest words of the vocabulary
+    with their cosines, the nearest first. `control` are previews without the word; only
+    the first validation has them.
     """
 
     step: int
     fixed_loss: float
+    loss_by_quarter: list[float]
     distance: list[float]
     nearest: list[list[tuple[str, float]]]
     previews: list[Shown]
@@ -115,6 +117,7 @@ class Report:
         self._track(
             {
                 "validation/fixed_loss": validation.fixed_loss,
+                "validation/loss_by_quarter": validation.loss_by_quarter,
                 "validation/distance": validation.distance,
                 "validation/nearest_cosine": closest,
             }

@@ -5,8 +5,12 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ti_flax.diffusion.objective import PLAIN, Objective
 from ti_flax.models.family import Family
 from ti_flax.step.state import Rows
+
+# Keys of an example: `split` gives the first six, of which `fold_in` must stay clear.
+_OBJECTIVE_KEY = 16
 
 
 class Bank(NamedTuple):
@@ -38,10 +42,16 @@ class Batch(NamedTuple):
     times: Int[Array, "S B"]
     ids: dict[str, Int[Array, "S B L"]]
     sizes: Int[Array, "S B 6"]
+    # What x_t is made with, where it is not `noise`: that stays the target's.
+    input_noise: Float[Array, "S B h w c"] | None = None
 
 
 def draw_batch(
-    bank: Bank, step: Int[Array, "S"], examples: Int[Array, "B"], family: Family
+    bank: Bank,
+    step: Int[Array, "S"],
+    examples: Int[Array, "B"],
+    family: Family,
+    objective: Objective = PLAIN,
 ) -> Batch:
     """Examples as a function of (seed, step, example index) and of nothing else.
 
@@ -67,12 +77,16 @@ def draw_batch(
         posterior = family.sample_posterior(
             moments, jax.random.normal(posterior_key, shape)
         )
+        noise, input_noise = objective.shape_noise(
+            jax.random.fold_in(key, _OBJECTIVE_KEY), jax.random.normal(noise_key, shape)
+        )
         return Batch(
             latents=family.scale.to_denoiser(posterior),
-            noise=jax.random.normal(noise_key, shape),
-            times=family.process.draw_times(time_key),
+            noise=noise,
+            times=objective.draw_times(time_key, family.process),
             ids={name: prompts[prompt] for name, prompts in slot.prompts.items()},
             sizes=slot.sizes[picture, mirror],
+            input_noise=input_noise,
         )
 
     over_examples = jax.vmap(example, in_axes=(None, None, 0))

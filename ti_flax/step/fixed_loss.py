@@ -3,11 +3,14 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ti_flax.diffusion.objective import PLAIN
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.step import train_step
@@ -18,32 +21,50 @@ from ti_flax.step.state import Rows
 _FIXED_EXAMPLES = 16
 
 
+class FixedLoss(NamedTuple):
+    """Of each slot: over all examples, and over those of each quarter of the times.
+
+    The first quarter has the least noise.
+    """
+
+    mean: Float[Array, "S"]
+    quarters: Float[Array, "S 4"]
+
+
 def compile_fixed_loss(
     recipe: train_step.StepRecipe,
-) -> Callable[
-    [Rows, Mapping[str, Params], Bank],
-    Float[jax.Array, "S"],
-]:
+) -> Callable[[Rows, Mapping[str, Params], Bank], FixedLoss]:
     """The loss on a set of examples that is the same at every step of a run.
 
     Pictures, prompts, noise and posterior samples are drawn as those of a step that no
     run reaches, and so are not those of any train step; timesteps are spread evenly.
+    It is the plain squared error under plain noise whatever a run's own objective is,
+    so that runs with other objectives compare.
     """
+    recipe = recipe._replace(objective=PLAIN)
     batch_size = recipe.train_batch_size
     parts = math.ceil(_FIXED_EXAMPLES / batch_size)
+    count = parts * batch_size
     process = recipe.family.process
+    # By the middles of `count` equal parts, as the times are spread.
+    quarter = 2 * (2 * np.arange(count) + 1) // count
+    share = np.eye(4)[quarter] / np.bincount(quarter)
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
     def fixed_loss(rows, frozen, bank):
         never = jnp.full_like(bank.max_train_steps, jnp.iinfo(jnp.int32).max)
 
-        def part(index: Int[Array, ""]) -> Float[Array, "S"]:
+        def part(index: Int[Array, ""]) -> Float[Array, "S B"]:
             examples = index * batch_size + jnp.arange(batch_size)
             batch = draw_batch(bank, never, examples, recipe.family)
-            spread = process.spread_times(examples, parts * batch_size)
+            spread = process.spread_times(examples, count)
             batch = batch._replace(times=jnp.broadcast_to(spread, batch.times.shape))
-            return train_step.losses(rows, frozen, batch, recipe)
+            return train_step.example_losses(rows, frozen, batch, recipe)
 
-        return jax.lax.map(part, jnp.arange(parts)).mean(axis=0)
+        each = jax.lax.map(part, jnp.arange(parts))
+        by_example = jnp.moveaxis(each, 0, 1).reshape(each.shape[1], count)
+        # A sum, not a matrix product, which some devices round to bfloat16.
+        quarters = (by_example[:, :, None] * share).sum(axis=1)
+        return FixedLoss(each.mean(axis=2).mean(axis=0), quarters)
 
     return fixed_loss

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from ti_flax.diffusion.process import mse
+from ti_flax.diffusion.objective import PLAIN, Objective
 from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
@@ -33,12 +33,20 @@ class StepRecipe(NamedTuple):
     gradient_accumulation_steps: int
     mesh: jax.sharding.Mesh
     hold: Hold | None = None
+    objective: Objective = PLAIN
 
 
 def losses(
     rows: Rows, frozen: Mapping[str, Params], batch: Batch, recipe: StepRecipe
 ) -> Float[Array, "S"]:
     """Each slot's mean loss over its own examples (Gal et al. 2023, eq. 2)."""
+    return example_losses(rows, frozen, batch, recipe).mean(axis=1)
+
+
+def example_losses(
+    rows: Rows, frozen: Mapping[str, Params], batch: Batch, recipe: StepRecipe
+) -> Float[Array, "S B"]:
+    """The loss of each example of each slot."""
     family, (slots, examples) = recipe.family, batch.times.shape
     flat = jax.tree.map(lambda x: x.reshape(slots * examples, *x.shape[2:]), batch)
     own = jax.tree.map(lambda x: jnp.repeat(x, examples, axis=0), rows)
@@ -47,16 +55,18 @@ def losses(
     )
     flat = jax.lax.with_sharding_constraint(flat, sharding.over_examples(recipe.mesh))
     told = family.encode_text(frozen, flat.ids, own, flat.sizes)
+    noise = flat.noise if flat.input_noise is None else flat.input_noise
     prediction = family.denoiser.module.apply(
         {"params": frozen[family.denoiser.name]},
-        family.process.add_noise(flat.latents, flat.noise, flat.times),
+        family.process.add_noise(flat.latents, noise, flat.times),
         flat.times,
         *told,
     )
     target = family.process.target(flat.latents, flat.noise, flat.times)
-    each = mse(prediction, target) * family.process.weight(flat.times)
+    each = recipe.objective.losses(prediction, target, flat.times)
+    each = each * family.process.weight(flat.times)
     # What fills the batch up has no part in the mean, and so none in the gradient.
-    return each[: slots * examples].reshape(slots, examples).mean(axis=1)
+    return each[: slots * examples].reshape(slots, examples)
 
 
 def gradients(
@@ -146,7 +156,7 @@ def train_step(
 
     def part(index: Array) -> tuple[Array, Rows]:
         examples = index * recipe.train_batch_size + jnp.arange(recipe.train_batch_size)
-        batch = draw_batch(bank, state.step, examples, recipe.family)
+        batch = draw_batch(bank, state.step, examples, recipe.family, recipe.objective)
         return gradients(state.rows, frozen, batch, recipe)
 
     parts = recipe.gradient_accumulation_steps

@@ -8,6 +8,7 @@ from ti_flax.runtime.errors import UserError
 from ti_flax.step import train_step
 from ti_flax.step.optimizer import Hold, adamw, learning_rate_schedule
 from ti_flax.step.remat import needs_remat
+from ti_flax.training.objective import make_objective
 
 
 def make_recipe(
@@ -49,6 +50,7 @@ def make_recipe(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mesh=mesh,
         hold=config.hold_row_norm and Hold(config.hold_row_norm, config.row_decay),
+        objective=make_objective(config, family.process),
     )
 
 

@@ -57,10 +57,12 @@ def compile_validation(
             made = inputs.previews.make(rows, params, control)
             return _save(inputs.previews, made, config.output_dir, folder)
 
+        loss = fixed_loss(state.rows, params, resident.bank)
         run_report.add_validation(
             report.Validation(
                 step=done,
-                fixed_loss=float(fixed_loss(state.rows, params, resident.bank)[slot]),
+                fixed_loss=float(loss.mean[slot]),
+                loss_by_quarter=np.asarray(loss.quarters)[slot].tolist(),
                 distance=distance,
                 nearest=nearest,
                 previews=show(f"step_{done:06d}"),

@@ -1,0 +1,97 @@
+"""What an example's loss is, and how its time and its noise are drawn."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ti_flax.diffusion import noise as noises
+from ti_flax.diffusion.process import Ddpm, mse
+
+
+class Objective(NamedTuple):
+    """The loss and the noise of a run; by default those of Ho et al. 2020 (L_simple).
+
+    Tables are over the timesteps of the process; `diffusion.timestep_tables` makes
+    them.
+    """
+
+    loss_type: Literal["l2", "huber", "smooth_l1"] = "l2"
+    huber_c: Float[Array, "T"] | None = None
+    # What an example of a timestep counts; None: 1.
+    weights: Float[Array, "T"] | None = None
+    # Share of the draws up to and with a timestep; None: as the process draws.
+    cumulative: Float[Array, "T"] | None = None
+    noise_offset: float = 0.0
+    multires_noise_iterations: int = 0
+    multires_noise_discount: float = 0.3
+    ip_noise_gamma: float = 0.0
+
+    def draw_times(self, key: Key[Array, ""], process: Ddpm) -> Int[Array, ""]:
+        """The time of one example."""
+        if self.cumulative is None:
+            return process.draw_times(key)
+        uniform = jax.random.uniform(key)
+        return jnp.searchsorted(self.cumulative, uniform, side="right")
+
+    def shape_noise(
+        self, key: Key[Array, ""], white: Float[Array, "h w c"]
+    ) -> tuple[Float[Array, "h w c"], Float[Array, "h w c"] | None]:
+        """The noise of one example, and what x_t is made with where that is other.
+
+        The second is eps + ip_noise_gamma N(0, 1); the target keeps eps (Ning et al.
+        2023, Input Perturbation Reduces Exposure Bias in Diffusion Models; kohya's
+        `ip_noise_gamma`).
+        """
+        offset_key, multires_key, input_key = jax.random.split(key, 3)
+        noise, made_with = white, None
+        if self.noise_offset:
+            noise = noises.offset(offset_key, noise, self.noise_offset)
+        if self.multires_noise_iterations:
+            noise = noises.multires(
+                multires_key,
+                noise,
+                self.multires_noise_iterations,
+                self.multires_noise_discount,
+            )
+        if self.ip_noise_gamma:
+            xi = jax.random.normal(input_key, noise.shape)
+            made_with = noise + self.ip_noise_gamma * xi
+        return noise, made_with
+
+    def losses(
+        self,
+        prediction: Float[Array, "B *shape"],
+        target: Float[Array, "B *shape"],
+        times: Int[Array, "B"],
+    ) -> Float[Array, "B"]:
+        """The loss of each example, float32, times what its timestep counts."""
+        if self.huber_c is None:
+            each = mse(prediction, target)
+        else:
+            each = pseudo_huber(prediction, target, self.huber_c[times])
+            if self.loss_type == "smooth_l1":
+                each = each / self.huber_c[times]
+        return each if self.weights is None else each * self.weights[times]
+
+
+PLAIN = Objective()
+
+
+def pseudo_huber(
+    prediction: Float[Array, "B *shape"],
+    target: Float[Array, "B *shape"],
+    c: Float[Array, "B"],
+) -> Float[Array, "B"]:
+    """Mean of 2c (sqrt(e^2 + c^2) - c): e^2 where e is small, 2c|e| where it is large.
+
+    kohya's `huber`, and `smooth_l1` times c (Charbonnier et al. 1997, with the factor
+    that makes it squared error for large c). The difference is computed as
+    e^2 / (sqrt(e^2 + c^2) + c), which keeps its digits for small e.
+    """
+    error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    c = c.reshape(-1, *(1,) * (error.ndim - 1))
+    squared = jnp.square(error)
+    each = 2 * c * squared / (jnp.sqrt(squared + jnp.square(c)) + c)
+    return jnp.mean(each, axis=tuple(range(1, error.ndim)))

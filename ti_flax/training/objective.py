@@ -1,0 +1,125 @@
+"""The loss and the noise that a configuration describes."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ti_flax.config.objective_keys import ObjectiveKeys
+from ti_flax.diffusion import timestep_tables
+from ti_flax.diffusion.objective import Objective
+from ti_flax.diffusion.process import Ddpm
+from ti_flax.runtime.errors import UserError
+
+
+def make_objective(config: ObjectiveKeys, process: Ddpm) -> Objective:
+    """The objective of a run on this process.
+
+    Raises `UserError` where a key does not suit the model: timesteps that it has not,
+    a weight of v where it predicts noise, a weight that is infinite.
+    """
+    drawn = _drawn(config, process.num_timesteps)
+    huber_c = None
+    if config.loss_type != "l2":
+        huber_c = timestep_tables.huber_thresholds(
+            np.asarray(process.alphas_cumprod), config.huber_schedule, config.huber_c
+        )
+    return Objective(
+        loss_type=config.loss_type,
+        huber_c=None if huber_c is None else jnp.asarray(huber_c, jnp.float32),
+        weights=_weights(config, process, drawn),
+        cumulative=_cumulative(config, process.num_timesteps, drawn),
+        noise_offset=config.noise_offset,
+        multires_noise_iterations=config.multires_noise_iterations,
+        multires_noise_discount=config.multires_noise_discount,
+        ip_noise_gamma=config.ip_noise_gamma,
+    )
+
+
+def _drawn(config: ObjectiveKeys, total: int) -> slice:
+    """The timesteps that are drawn at all."""
+    first, end = config.min_timestep, config.max_timestep
+    if first >= total:
+        raise UserError(
+            f"min_timestep: expected less than {total}, the model's number of "
+            f"timesteps, found {first}; choose a smaller one"
+        )
+    _check_end("max_timestep", end, total)
+    return slice(first, total if end is None else end)
+
+
+def _check_end(key: str, end: int | None, total: int) -> None:
+    if end is not None and end > total:
+        raise UserError(
+            f"{key}: expected at most {total}, the model's number of timesteps, found "
+            f"{end}; leave it out for all"
+        )
+
+
+def _weights(
+    config: ObjectiveKeys, process: Ddpm, drawn: slice
+) -> Float[Array, "T"] | None:
+    """What each timestep counts; None where all count alike."""
+    v = process.prediction_type == "v_prediction"
+    snr = timestep_tables.snr_of(np.asarray(process.alphas_cumprod))
+    factors = []
+    if config.snr_gamma is not None:
+        factors.append(timestep_tables.min_snr_weights(snr, config.snr_gamma, v))
+    if config.debiased_estimation_loss:
+        factors.append(timestep_tables.debiased_weights(snr, v))
+    if config.scale_v_pred_loss_like_noise_pred:
+        if not v:
+            raise UserError(
+                "scale_v_pred_loss_like_noise_pred: expected a model that predicts v, "
+                "found one that predicts noise (epsilon); leave it out"
+            )
+        factors.append(timestep_tables.noise_like_weights(snr))
+    if not factors:
+        return None
+    weights = np.prod(factors, axis=0)
+    if not np.isfinite(weights[drawn]).all():
+        last = int(np.flatnonzero(np.isfinite(weights))[-1]) + 1
+        raise UserError(
+            "debiased_estimation_loss: the model ends in pure noise (zero terminal "
+            "SNR), where its weight 1 / sqrt(SNR) is infinite; expected max_timestep "
+            f"{last} or less, or snr_gamma in its place"
+        )
+    return jnp.asarray(weights, jnp.float32)
+
+
+def _cumulative(
+    config: ObjectiveKeys, total: int, drawn: slice
+) -> Float[Array, "T"] | None:
+    """Share of the draws up to and with each timestep; None where all are alike."""
+    biased = _biased(config, total)
+    if biased is None and drawn == slice(0, total):
+        return None
+    shares = timestep_tables.biased_frequencies(
+        total, biased or slice(0), config.timestep_bias_multiplier, drawn
+    )
+    # To end in 1 is to draw nothing after the last, whatever the sum was rounded to.
+    return jnp.asarray(np.minimum(np.cumsum(shares) / shares.sum(), 1), jnp.float32)
+
+
+def _biased(config: ObjectiveKeys, total: int) -> slice | None:
+    """The timesteps that are drawn more or less often than others."""
+    if config.timestep_bias_strategy == "none":
+        return None
+    if config.timestep_bias_strategy == "range":
+        first, end = config.timestep_bias_begin, config.timestep_bias_end
+        if first >= total:
+            raise UserError(
+                f"timestep_bias_begin: expected less than {total}, the model's number "
+                f"of timesteps, found {first}; choose a smaller one"
+            )
+        _check_end("timestep_bias_end", end, total)
+        return slice(first, total if end is None else end)
+    count = int(config.timestep_bias_portion * total)
+    if count == 0:
+        raise UserError(
+            "timestep_bias_portion: expected one timestep or more, found "
+            f"{config.timestep_bias_portion:g} of the model's {total}; choose a larger "
+            "share"
+        )
+    if config.timestep_bias_strategy == "earlier":
+        return slice(0, count)
+    return slice(total - count, total)
