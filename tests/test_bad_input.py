@@ -298,6 +298,12 @@ CASES = {
     "a key is missing": without("placeholder_token"),
     "half precision that needs loss scaling": given(mixed_precision="fp16"),
     "two initializers": given(initializer_embedding="word.bin"),
+    "two weights of the loss": given(snr_gamma=5, debiased_estimation_loss="true"),
+    "two limits that leave nothing": given(min_timestep=900, max_timestep=100),
+    "more timesteps than the model has": given(max_timestep=2000),
+    "a loss for a model that predicts v": given(
+        scale_v_pred_loss_like_noise_pred="true"
+    ),
     "no such folder of pictures": given(train_data_dir="nowhere"),
     "an empty folder": folder_without_pictures,
     "only broken pictures": broken_picture,

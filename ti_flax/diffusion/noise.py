@@ -12,7 +12,7 @@ def offset(
 
     kohya's `noise_offset`; the variance is 1 + strength^2.
     """
-    return noise + strength * jax.random.normal(key, (noise.shape[-1],))
+    return noise + strength * jax.random.normal(key, (1, 1, noise.shape[-1]))
 
 
 def multires(
@@ -54,8 +54,8 @@ def multires(
 
 
 def _stretched(
-    grid: Float[Array, "*shape"], count: Float[Array, ""], side: int, axis: int
-) -> Float[Array, "*shape"]:
+    grid: Float[Array, "..."], count: Float[Array, ""], side: int, axis: int
+) -> Float[Array, "..."]:
     """The first `count` along an axis, interpolated at the middles of `side` cells.
 
     PyTorch's bilinear `Upsample` without `align_corners`.

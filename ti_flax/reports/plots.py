@@ -36,11 +36,9 @@ def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
         return Plot(title, about, validated, lines, {})
 
     def of_steps(title: str, about: str, lines: dict[str, Numbers]) -> Plot:
-        steps = [line["step"] for line in metrics]
-        ends = _thinned(steps, max)
-        return Plot(
-            title, about, ends, {n: _thinned(y, _mean) for n, y in lines.items()}, {}
-        )
+        ends = _thinned([line["step"] for line in metrics], max)
+        thinned = {name: _thinned(line, _mean) for name, line in lines.items()}
+        return Plot(title, about, ends, thinned, {})
 
     def key(name: str) -> dict[str, Numbers]:
         values = [line[name] for line in metrics]

@@ -48,7 +48,7 @@ def compile_fixed_loss(
     process = recipe.family.process
     # By the middles of `count` equal parts, as the times are spread.
     quarter = 2 * (2 * np.arange(count) + 1) // count
-    share = np.eye(4)[quarter] / np.bincount(quarter)
+    share = np.eye(4, dtype=np.float32)[quarter] / np.float32(np.bincount(quarter))
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
     def fixed_loss(rows, frozen, bank):
@@ -64,7 +64,7 @@ def compile_fixed_loss(
         each = jax.lax.map(part, jnp.arange(parts))
         by_example = jnp.moveaxis(each, 0, 1).reshape(each.shape[1], count)
         # A sum, not a matrix product, which some devices round to bfloat16.
-        quarters = (by_example[:, :, None] * share).sum(axis=1)
+        quarters = (by_example[:, :, None] * share[None]).sum(axis=1)
         return FixedLoss(each.mean(axis=2).mean(axis=0), quarters)
 
     return fixed_loss
