@@ -71,7 +71,7 @@ class ObjectiveKeys(Settings):
         "to 10; 0: none",
     )
     multires_noise_discount: Annotated[Number, TRAVELS] = Field(
-        0.3, gt=0, le=1, description="strength of each of these grids, of the last one"
+        0.3, ge=0, le=1, description="strength of each of these grids, of the last one"
     )
     ip_noise_gamma: Annotated[Number, TRAVELS] = Field(
         0.0,
