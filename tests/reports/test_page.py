@@ -18,6 +18,8 @@ from PIL import Image
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, report
 from ti_flax.reports import page as reports_page
+from ti_flax.reports.plots import plots as made_plots
+from ti_flax.reports.plots import vector_names
 from ti_flax.runtime import log
 from ti_flax.step.state import Metrics
 
@@ -187,6 +189,25 @@ def test_pictures_may_be_gone_and_prompts_may_change(tmp_path):
 def plots(page):
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
     return {plot["title"]: plot for plot in json.loads(data[1])}
+
+
+@pytest.mark.parametrize(
+    ("count", "num_vectors", "names"),
+    [
+        (0, 1, []),
+        (1, 1, ["0"]),
+        (3, 3, ["0", "1", "2"]),
+        (2, 1, ["0 of text encoder 1", "0 of text encoder 2"]),
+        (4, 2, [f"{i} of text encoder {e}" for e in (1, 2) for i in (0, 1)]),
+    ],
+)
+def test_vectors_are_told_apart_by_their_encoder(count, num_vectors, names):
+    assert vector_names(count, num_vectors) == names
+    line = {"step": 1, "loss": 1.0, "row_norm": [1.0] * count}
+    line |= dict.fromkeys(("learning_rate", "grad_norm", "examples_per_second"), 1.0)
+    found = made_plots([line | {"row_step": [0.1] * count}], [], num_vectors)
+    (lengths,) = (p.lines for p in found if p.title == "Length of the vectors")
+    assert list(lengths) == [f"vector {name}" for name in names]
 
 
 def test_plots_are_means_over_neighbouring_steps(run):

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from ti_flax import __version__
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, thumbnails
-from ti_flax.reports.plots import plots
+from ti_flax.reports.plots import plots, vector_names
 from ti_flax.runtime import atomic
 
 REPORT_NAME = "report.html"
@@ -47,6 +47,7 @@ def write(
     folder = config.output_dir
     metrics = list(metrics_log.read_lines(folder / metrics_log.METRICS_NAME))
     validations = list(metrics_log.read_lines(folder / metrics_log.VALIDATION_NAME))
+    nearest = validations[-1]["nearest"] if validations else []
     html = _template().render(
         config=config,
         settings=_settings(config),
@@ -59,7 +60,8 @@ def write(
         speed=np.median([m["examples_per_second"] for m in metrics[-50:]])
         if metrics
         else None,
-        plots=[p._asdict() for p in plots(metrics, validations)],
+        plots=[p._asdict() for p in plots(metrics, validations, config.num_vectors)],
+        vectors=vector_names(len(nearest), config.num_vectors),
         file_name=_file_name(config.placeholder_token),
         example=_example(config),
         shell=shlex.quote,

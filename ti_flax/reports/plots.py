@@ -1,5 +1,6 @@
 """The plots of the report, as points of SVG paths."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,10 +26,11 @@ class Plot(NamedTuple):
     labels: dict[str, list[str]]
 
 
-def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
-    closest = [[near[0] for near in one["nearest"]] for one in validations]
-    cosines = _by_vector([[cosine for _, cosine in near] for near in closest])
-    words = _by_vector([[word for word, _ in near] for near in closest])
+def plots(
+    metrics: Sequence[Line], validations: Sequence[Line], num_vectors: int
+) -> list[Plot]:
+    """Those of a word of `num_vectors` vectors, which each text encoder has."""
+    by_vector = functools.partial(_by_vector, num_vectors)
     validated = [one["step"] for one in validations]
     losses = [line["loss"] for line in metrics]
 
@@ -43,7 +45,7 @@ def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
     def key(name: str) -> dict[str, Numbers]:
         values = [line[name] for line in metrics]
         if metrics and isinstance(values[0], list):
-            return _by_vector(values)
+            return by_vector(values)
         return {name.replace("_", " "): values}
 
     return [
@@ -63,15 +65,9 @@ def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
         of_validations(
             "Distance from the start",
             "L2 norm of what each vector has moved.",
-            _by_vector([one["distance"] for one in validations]),
+            by_vector([one["distance"] for one in validations]),
         ),
-        Plot(
-            "Nearest word",
-            "Cosine to the nearest row of the vocabulary; 1 is that word itself.",
-            validated,
-            cosines,
-            words,
-        ),
+        _nearest(validations, by_vector),
         of_steps(
             "Length of the vectors",
             "L2 norm. Far above that of other words, a word drowns its prompt.",
@@ -86,6 +82,20 @@ def plots(metrics: Sequence[Line], validations: Sequence[Line]) -> list[Plot]:
     ]
 
 
+def _nearest(
+    validations: Sequence[Line],
+    by_vector: Callable[[Sequence[Sequence[Any]]], dict[str, list[Any]]],
+) -> Plot:
+    closest = [[near[0] for near in one["nearest"]] for one in validations]
+    return Plot(
+        "Nearest word",
+        "Cosine to the nearest row of the vocabulary; 1 is that word itself.",
+        [one["step"] for one in validations],
+        by_vector([[cosine for _, cosine in near] for near in closest]),
+        by_vector([[word for word, _ in near] for near in closest]),
+    )
+
+
 def _by_quarter(validations: Sequence[Line]) -> Plot:
     """The fixed loss by timestep; lines of earlier versions have it not."""
     quarters = [one.get("loss_by_quarter", [None] * 4) for one in validations]
@@ -98,12 +108,25 @@ def _by_quarter(validations: Sequence[Line]) -> Plot:
     )
 
 
-def _by_vector(values: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+def _by_vector(
+    num_vectors: int, values: Sequence[Sequence[Any]]
+) -> dict[str, list[Any]]:
     """One line a vector out of one list of vectors a step."""
+    lines = list(zip(*values, strict=True))
+    names = vector_names(len(lines), num_vectors)
     return {
-        f"vector {index}": list(line)
-        for index, line in enumerate(zip(*values, strict=True))
+        f"vector {name}": list(line) for name, line in zip(names, lines, strict=True)
     }
+
+
+def vector_names(count: int, num_vectors: int) -> list[str]:
+    """Names of `count` vectors, those of one text encoder after those of another."""
+    if count <= num_vectors:
+        return [str(index) for index in range(count)]
+    return [
+        f"{index % num_vectors} of text encoder {1 + index // num_vectors}"
+        for index in range(count)
+    ]
 
 
 def _thinned(

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from ti_flax.config import run_config
-from ti_flax.reports import metrics_log, page, trackers
+from ti_flax.reports import metrics_log, page, plots, trackers
 from ti_flax.runtime import atomic, errors
 from ti_flax.step.state import Metrics
 
@@ -123,7 +123,8 @@ class Report:
             }
         )
         tracker = self._sinks.tracker
-        tracker.text(validation.step, "nearest words", _table(validation.nearest))
+        table = _table(validation.nearest, self._config.num_vectors)
+        tracker.text(validation.step, "nearest words", table)
         for name in ("previews", "control"):
             for number, shown in enumerate(getattr(validation, name)):
                 side_by_side = np.concatenate(list(shown.pictures), axis=1)
@@ -258,10 +259,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _table(nearest: Sequence[Sequence[tuple[str, float]]]) -> str:
+def _table(nearest: Sequence[Sequence[tuple[str, float]]], num_vectors: int) -> str:
     """Markdown of the words nearest to each vector."""
     lines = ["| vector | nearest words |", "|---|---|"]
-    for index, near in enumerate(nearest):
+    names = plots.vector_names(len(nearest), num_vectors)
+    for vector, near in zip(names, nearest, strict=True):
         words = ", ".join(f"`{word}` {cosine:.3f}" for word, cosine in near)
-        lines.append(f"| {index} | {words} |")
+        lines.append(f"| {vector} | {words} |")
     return "\n".join(lines)
