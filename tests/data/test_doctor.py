@@ -87,6 +87,16 @@ def captioned(folder):
     (folder / "0.txt").write_text("a photo of a toy")
 
 
+def captioned_twice(folder):
+    (folder / "0.txt").write_text("a photo of a toy")
+    (folder / "0.caption").write_text("a photo of a toy")
+
+
+def wordy(folder):
+    for number in range(3):
+        (folder / f"{number}.txt").write_text("{} " + "toy " * (73 + number))
+
+
 def few(folder):
     (folder / "2.png").unlink()
 
@@ -97,7 +107,9 @@ FAULTS = {
     hidden: "skipped 1 hidden: .DS_Store",
     small: "9.png: enlarged from 20x20 px",
     damaged: "skipped 9.png: empty, damaged or not a picture",
-    captioned: "1 files that may hold captions are not read",
+    captioned: "no caption for 1.png, 2.png; templates take its place",
+    captioned_twice: "expected captions of one kind",
+    wordy: "2.png: its caption has 76 words",
     few: "only 2 to train on",
 }
 
@@ -129,6 +141,16 @@ def test_nothing_to_train_on_is_a_mistake(arguments, told, monkeypatch, capsys):
     assert run(monkeypatch, *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and told in error and error.count("\n") == 1
+
+
+def test_captions_are_counted(folder, monkeypatch, capsys):
+    run(monkeypatch, folder, "--resolution", 64)
+    assert "captions: none, prompts come from templates" in capsys.readouterr().out
+    for number, text in enumerate(("a [name]", "a toy", "a {} and a toy")):
+        (folder / f"{number}.txt").write_text(text)
+    assert run(monkeypatch, folder, "--resolution", 64) == 0
+    told = "captions: of 3 pictures (txt), 2 with [name]"
+    assert told in capsys.readouterr().out
 
 
 def test_it_runs_as_a_module(folder, monkeypatch, capsys):

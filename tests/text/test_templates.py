@@ -45,11 +45,20 @@ def test_template_file_skips_blank_lines_and_comments(tmp_path):
     assert lines == ["a dessin of {}, 猫", "{} {x}"]
 
 
+def test_templates_of_automatic1111_are_read_as_they_are(tmp_path):
+    path = tmp_path / "subject_filewords.txt"
+    path.write_text("a photo of a [name], [filewords]\n[filewords]\nthe [name]\n")
+    lines = templates.prompt_templates("object", path)
+    assert lines == ["a photo of a {}, [filewords]", "[filewords]", "the {}"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"a photo of {}\n\n# {}\n{} and {}\n", r"line 4: .* 2 times"),
-        (b"a photo of {}\na photo of [name]\n", r"line 2: .* 0 times"),
+        (b"a photo of {}\na photo of a cat\n", r"line 2: .* 0 times"),
+        (b"[name]\n{} as [name]\n", r"line 2: .* 2 times"),
+        (b"[filewords] {}\n[filewords] {} {}\n", r"line 2: .* 2 times"),
         (b"# nothing\n\n", "holds no template"),
         ("a café {}".encode("latin-1"), "not UTF-8"),
     ],

@@ -14,6 +14,7 @@ import yaml
 from pydantic import model_validator
 
 from ti_flax.config import command_line, diffusers_flags, validation, yaml_file
+from ti_flax.config.caption_keys import CaptionKeys
 from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.run_keys import (
     GROUPS,
@@ -37,6 +38,7 @@ class Config(
     ReportKeys,
     OutputKeys,
     TrainingKeys,
+    CaptionKeys,
     DataKeys,
     ConceptKeys,
     CheckpointKeys,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from ti_flax.config.caption_keys import CaptionKeys
 from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.fields import (
     LARGEST_SIDE,
@@ -71,7 +72,8 @@ class ConceptKeys(Settings):
     """What is learned, and where it starts."""
 
     train_data_dir: Annotated[FilePath, FREE] = Field(
-        description="folder with the concept's pictures"
+        description="folder with the concept's pictures; those in a sub-folder N_NAME "
+        "count N times"
     )
     placeholder_token: Annotated[Name, KEPT] = Field(
         description="the new word, one that the vocabulary lacks, such as <cat-toy>"
@@ -101,8 +103,9 @@ class ConceptKeys(Settings):
     )
     template_file: Annotated[OptionalFilePath, FREE] = Field(
         None,
-        description="text file of prompt templates, one a line, each with one {}; in "
-        "place of the built-in ones",
+        description="text file of prompt templates, one a line, each with one {} or "
+        "[name], and [filewords] where a picture's caption goes; in place of the "
+        "built-in ones",
     )
 
     @model_validator(mode="after")
@@ -261,6 +264,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Checkpoint": CheckpointKeys,
     "Concept": ConceptKeys,
     "Data": DataKeys,
+    "Captions": CaptionKeys,
     "Training": OptimizerKeys,
     "Loss and noise": ObjectiveKeys,
     "Computing": ComputeKeys,

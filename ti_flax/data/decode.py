@@ -52,7 +52,7 @@ def _check_entry(path: Path) -> None:
     """Refuses what is not the file of a picture by its kind or its name."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        raise SkippedError("it is a folder, and sub-folders are not read")
+        raise SkippedError("it is a folder, and no sub-folder N_NAME with pictures")
     if suffix in (".heic", ".heif"):
         raise SkippedError("HEIC is not supported, convert it to JPEG")
     if not any(suffix in suffixes for suffixes in SUFFIXES.values()):

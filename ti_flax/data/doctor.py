@@ -5,13 +5,14 @@ is said. 2: there is nothing to train on.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ti_flax.data.captions import read_captions
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import arguments, errors
 
@@ -25,7 +26,8 @@ _FEWEST = 3
 # moved by a hundredth of its width stays above; other views of one thing stay below.
 _ALIKE = 0.97
 _THUMBNAIL = 32, 32
-_CAPTIONS = (".txt", ".caption", ".json", ".jsonl", ".csv")
+# A prompt has 75 tokens beside its marks, and every word is at least one.
+_MOST_WORDS = 75
 
 
 def examine(
@@ -44,18 +46,51 @@ def examine(
         faults.append(
             f"{names[0]}: nearly the same as {names[1]}{mirror}; both count in training"
         )
-    captions = [p for p in folder.iterdir() if p.suffix.lower() in _CAPTIONS]
-    if captions:
-        faults.append(
-            f"{len(captions)} files that may hold captions are not read: prompts come "
-            "from templates (template_file)"
-        )
+    faults += _caption_faults(folder, pictures.names)
     if len(pictures.names) < _FEWEST:
         faults.append(
             f"only {len(pictures.names)} to train on; {_FEWEST} to 5 different views "
             "tell the concept from its surroundings"
         )
     return pictures, faults
+
+
+def _caption_faults(folder: Path, names: Sequence[str]) -> list[str]:
+    try:
+        captions = read_captions(folder, names, "auto")
+    except errors.UserError as error:
+        return [str(error)]
+    faults = [*captions.notes]
+    pairs = [*zip(names, captions.texts, strict=True)]
+    without = [name for name, text in pairs if not text]
+    if without and captions.source != "none":
+        faults.append(
+            f"no caption for {errors.listed(without)}; templates take its place"
+        )
+    for name, text in pairs:
+        count = max((len(line.split()) for line in text.split("\n")), default=0)
+        if count > _MOST_WORDS:
+            faults.append(
+                f"{errors.one_line(name)}: its caption has {count} words; a prompt has "
+                f"room for {_MOST_WORDS} at most, the rest is cut off"
+            )
+    return faults
+
+
+def describe_captions(folder: Path, names: Sequence[str]) -> str:
+    """One line: where captions are, and how many say where the new word goes."""
+    try:
+        captions = read_captions(folder, names, "auto")
+    except errors.UserError:  # told as a fault
+        return "captions: not read"
+    if captions.source == "none":
+        return "captions: none, prompts come from templates"
+    texts = [text for text in captions.texts if text]
+    marked = sum("[name]" in text or "{}" in text for text in texts)
+    return (
+        f"captions: of {len(texts)} pictures ({captions.source}), {marked} with [name] "
+        "or {} where the new word goes; in the others it is put in front"
+    )
 
 
 def _near_duplicates(
@@ -98,6 +133,7 @@ def main() -> None:
     pictures, faults = examine(given.folder, given.resolution, not given.no_center_crop)
     for fault in faults:
         print(fault)
+    print(describe_captions(given.folder, pictures.names))
     print(f"{len(pictures.names)} pictures to train on, {len(faults)} notes")
     if faults:
         sys.exit(FAULTS_EXIT_CODE)

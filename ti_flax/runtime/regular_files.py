@@ -16,6 +16,7 @@ from ti_flax.runtime.errors import UserError, one_line, shown
 MAX_JSON_BYTES = 8 * 2**20
 # An index of weights has two levels, a tokenizer's file six.
 _MAX_DEPTH = 32
+_AS_PUBLISHED = "give a model as it was published"
 _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFCHR: "a device",
@@ -28,8 +29,12 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, most: int | None = None) -> Iterator[io.BufferedReader]:
+def open_regular(
+    path: Path, most: int | None = None, advice: str = _AS_PUBLISHED
+) -> Iterator[io.BufferedReader]:
     """A regular file, after links, of at most `most` bytes, opened to be read.
+
+    `advice` ends the line where it is of another kind or too long.
 
     Raises:
         FileNotFoundError: there is none; what to do then, the caller knows.
@@ -37,7 +42,7 @@ def open_regular(path: Path, most: int | None = None) -> Iterator[io.BufferedRea
     """
     try:
         # Some devices act on being opened.
-        _check_kind(path, os.stat(path))
+        _check_kind(path, os.stat(path), advice)
         descriptor = os.open(path, _READ)
     except FileNotFoundError:
         raise
@@ -45,11 +50,10 @@ def open_regular(path: Path, most: int | None = None) -> Iterator[io.BufferedRea
         raise UserError(f"{path}: cannot be opened ({_reason(error)})") from error
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        _check_kind(path, status)
+        _check_kind(path, status, advice)
         if most is not None and status.st_size > most:
             raise UserError(
-                f"{path}: has {status.st_size} bytes, expected at most {most}; give a "
-                "model as it was published"
+                f"{path}: has {status.st_size} bytes, expected at most {most}; {advice}"
             )
         yield file
 
@@ -110,12 +114,12 @@ def _too_deep(path: Path) -> UserError:
     )
 
 
-def _check_kind(path: Path, status: os.stat_result) -> None:
+def _check_kind(path: Path, status: os.stat_result, advice: str) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         raise UserError(
             f"{path}: expected a file, found {_KINDS.get(kind, 'something else')}; "
-            "give a model as it was published"
+            f"{advice}"
         )
 
 

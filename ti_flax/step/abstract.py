@@ -19,7 +19,8 @@ class RunShapes(NamedTuple):
     """How large a run's arrays are, in each of its slots.
 
     `prompts` are number and length by the name of the text encoder; by default 27 of
-    the encoder's greatest length.
+    the encoder's greatest length. `listed` is the length of a slot's list of pictures;
+    by default each picture is in it once.
     """
 
     latent_side: int
@@ -28,6 +29,7 @@ class RunShapes(NamedTuple):
     pictures: int = 5
     views: int = 2
     prompts: Mapping[str, tuple[int, int]] | None = None
+    listed: int | None = None
 
 
 def abstract_arguments(
@@ -49,6 +51,7 @@ def abstract_arguments(
             rows={each.name: jnp.zeros((run.vectors, each.width)) for each in encoders},
             max_train_steps=1,
             norms={each.name: 1.0 for each in encoders},
+            pictures=jnp.zeros(run.listed or run.pictures, jnp.int32),
         )
         rows, bank = stack([slot] * run.slots)
         return init_state(rows, recipe.optimizer), bank

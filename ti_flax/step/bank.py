@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ti_flax.diffusion.objective import PLAIN, Objective
@@ -11,6 +12,7 @@ from ti_flax.step.state import Rows
 
 # Keys of an example: `split` gives the first six, of which `fold_in` must stay clear.
 _OBJECTIVE_KEY = 16
+_CAPTION_DROPOUT_KEY = 100
 
 
 class Bank(NamedTuple):
@@ -24,9 +26,15 @@ class Bank(NamedTuple):
     moments: Float[Array, "S N F h w Z"]
     # (height, width) of the original, (top, left) of the crop, (height, width) of it.
     sizes: Int[Array, "S N F 6"]
+    # Which pictures to draw from: each as often as it counts, in `num_pictures` places.
+    pictures: Int[Array, "S M"]
     num_pictures: Int[Array, "S"]
     prompts: dict[str, Int[Array, "S P L"]]
     num_prompts: Int[Array, "S"]
+    # The prompts of each picture: the first one, and how many.
+    prompt_spans: Int[Array, "S N 2"]
+    # How often the last prompt, which is empty then, takes the place of the drawn one.
+    caption_dropout_rate: Float[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
     # Where rows started, and the lengths to hold them to: what a `Hold` needs.
@@ -69,9 +77,14 @@ def draw_batch(
             noise_key,
             posterior_key,
         ) = jax.random.split(key, 6)
-        picture = jax.random.randint(picture_key, (), 0, slot.num_pictures)
+        place = jax.random.randint(picture_key, (), 0, slot.num_pictures)
+        picture = slot.pictures[place]
         mirror = jax.random.randint(mirror_key, (), 0, slot.moments.shape[1])
-        prompt = jax.random.randint(prompt_key, (), 0, slot.num_prompts)
+        first, count = slot.prompt_spans[picture]
+        prompt = first + jax.random.randint(prompt_key, (), 0, count)
+        dropout_key = jax.random.fold_in(key, _CAPTION_DROPOUT_KEY)
+        dropped = jax.random.uniform(dropout_key) < slot.caption_dropout_rate
+        prompt = jnp.where(dropped, slot.num_prompts - 1, prompt)
         moments = slot.moments[picture, mirror]
         shape = (*moments.shape[:-1], moments.shape[-1] // 2)
         posterior = family.sample_posterior(

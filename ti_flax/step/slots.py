@@ -18,7 +18,10 @@ class Slot(NamedTuple):
 
     `moments` and `sizes` have F views of each picture: itself and, where F is 2, its
     mirror image. `prompts`, `rows` and `norms`, the lengths to hold rows to, are by the
-    name of the text encoder.
+    name of the text encoder. `pictures` are numbers of pictures, each as often as it
+    counts; by default once. `prompt_spans` are the first prompt of each picture and how
+    many it has; by default every prompt is for every picture. At `caption_dropout_rate`
+    the last prompt takes the place of the drawn one.
     """
 
     seed_key: Key[Array, ""]
@@ -28,14 +31,25 @@ class Slot(NamedTuple):
     rows: Mapping[str, Float32[np.ndarray | Array, "K D"]]
     max_train_steps: int
     norms: Mapping[str, float]
+    pictures: Int32[np.ndarray | Array, "M"] | None = None
+    prompt_spans: Int32[np.ndarray | Array, "N 2"] | None = None
+    caption_dropout_rate: float = 0.0
+
+    def listed(self) -> Int32[np.ndarray | Array, "M"]:
+        if self.pictures is not None:
+            return self.pictures
+        return np.arange(len(self.moments), dtype=np.int32)
+
+    def spans(self) -> Int32[np.ndarray | Array, "N 2"]:
+        if self.prompt_spans is not None:
+            return self.prompt_spans
+        return np.tile(np.int32([0, _num_prompts(self)]), (len(self.moments), 1))
 
 
 def stack(slots: Sequence[Slot]) -> tuple[Rows, Bank]:
     """Initial rows and bank of concepts side by side, padded to the largest."""
-    pictures = max(len(slot.moments) for slot in slots)
-    prompts = max(_num_prompts(slot) for slot in slots)
-    vectors = max(_num_rows(slot) for slot in slots)
-    padded = [_pad(slot, pictures, prompts, vectors) for slot in slots]
+    sizes = _Sizes(*(max(each) for each in zip(*map(_sizes, slots), strict=True)))
+    padded = [_pad(slot, sizes) for slot in slots]
     bank = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
     # A copy: the state's rows are given up in the first dispatch.
     return jax.tree.map(jnp.copy, bank.initial), bank
@@ -53,8 +67,13 @@ def refill(
     The concept must not need more padding than the bank has.
     """
     prompts = next(iter(bank.prompts.values()))
-    sizes = bank.moments.shape[1], prompts.shape[1], bank.row_mask.shape[1]
-    one = _pad(slot, *sizes)
+    sizes = _Sizes(
+        pictures=bank.moments.shape[1],
+        listed=bank.pictures.shape[1],
+        prompts=prompts.shape[1],
+        vectors=bank.row_mask.shape[1],
+    )
+    one = _pad(slot, sizes)
     begun = init_state(jax.tree.map(lambda rows: rows[None], one.initial), optimizer)
     begun = jax.tree.map(lambda leaf: leaf[0], begun)
     return _replace((state, bank), (begun, one), jnp.int32(index))
@@ -67,15 +86,25 @@ def _replace(
     return jax.tree.map(lambda old, new: old.at[index].set(new), many, one)
 
 
+class _Sizes(NamedTuple):
+    """What slots are padded to."""
+
+    pictures: int
+    listed: int
+    prompts: int
+    vectors: int
+
+
+def _sizes(slot: Slot) -> _Sizes:
+    vectors = len(next(iter(slot.rows.values())))
+    return _Sizes(len(slot.moments), len(slot.listed()), _num_prompts(slot), vectors)
+
+
 def _num_prompts(slot: Slot) -> int:
     return len(next(iter(slot.prompts.values())))
 
 
-def _num_rows(slot: Slot) -> int:
-    return len(next(iter(slot.rows.values())))
-
-
-def _pad(slot: Slot, pictures: int, prompts: int, vectors: int) -> Bank:
+def _pad(slot: Slot, sizes: _Sizes) -> Bank:
     """A slot of the bank, without the axis S."""
 
     def to(length: int, array: np.ndarray | Array) -> Array:
@@ -84,13 +113,16 @@ def _pad(slot: Slot, pictures: int, prompts: int, vectors: int) -> Bank:
 
     return Bank(
         seed_keys=slot.seed_key,
-        moments=to(pictures, slot.moments),
-        sizes=to(pictures, slot.sizes),
-        num_pictures=jnp.int32(len(slot.moments)),
-        prompts={name: to(prompts, ids) for name, ids in slot.prompts.items()},
+        moments=to(sizes.pictures, slot.moments),
+        sizes=to(sizes.pictures, slot.sizes),
+        pictures=to(sizes.listed, slot.listed()),
+        num_pictures=jnp.int32(len(slot.listed())),
+        prompts={name: to(sizes.prompts, ids) for name, ids in slot.prompts.items()},
         num_prompts=jnp.int32(_num_prompts(slot)),
-        row_mask=jnp.arange(vectors) < _num_rows(slot),
+        prompt_spans=to(sizes.pictures, slot.spans()),
+        caption_dropout_rate=jnp.float32(slot.caption_dropout_rate),
+        row_mask=jnp.arange(sizes.vectors) < _sizes(slot).vectors,
         max_train_steps=jnp.int32(slot.max_train_steps),
-        initial={name: to(vectors, rows) for name, rows in slot.rows.items()},
+        initial={name: to(sizes.vectors, rows) for name, rows in slot.rows.items()},
         norms={name: jnp.float32(norm) for name, norm in slot.norms.items()},
     )

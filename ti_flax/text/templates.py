@@ -6,6 +6,9 @@ from typing import Literal
 from ti_flax.runtime.errors import UserError
 
 SLOT = "{}"
+# As AUTOMATIC1111's templates have them: the placeholder, and the picture's caption.
+NAME = "[name]"
+FILEWORDS = "[filewords]"
 
 _QUALITIES = (
     "good",
@@ -45,11 +48,13 @@ def prompt_templates(
 
     A file of the user's own (UTF-8, one template a line, blank lines and lines that
     begin with # skipped) takes the place of the built-in list. Fill a template with
-    `template.replace("{}", placeholder)`: other braces are text.
+    `template.replace("{}", placeholder)`: other braces are text. `[name]` in the file
+    becomes `{}`. A template with `[filewords]`, where the caption of a picture goes,
+    may leave the placeholder to that.
 
     Raises:
         UserError: the file cannot be read, holds no template, or a line of it does
-            not hold `{}` exactly once.
+            not hold `{}` or `[name]` exactly once.
     """
     if template_file is not None:
         return _read_templates(template_file)
@@ -70,10 +75,12 @@ def _read_templates(path: Path) -> list[str]:
         ) from error
     templates = []
     for number, line in enumerate(text.splitlines(), start=1):
-        template = line.strip()
+        template = line.strip().replace(NAME, SLOT)
         if not template or template.startswith("#"):
             continue
-        if template.count(SLOT) != 1:
+        if template.count(SLOT) != 1 and not (
+            FILEWORDS in template and SLOT not in template
+        ):
             raise UserError(
                 f"template_file {path}, line {number}: expected {SLOT} exactly once,"
                 f" where the placeholder goes, found it {template.count(SLOT)} times"

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -68,6 +68,19 @@ def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
 def vector_names(token: str, num_vectors: int) -> list[str]:
     """Names a placeholder's vectors as diffusers does: `tok`, `tok_1`, `tok_2`, ..."""
     return [token, *(f"{token}_{i}" for i in range(1, num_vectors))]
+
+
+class Fit(NamedTuple):
+    """How a prompt fits into the L tokens of a text encoder."""
+
+    # With the start and end marks.
+    tokens: int
+    # The end of the prompt that has no room.
+    cut_off: str
+    # The first learned vector in it, by its name.
+    lost: str | None
+    # Whether any learned vector is in the prompt.
+    has_word: bool
 
 
 class PromptTokenizer:
@@ -146,30 +159,48 @@ class PromptTokenizer:
             learned[added[k]] = list(range(start, start + num_vectors))
         return learned
 
-    def _encode(self, prompt: str, check: bool) -> list[int]:
+    def fit(self, prompt: str) -> Fit:
+        """What of a prompt is kept; nothing is said or raised."""
+        ids = self._ids(prompt)
+        lost = [i for i in ids[self.length - 1 : -1] if i >= self.vocab_size]
+        return Fit(
+            len(ids),
+            self._cut_off(prompt) if len(ids) > self.length else "",
+            self._names[lost[0] - self.vocab_size] if lost else None,
+            any(i >= self.vocab_size for i in ids),
+        )
+
+    def _ids(self, prompt: str) -> list[int]:
         # verbose=False: no warning about length, which is dealt with here.
         plain = self._tokenizer(prompt, verbose=False)
-        ids = [i for id_ in plain["input_ids"] for i in self._learned.get(id_, [id_])]
-        lost = [i for i in ids[self.length - 1 : -1] if i >= self.vocab_size]
-        if check and lost:
-            raise UserError(
-                f"prompt {shortened(prompt)!r} has {len(ids)} tokens with its start"
-                f" and end marks and the limit is {self.length}:"
-                f" {self._names[lost[0] - self.vocab_size]!r} would be cut off; shorten"
-                f" the prompt or move the placeholder forward"
-            )
+        return [i for id_ in plain["input_ids"] for i in self._learned.get(id_, [id_])]
+
+    def _encode(self, prompt: str, check: bool) -> list[int]:
+        ids = self._ids(prompt)
+        if check:
+            self._check(prompt)
         if len(ids) > self.length:
-            if check:
-                _log.warning(
-                    "prompt %r has %d tokens with its start and end marks and the limit"
-                    " is %d: %r is cut off; shorten it",
-                    shortened(prompt),
-                    len(ids),
-                    self.length,
-                    shortened(self._cut_off(prompt)),
-                )
             return [*ids[: self.length - 1], ids[-1]]
         return ids + [self._tokenizer.pad_token_id] * (self.length - len(ids))
+
+    def _check(self, prompt: str) -> None:
+        fit = self.fit(prompt)
+        if fit.lost is not None:
+            raise UserError(
+                f"prompt {shortened(prompt)!r} has {fit.tokens} tokens with its start"
+                f" and end marks and the limit is {self.length}:"
+                f" {fit.lost!r} would be cut off; shorten"
+                f" the prompt or move the placeholder forward"
+            )
+        if fit.cut_off:
+            _log.warning(
+                "prompt %r has %d tokens with its start and end marks and the limit"
+                " is %d: %r is cut off; shorten it",
+                shortened(prompt),
+                fit.tokens,
+                self.length,
+                shortened(fit.cut_off),
+            )
 
     def _cut_off(self, prompt: str) -> str:
         """The end of a prompt of more than L tokens that has no room."""

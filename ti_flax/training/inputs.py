@@ -25,8 +25,8 @@ from ti_flax.text.initial_rows import (
     initializer_ids,
     warn_of_unused_pieces,
 )
-from ti_flax.text.templates import prompt_templates
-from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, token_ids
+from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
+from ti_flax.training.prompts import Prompts, read_prompts
 
 if TYPE_CHECKING:
     import transformers
@@ -44,11 +44,13 @@ class Inputs(NamedTuple):
     """
 
     pictures: Pictures
+    # Numbers of the pictures, each as often as it counts.
+    listed: Int32[np.ndarray, "M"]
     mesh: jax.sharding.Mesh
     model: base_model.BaseModel
     latent_side: int
     tokenizers: dict[str, "transformers.CLIPTokenizer"]
-    prompts: dict[str, Int32[np.ndarray, "P L"]]
+    prompts: Prompts
     # The rows [K, D] of initializer_embedding; empty without it.
     given_rows: dict[str, np.ndarray]
     # The initial rows [K, D], given the vocabularies' tables [V, D].
@@ -60,11 +62,12 @@ class Inputs(NamedTuple):
 
         Reads the weights' files.
         """
-        ids = np.concatenate([*self.prompts.values()])
+        repeated = [self.listed] if len(self.listed) > len(self.pictures.names) else []
         return {
             "pretrained_model_name_or_path": self.model.fingerprint(),
-            "train_data_dir": identity.fingerprint(self.pictures.images),
-            "template_file": identity.fingerprint(ids),
+            "train_data_dir": identity.fingerprint(self.pictures.images, *repeated),
+            "caption_source": identity.fingerprint(*self.prompts.of_captions()),
+            "template_file": identity.fingerprint(*self.prompts.ids.values()),
             "initializer_embedding": identity.fingerprint(*self.given_rows.values()),
         }
 
@@ -78,6 +81,7 @@ def read_inputs(config: run_config.Config) -> Inputs:
     pictures = read_pictures(
         config.train_data_dir, config.resolution, config.center_crop
     )
+    listed = pictures.order()
     for note in pictures.notes:
         _log.warning("train_data_dir: %s", note)
     hosts.check_equal("config", run_config.dump_yaml(config).splitlines())
@@ -98,19 +102,18 @@ def read_inputs(config: run_config.Config) -> Inputs:
         encoder.name: _prompt_tokenizer(config, tokenizers[encoder.name], encoder)
         for encoder in model.family.text_encoders
     }
-    templates = prompt_templates(config.learnable_property, config.template_file)
-    sentences = [t.replace("{}", config.placeholder_token) for t in templates]
     shown = None
     if config.validation_prompt:
         shown = previews.Previews(config, model, tokenize, mesh)
     given_rows = _given_rows(config, model.family)
     return Inputs(
         pictures=pictures,
+        listed=listed,
         mesh=mesh,
         model=model,
         latent_side=latent_side,
         tokenizers=tokenizers,
-        prompts=token_ids(tokenize, sentences),
+        prompts=read_prompts(config, pictures.names, tokenize),
         given_rows=given_rows,
         initial_rows=_initial_rows(config, tokenizers, given_rows),
         previews=shown,

@@ -67,10 +67,13 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         seed_key=jax.random.key(config.seed, impl="threefry2x32"),
         moments=moments,
         sizes=inputs.pictures.sizes[:, : 1 + config.random_flip],
-        prompts=inputs.prompts,
+        prompts=inputs.prompts.ids,
         rows=inputs.initial_rows(tables),
         max_train_steps=config.max_train_steps,
         norms={name: held_norm(config, *both) for name, both in norms.items()},
+        pictures=inputs.listed,
+        prompt_spans=inputs.prompts.spans,
+        caption_dropout_rate=config.caption_dropout_rate,
     )
     rows, bank = stack([slot])
     return Resident(

@@ -157,5 +157,6 @@ def _shapes(config: run_config.Config, inputs: Inputs) -> RunShapes:
         vectors=config.num_vectors,
         pictures=len(inputs.pictures.images),
         views=1 + config.random_flip,
-        prompts={name: ids.shape for name, ids in inputs.prompts.items()},
+        listed=len(inputs.listed),
+        prompts={name: ids.shape for name, ids in inputs.prompts.ids.items()},
     )
