@@ -40,6 +40,9 @@ class Concept(NamedTuple):
     prompts: int
     vectors: int
     steps: int = 1000
+    # Each picture has prompts of its own, the first counts thrice, the last prompt
+    # takes the place of others.
+    captioned: bool = False
 
 
 def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
@@ -73,7 +76,8 @@ def make_run(recipe, *concepts: Concept):
     """State and bank with one slot a concept, padded to the largest."""
     rows, bank = stack([make_slot(concept) for concept in concepts])
     # Padding is NaN: whatever reads it shows.
-    unreal = np.arange(bank.moments.shape[1]) >= np.asarray(bank.num_pictures)[:, None]
+    real = np.asarray([concept.pictures for concept in concepts])
+    unreal = np.arange(bank.moments.shape[1]) >= real[:, None]
     moments = jnp.where(unreal[:, :, None, None, None, None], jnp.nan, bank.moments)
     state = init_state(rows, recipe.optimizer)
     placed = state, bank._replace(moments=moments)
@@ -86,7 +90,7 @@ def make_slot(concept: Concept) -> Slot:
     moments = random.normal(size=(concept.pictures, 2, 4, 4, 8)).astype(np.float32)
     ids = random.integers(0, VOCABULARY, (concept.prompts, 77)).astype(np.int32)
     ids[:, 3 : 3 + concept.vectors] = VOCABULARY + np.arange(concept.vectors)
-    return Slot(
+    slot = Slot(
         seed_key=jax.random.key(concept.seed),
         moments=moments,
         sizes=np.zeros((concept.pictures, 2, 6), np.int32),
@@ -94,4 +98,13 @@ def make_slot(concept: Concept) -> Slot:
         rows={"text_encoder": rows},
         max_train_steps=concept.steps,
         norms={"text_encoder": 1.0},
+    )
+    if not concept.captioned:
+        return slot
+    first = np.arange(concept.pictures) % (concept.prompts - 1)
+    spans = np.stack([first, concept.prompts - 1 - first], axis=1)
+    return slot._replace(
+        pictures=np.array([0, 0, *range(concept.pictures)], np.int32),
+        prompt_spans=spans.astype(np.int32),
+        caption_dropout_rate=0.25,
     )

@@ -16,7 +16,8 @@ from ti_flax.runtime.regular_files import MAX_JSON_BYTES, names_in
 
 METADATA = "metadata.jsonl"
 _SIDECARS = (".txt", ".caption")
-_LISTS = (".json", ".jsonl")
+# The names that the Hugging Face Hub and kohya's scripts give: meta_cap.json.
+_LIST = re.compile(r"meta.*\.jsonl?", re.IGNORECASE)
 _PICTURES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 # A caption has at most 77 tokens that count; a book is a slip.
 _MAX_BYTES = 2**16
@@ -35,7 +36,7 @@ def beside_a_picture(names: Collection[str]) -> set[str]:
     return {
         name
         for name in names
-        if name.lower().endswith(_LISTS)
+        if _LIST.fullmatch(name)
         or (name.lower().endswith(_SIDECARS) and _stem(name) in stems)
     }
 

@@ -171,7 +171,7 @@ def _tell(
         )
     if prompts:
         _log.info(
-            "caption_source: %s, %d prompts such as %s; none would train with templates",
+            "caption_source: %s, %d prompts such as %s; with none they are templates",
             captions.source,
             len(prompts),
             shown(prompts[0]),
