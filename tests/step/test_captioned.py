@@ -71,8 +71,8 @@ def test_a_slot_without_captions_draws_what_it_drew():
         prompt_spans=np.tile(np.int32([0, 7]), (5, 1)),
         caption_dropout_rate=0.0,
     )
-    for one, other in zip(*(stack([slot]) for slot in (plain, spelt)), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
+    one, other = (stack([slot])[1]._replace(seed_keys=0) for slot in (plain, spelt))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
     _, bank = stack([plain])
     drawn = draw_batch(bank, jnp.zeros(1, int), jnp.arange(64), slots.FAMILY)
 
