@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import struct
 import sys
 import zipfile
@@ -57,6 +58,22 @@ def folder_without_pictures(arguments, folder):
 def broken_picture(arguments, folder):
     folder_without_pictures(arguments, folder)
     (folder / "empty" / "cat.png").write_text("no picture")
+
+
+# Captions
+
+
+def captions(files, **keys):
+    """Pictures of the command line with files beside them."""
+
+    def change(arguments, folder):
+        place = folder / "captioned"
+        shutil.copytree(arguments["train_data_dir"], place)
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+        arguments.update(train_data_dir=place, **keys)
+
+    return change
 
 
 # Templates
@@ -313,6 +330,18 @@ CASES = {
         placeholder_token="Heart",
     ),
     "an initializer of white space": given(initializer_token=" "),
+    "captions of two kinds": captions({"0.txt": b"a", "0.caption": b"a"}),
+    "a caption that is not UTF-8": captions({"0.txt": b"a caf\xe9"}),
+    "a damaged line of metadata": captions(
+        {"metadata.jsonl": b'{"file_name": "0.png"}'}
+    ),
+    "a caption that is not there": captions({}, caption_source="txt"),
+    "a caption without its trigger word": captions(
+        {"0.txt": b"a cat"}, trigger_word="sks"
+    ),
+    "a caption that would lose the word": captions(
+        {"0.txt": b"a very long story " * 10 + b"of [name]"}
+    ),
     "a template without `{}`": template_without_placeholder,
     "a prompt longer than the model reads": long_template,
     "no such model": given(pretrained_model_name_or_path="nowhere"),

@@ -111,9 +111,10 @@ def test_automatic1111s_templates_take_text_files_and_file_names(
 
 
 def test_templates_of_the_users_own_win_over_captions_found(
-    read, ids_of, folder, tmp_path
+    read, ids_of, folder, tmp_path, caplog
 ):
     caption(folder, "a", "b", "c")
+    caplog.set_level(logging.INFO, "ti_flax")
     (tmp_path / "t.txt").write_text("one {}\n")
     has(
         read(template_file=str(tmp_path / "t.txt")), ids_of, ["one <toy>"], [[0, 1]] * 3
@@ -159,6 +160,11 @@ MISTAKES = {
         NO_WORD,
     ),
     "cut off": ("story " * 90 + "{}", {}, "'<toy>' would be cut off; shorten it"),
+    "cut off by shuffling": (
+        "{}, " + ", ".join(["story"] * 40),
+        {"shuffle_caption": True},
+        "would be cut off; shorten it, or keep the word in front with keep_tokens",
+    ),
     "txt with templates": (
         "a cat",
         {"caption_source": "txt", "template_file": "t.txt"},

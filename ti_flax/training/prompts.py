@@ -9,7 +9,12 @@ from jaxtyping import Int32
 
 from ti_flax.config import run_config
 from ti_flax.config.caption_keys import CaptionKeys
-from ti_flax.data.captions import Captions, from_file_name, read_captions
+from ti_flax.data.captions import (
+    Captions,
+    found_kinds,
+    from_file_name,
+    read_captions,
+)
 from ti_flax.runtime import hosts
 from ti_flax.runtime.errors import UserError, listed, one_line, shown
 from ti_flax.text.captions import Rules, prompts_of
@@ -101,6 +106,14 @@ def _read(
                 f"'{config.template_file}'); remove one, or write {FILEWORDS} into the "
                 "templates where the caption goes"
             )
+        idle = found_kinds(folder, pictures) if source == "auto" else []
+        if idle:
+            _log.info(
+                "template_file: the captions beside the pictures (%s) are not read; "
+                "%s in a template is where a caption goes",
+                ", ".join(idle),
+                FILEWORDS,
+            )
         source = "none"
     captions = read_captions(folder, pictures, source, config.caption_separator)
     if framed:
@@ -134,11 +147,13 @@ def _check(
                 f"{shown(prompt)}; write it there, or put {SLOT} into caption_prefix"
             )
         if fit.lost is not None:
+            forward = "move the word forward"
+            if config.shuffle_caption:
+                forward = "keep the word in front with keep_tokens"
             raise UserError(
                 f"{about}: {shown(prompt)} has {fit.tokens} tokens with its start and "
                 f"end marks and the limit is {tokenizer.length}: {fit.lost!r} would be "
-                "cut off; shorten it, or move the word forward (keep_tokens keeps it "
-                "there)"
+                f"cut off; shorten it, or {forward}"
             )
     longest = max(fits, key=lambda fit: fit.tokens)
     if longest.cut_off:
