@@ -7,6 +7,7 @@ import pytest
 import runs
 
 from ti_flax.checkpoints import identity
+from ti_flax.models import random_model
 from ti_flax.runtime import errors
 from ti_flax.text.templates import OBJECT_TEMPLATES
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
@@ -275,3 +276,20 @@ def test_a_run_is_not_resumed_with_other_captions(name, repeated, tiny_model, tm
     # Checkpoints of versions without captions say nothing of caption_source.
     assert before["template_file"] != off["template_file"]
     assert before["caption_source"] != off["caption_source"]
+
+
+def test_both_encoders_of_sdxl_read_the_same_captions(repeated, tmp_path):
+    model = tmp_path / "sdxl"
+    random_model.write_random_model(model, "tiny_sdxl")
+    config = runs.make_config(
+        model, repeated, tmp_path / "out", initializer_token="t", **RANDOM
+    )
+    prompts = read_inputs(config).prompts
+    assert [*prompts.ids] == ["text_encoder", "text_encoder_2"]
+    first, second = prompts.ids.values()
+    assert first.shape == second.shape
+    np.testing.assert_array_equal(prompts.spans[:, 1], [16, 16, 16])
+    assert len(first) == 3 * 16 + 1
+    # They pad otherwise; before the end they are the same.
+    before_end = np.cumprod(first != first[-1, 1], axis=1).astype(bool)
+    np.testing.assert_array_equal(first[before_end], second[before_end])
