@@ -278,6 +278,14 @@ def test_a_run_is_not_resumed_with_other_captions(name, repeated, tiny_model, tm
     assert before["caption_source"] != off["caption_source"]
 
 
+def test_sub_folders_that_count_are_told_and_listed(read, repeated, caplog):
+    caplog.set_level(logging.INFO, "ti_flax")
+    inputs = read()
+    assert inputs.pictures.names == ("1_toy/1.png", "1_toy/2.png", "3_toy/0.png")
+    assert inputs.listed.tolist() == [0, 1, 2, 2, 2]
+    assert "sub-folders count several times: 1_toy 1, 3_toy 3" in caplog.text
+
+
 def test_both_encoders_of_sdxl_read_the_same_captions(repeated, tmp_path):
     model = tmp_path / "sdxl"
     random_model.write_random_model(model, "tiny_sdxl")

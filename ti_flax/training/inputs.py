@@ -18,7 +18,7 @@ from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.locate import find_tokenizer
 from ti_flax.models.opening import Choices
 from ti_flax.runtime import hosts, sharding
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.errors import UserError, listed
 from ti_flax.text import known_words
 from ti_flax.text.initial_rows import (
     initial_rows,
@@ -81,9 +81,8 @@ def read_inputs(config: run_config.Config) -> Inputs:
     pictures = read_pictures(
         config.train_data_dir, config.resolution, config.center_crop
     )
-    listed = pictures.order()
-    for note in pictures.notes:
-        _log.warning("train_data_dir: %s", note)
+    order = pictures.order()
+    _tell(pictures)
     hosts.check_equal("config", run_config.dump_yaml(config).splitlines())
     hosts.check_equal("train_data_dir", pictures.fingerprints())
     mesh = sharding.make_mesh(fsdp=config.fsdp)
@@ -108,7 +107,7 @@ def read_inputs(config: run_config.Config) -> Inputs:
     given_rows = _given_rows(config, model.family)
     return Inputs(
         pictures=pictures,
-        listed=listed,
+        listed=order,
         mesh=mesh,
         model=model,
         latent_side=latent_side,
@@ -118,6 +117,19 @@ def read_inputs(config: run_config.Config) -> Inputs:
         initial_rows=_initial_rows(config, tokenizers, given_rows),
         previews=shown,
     )
+
+
+def _tell(pictures: Pictures) -> None:
+    """What is not used as it is, and which sub-folders count how often."""
+    for note in pictures.notes:
+        _log.warning("train_data_dir: %s", note)
+    pairs = zip(pictures.names, pictures.repeats, strict=True)
+    counted = {name.split("/")[0]: count for name, count in pairs if "/" in name}
+    if counted:
+        _log.info(
+            "train_data_dir: pictures of sub-folders count several times: %s",
+            listed(f"{name} {count}" for name, count in counted.items()),
+        )
 
 
 def _load_tokenizers(
