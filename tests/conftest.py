@@ -1,8 +1,12 @@
 """Every test runs on 8 devices that share this machine's CPU."""
 
+import inspect
+import itertools
 import logging
 import os
+import re
 import tempfile
+from pathlib import Path
 
 # Compiling is most of the suite's time; code that runs once need not be optimised.
 # Set in the environment so that processes started by tests have it too.
@@ -29,6 +33,26 @@ jaxtyping.install_import_hook("ti_flax", "typechecking.check")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_SKIPS = re.compile(r"(importorskip|find_spec)\W+(torch|diffusers|invokeai)")
+# Rooms whose tests are quick, or lean on what differs between Pythons.
+_LOWER_ROOMS = {"config", "data", "diffusion", "formats", "models", "text"}
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what .ci/run repeats on the Python that has PyTorch."""
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if room in _LOWER_ROOMS or "golden" in item.name or _asks_for_torch(item):
+            item.add_marker("every_python")
+
+
+def _asks_for_torch(item):
+    """Whether a test or a fixture of it is skipped where PyTorch is not."""
+    fixtures = itertools.chain(*item._fixtureinfo.name2fixturedefs.values())
+    sources = map(inspect.getsource, [item.function, *(each.func for each in fixtures)])
+    return any(_SKIPS.search(source) for source in sources)
 
 
 @pytest.fixture(autouse=True)
