@@ -43,6 +43,7 @@ class Concept(NamedTuple):
     # Each picture has prompts of its own, the first counts thrice, the last prompt
     # takes the place of others.
     captioned: bool = False
+    masked: bool = False
 
 
 def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
@@ -99,6 +100,9 @@ def make_slot(concept: Concept) -> Slot:
         max_train_steps=concept.steps,
         norms={"text_encoder": 1.0},
     )
+    if concept.masked:
+        weights = random.uniform(size=moments.shape[:-1]).astype(np.float32)
+        slot = slot._replace(loss_weights=weights, unmasked_probability=0.25)
     if not concept.captioned:
         return slot
     first = np.arange(concept.pictures) % (concept.prompts - 1)

@@ -18,6 +18,7 @@ import optax
 import other_lines
 import pytest
 import runs
+from PIL import Image
 from safetensors.numpy import save_file
 
 from ti_flax import train
@@ -71,6 +72,25 @@ def captions(files, **keys):
         shutil.copytree(arguments["train_data_dir"], place)
         for name, content in files.items():
             (place / name).write_bytes(content)
+        arguments.update(train_data_dir=place, **keys)
+
+    return change
+
+
+# Masks
+
+
+def masks(color=255, side=None, **keys):
+    """Pictures of the command line with a mask beside each."""
+
+    def change(arguments, folder):
+        place = folder / "masked"
+        shutil.copytree(arguments["train_data_dir"], place)
+        for picture in [*place.glob("*.png")]:
+            with Image.open(picture) as opened:
+                size = opened.size if side is None else (side, side)
+            mask = place / f"{picture.stem}-masklabel.png"
+            Image.new("L", size, color).save(mask)
         arguments.update(train_data_dir=place, **keys)
 
     return change
@@ -342,6 +362,10 @@ CASES = {
     "a caption that would lose the word": captions(
         {"0.txt": b"a very long story " * 10 + b"of [name]"}
     ),
+    "masks that are not there": given(masked_loss="true"),
+    "a mask of another size": masks(side=7, masked_loss="true"),
+    "a mask that is all black": masks(color=0, masked_loss="true"),
+    "a mask that nobody asked for": given(alpha_mask="true"),
     "a template without `{}`": template_without_placeholder,
     "a prompt longer than the model reads": long_template,
     "no such model": given(pretrained_model_name_or_path="nowhere"),

@@ -103,7 +103,7 @@ def few(folder):
 
 FAULTS = {
     turned: "9.jpg: turned as its EXIF orientation says",
-    transparent: "9.png: transparency put on white",
+    transparent: "9.png: transparency put on white (alpha_mask: a mask)",
     hidden: "skipped 1 hidden: .DS_Store",
     small: "9.png: enlarged from 20x20 px",
     damaged: "skipped 9.png: empty, damaged or not a picture",
@@ -159,3 +159,19 @@ def test_it_runs_as_a_module(folder, monkeypatch, capsys):
         runpy.run_module("ti_flax.data", run_name="__main__")
     assert ended.value.code == 1  # 96 px are enlarged to 512
     assert "enlarged from 96x96 px" in capsys.readouterr().out
+
+
+def test_masks_are_counted_and_those_that_do_not_fit_told(tmp_path, capsys):
+    for seed in range(3):
+        values = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{seed}.png")
+    assert doctor.describe_masks(tmp_path, ["0.png"]) == "masks: none"
+    Image.new("L", (64, 64), 255).save(tmp_path / "0-masklabel.png")
+    pictures, faults = doctor.examine(tmp_path, 64, True)
+    assert faults == ["no mask for 1.png, 2.png; learned whole"]
+    told = "masks: of 1 pictures, read with masked_loss"
+    assert doctor.describe_masks(tmp_path, pictures.names) == told
+    Image.new("L", (64, 63), 255).save(tmp_path / "1-masklabel.png")
+    _, faults = doctor.examine(tmp_path, 64, True)
+    assert faults[0] == "no mask for 2.png; learned whole"
+    assert faults[1].startswith("mask of 1.png: expected 64x64 px as the picture has")

@@ -190,7 +190,7 @@ def test_alpha_is_put_on_white(tmp_path):
     save(tmp_path, "a.png", rgba)
     image, note = read_one(tmp_path)
     np.testing.assert_allclose(image, on_white(rgba[..., :3], rgba[..., 3:]), atol=1)
-    assert note == "a.png: transparency put on white"
+    assert note == "a.png: transparency put on white (alpha_mask: a mask)"
 
 
 def test_grey_alpha_is_put_on_white(tmp_path):
@@ -199,7 +199,7 @@ def test_grey_alpha_is_put_on_white(tmp_path):
     image, note = read_one(tmp_path)
     grey = np.repeat(la[..., :1], 3, -1)
     np.testing.assert_allclose(image, on_white(grey, la[..., 1:]), atol=1)
-    assert note == "a.png: transparency put on white"
+    assert note == "a.png: transparency put on white (alpha_mask: a mask)"
 
 
 def test_an_opaque_alpha_channel_changes_and_notes_nothing(tmp_path):
@@ -228,7 +228,7 @@ def test_palette_transparency_is_put_on_white(tmp_path, kind, transparency, alph
     image, note = read_one(tmp_path)
     expected = on_white(colours[index], np.array(alpha)[index][..., None])
     np.testing.assert_allclose(image, expected, atol=1)
-    assert note == f"a.{kind}: transparency put on white"
+    assert note == f"a.{kind}: transparency put on white (alpha_mask: a mask)"
 
 
 def test_a_transparent_key_colour_becomes_white(tmp_path):
@@ -434,7 +434,8 @@ def test_several_changes_share_one_note(tmp_path):
     save(tmp_path, "a.png", noise(4, 4, 4), exif=exif)
     _, note = read_one(tmp_path)
     assert note == (
-        "a.png: turned as its EXIF orientation says, transparency put on white,"
+        "a.png: turned as its EXIF orientation says, "
+        "transparency put on white (alpha_mask: a mask),"
         " enlarged from 4x4 px"
     )
 

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from ti_flax.config import command_line, diffusers_flags, validation, yaml_file
 from ti_flax.config.caption_keys import CaptionKeys
 from ti_flax.config.checkpoint_keys import CheckpointKeys
+from ti_flax.config.mask_keys import MaskKeys
 from ti_flax.config.run_keys import (
     GROUPS,
     PRESETS,
@@ -38,6 +39,7 @@ class Config(
     ReportKeys,
     OutputKeys,
     TrainingKeys,
+    MaskKeys,
     CaptionKeys,
     DataKeys,
     ConceptKeys,

@@ -29,6 +29,7 @@ from ti_flax.config.fields import (
     Texts,
     Variant,
 )
+from ti_flax.config.mask_keys import MaskKeys
 from ti_flax.config.natures import FREE, KEPT, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.config.training_keys import ComputeKeys, OptimizerKeys, OutputKeys
@@ -265,6 +266,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Concept": ConceptKeys,
     "Data": DataKeys,
     "Captions": CaptionKeys,
+    "Masks": MaskKeys,
     "Training": OptimizerKeys,
     "Loss and noise": ObjectiveKeys,
     "Computing": ComputeKeys,

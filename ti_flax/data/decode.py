@@ -48,6 +48,26 @@ def read_picture(path: Path) -> tuple[Image.Image, list[str]]:
     return picture, changes + [f"Pillow warns: {words}" for words in said]
 
 
+def read_alpha(path: Path) -> Image.Image | None:
+    """The alpha channel of a picture, upright; None where it is opaque.
+
+    Raises:
+        SkippedError: it cannot be read.
+    """
+    try:
+        with (
+            path.open("rb") as file,
+            Image.open(file, formats=list(SUFFIXES)) as opened,
+        ):
+            opened.load()
+            picture, _ = _turn_upright(opened)
+    except Exception as error:  # as in `read_picture`
+        raise SkippedError(_reason(error)) from error
+    if not picture.has_transparency_data:
+        return None
+    return picture.convert("RGBA").getchannel("A")
+
+
 def _check_entry(path: Path) -> None:
     """Refuses what is not the file of a picture by its kind or its name."""
     suffix = path.suffix.lower()
@@ -88,7 +108,7 @@ def _decode(path: Path) -> tuple[Image.Image, list[str]]:
     if picture.has_transparency_data:
         picture, transparent = _put_on_white(picture)
         if transparent:
-            changes.append("transparency put on white")
+            changes.append("transparency put on white (alpha_mask: a mask)")
     return picture.convert("RGB"), changes
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ti_flax.data import masks
 from ti_flax.data.captions import read_captions
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import arguments, errors
@@ -47,6 +48,7 @@ def examine(
             f"{names[0]}: nearly the same as {names[1]}{mirror}; both count in training"
         )
     faults += _caption_faults(folder, pictures.names)
+    faults += _mask_faults(folder, pictures, resolution, center_crop)
     if len(pictures.names) < _FEWEST:
         faults.append(
             f"only {len(pictures.names)} to train on; {_FEWEST} to 5 different views "
@@ -75,6 +77,29 @@ def _caption_faults(folder: Path, names: Sequence[str]) -> list[str]:
                 f"room for {_MOST_WORDS} at most, the rest is cut off"
             )
     return faults
+
+
+def _mask_faults(
+    folder: Path, pictures: Pictures, resolution: int, center_crop: bool
+) -> list[str]:
+    """Pictures without a mask where others have one, and the first that is no mask."""
+    files = masks.beside(folder, pictures.names)
+    without = [name for name in pictures.names if name not in files]
+    faults = []
+    if files and without:
+        faults.append(f"no mask for {errors.listed(without)}; learned whole")
+    try:
+        masks.read_masks(files, pictures.names, pictures.sizes, resolution, center_crop)
+    except errors.UserError as error:
+        faults.append(str(error))
+    return faults
+
+
+def describe_masks(folder: Path, names: Sequence[str]) -> str:
+    """One line: how many pictures have a mask, and what reads it."""
+    count = len(masks.beside(folder, names))
+    told = f"of {count} pictures, read with masked_loss" if count else "none"
+    return f"masks: {told}"
 
 
 def describe_captions(folder: Path, names: Sequence[str]) -> str:
@@ -134,6 +159,7 @@ def main() -> None:
     for fault in faults:
         print(fault)
     print(describe_captions(given.folder, pictures.names))
+    print(describe_masks(given.folder, pictures.names))
     print(f"{len(pictures.names)} pictures to train on, {len(faults)} notes")
     if faults:
         sys.exit(FAULTS_EXIT_CODE)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image
 
+from ti_flax.data import crop
 from ti_flax.data.caption_files import beside_a_picture
 from ti_flax.data.decode import SkippedError, read_picture
+from ti_flax.data.masks import masks_among
 from ti_flax.runtime.errors import UserError
 
 NAMES_IN_A_LINE = 3
@@ -87,7 +88,7 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
             picture, changes = read_picture(path)
             if min(picture.size) < resolution:
                 changes.append(f"enlarged from {picture.width}x{picture.height} px")
-            image = np.asarray(_make_square(picture, resolution, center_crop))
+            image = np.asarray(crop.make_square(picture, resolution, center_crop))
             same_as = first_name.setdefault(hashlib.sha256(image).digest(), shown)
             if same_as != shown:
                 raise SkippedError(f"the same picture as {same_as}")
@@ -95,7 +96,7 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
             notes.append(f"skipped {shown}: {reason}")
             continue
         images.append(image)
-        sizes.append(_sizes(*picture.size, resolution, center_crop))
+        sizes.append(crop.sizes(*picture.size, resolution, center_crop))
         names.append(name)
         repeats.append(count)
         if changes:
@@ -120,7 +121,7 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
 def _list_folder(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """What may be a picture and how often it counts, in order; hidden entries' names.
 
-    Captions beside pictures, for `captions`, are not in it.
+    Captions and masks beside pictures are not in it.
     """
     files: list[tuple[Path, int]] = []
     visible, hidden = _entries(folder)
@@ -137,7 +138,7 @@ def _list_folder(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[str]]:
-    """The visible entries of a folder in order, without captions; the hidden ones."""
+    """Visible entries in order, without captions and masks, and hidden ones' names."""
     try:
         # The name itself breaks ties, so that no order depends on the file system.
         entries = sorted(folder.iterdir(), key=lambda p: (p.name.casefold(), p.name))
@@ -149,33 +150,9 @@ def _entries(folder: Path) -> tuple[list[Path], list[str]]:
         ) from error
     hidden = [_printable(p.name) for p in entries if p.name.startswith(".")]
     visible = [p for p in entries if not p.name.startswith(".")]
-    captions = beside_a_picture([path.name for path in visible])
-    return [path for path in visible if path.name not in captions], hidden
-
-
-def _make_square(picture: Image.Image, side: int, center_crop: bool) -> Image.Image:
-    """Crops or squashes, then resizes.
-
-    Pillow's bicubic filter widens with the reduction, so it does not alias, and it
-    overshoots half as much as Lanczos at hard edges (an object on white), where a halo
-    would be learned with the concept. It is also what diffusers trains with.
-    """
-    if center_crop:
-        edge = min(picture.size)
-        left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-        picture = picture.crop((left, top, left + edge, top + edge))
-    return picture.resize((side, side), Image.Resampling.BICUBIC)
-
-
-def _sizes(width: int, height: int, side: int, center_crop: bool) -> list[list[int]]:
-    """`Pictures.sizes` of one picture; one that is squashed is not cropped."""
-    top = left = mirrored = 0
-    if center_crop:
-        edge = min(width, height)
-        resized = round(height * side / edge), round(width * side / edge)
-        top, left = ((length - side) // 2 for length in resized)
-        mirrored = resized[1] - side - left
-    return [[height, width, top, x, side, side] for x in (left, mirrored)]
+    names = [path.name for path in visible]
+    others = beside_a_picture(names) | masks_among(names)
+    return [path for path in visible if path.name not in others], hidden
 
 
 def _printable(name: str) -> str:

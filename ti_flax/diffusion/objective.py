@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ti_flax.diffusion import noise as noises
-from ti_flax.diffusion.process import Ddpm, mse
+from ti_flax.diffusion.process import Ddpm, mean_of_each, mse
 
 
 class Objective(NamedTuple):
@@ -65,14 +65,19 @@ class Objective(NamedTuple):
         prediction: Float[Array, "B *shape"],
         target: Float[Array, "B *shape"],
         times: Int[Array, "B"],
+        weights: Float[Array, "B *place"] | None = None,
     ) -> Float[Array, "B"]:
-        """The loss of each example, float32, times what its timestep counts."""
+        """The loss of each example, float32, times what its timestep counts.
+
+        `weights` are what the errors of each place count, such as a mask.
+        """
         if self.huber_c is None:
-            each = mse(prediction, target)
+            each = mse(prediction, target, weights)
         else:
-            each = pseudo_huber(prediction, target, self.huber_c[times])
+            c = self.huber_c[times]
+            each = pseudo_huber(prediction, target, c, weights)
             if self.loss_type == "smooth_l1":
-                each = each / self.huber_c[times]
+                each = each / c
         return each if self.weights is None else each * self.weights[times]
 
 
@@ -83,6 +88,7 @@ def pseudo_huber(
     prediction: Float[Array, "B *shape"],
     target: Float[Array, "B *shape"],
     c: Float[Array, "B"],
+    weights: Float[Array, "B *place"] | None = None,
 ) -> Float[Array, "B"]:
     """Mean of 2c (sqrt(e^2 + c^2) - c): e^2 where e is small, 2c|e| where it is large.
 
@@ -94,4 +100,4 @@ def pseudo_huber(
     c = c.reshape(-1, *(1,) * (error.ndim - 1))
     squared = jnp.square(error)
     each = 2 * c * squared / (jnp.sqrt(squared + jnp.square(c)) + c)
-    return jnp.mean(each, axis=tuple(range(1, error.ndim)))
+    return mean_of_each(each, weights)

@@ -99,11 +99,25 @@ _TARGETS = {
 
 
 def mse(
-    prediction: Float[Array, "B *shape"], target: Float[Array, "B *shape"]
+    prediction: Float[Array, "B *shape"],
+    target: Float[Array, "B *shape"],
+    weights: Float[Array, "B *place"] | None = None,
 ) -> Float[Array, "B"]:
-    """Mean squared error of each example, float32 (Ho et al. 2020, eq. 14)."""
+    """Mean squared error of each example, float32 (Ho et al. 2020, eq. 14).
+
+    `weights` are what the errors of each place count; the channels come last.
+    """
     error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+    return mean_of_each(jnp.square(error), weights)
+
+
+def mean_of_each(
+    errors: Float[Array, "B *shape"], weights: Float[Array, "B *place"] | None
+) -> Float[Array, "B"]:
+    """The mean over each example, of errors times what their place counts."""
+    if weights is not None:
+        errors = errors * weights[..., None]
+    return jnp.mean(errors, axis=tuple(range(1, errors.ndim)))
 
 
 def scheduler_settings(config: Mapping[str, Any], instead: str = "") -> Settings:

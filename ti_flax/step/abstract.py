@@ -20,7 +20,7 @@ class RunShapes(NamedTuple):
 
     `prompts` are number and length by the name of the text encoder; by default 27 of
     the encoder's greatest length. `listed` is the length of a slot's list of pictures;
-    by default each picture is in it once.
+    by default each picture is in it once. `masked`: the pictures have masks.
     """
 
     latent_side: int
@@ -30,6 +30,7 @@ class RunShapes(NamedTuple):
     views: int = 2
     prompts: Mapping[str, tuple[int, int]] | None = None
     listed: int | None = None
+    masked: bool = False
 
 
 def abstract_arguments(
@@ -52,6 +53,7 @@ def abstract_arguments(
             max_train_steps=1,
             norms={each.name: 1.0 for each in encoders},
             pictures=jnp.zeros(run.listed or run.pictures, jnp.int32),
+            loss_weights=jnp.zeros(moments[:-1]) if run.masked else None,
         )
         rows, bank = stack([slot] * run.slots)
         return init_state(rows, recipe.optimizer), bank

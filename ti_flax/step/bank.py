@@ -13,6 +13,7 @@ from ti_flax.step.state import Rows
 # Keys of an example: `split` gives the first six, of which `fold_in` must stay clear.
 _OBJECTIVE_KEY = 16
 _CAPTION_DROPOUT_KEY = 100
+_UNMASKED_KEY = 101
 
 
 class Bank(NamedTuple):
@@ -35,6 +36,10 @@ class Bank(NamedTuple):
     prompt_spans: Int[Array, "S N 2"]
     # How often the last prompt, which is empty then, takes the place of the drawn one.
     caption_dropout_rate: Float[Array, "S"]
+    # What the errors of each latent count, and how often all count 1 instead; None
+    # where no slot has masks.
+    loss_weights: Float[Array, "S N F h w"] | None
+    unmasked_probability: Float[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
     # Where rows started, and the lengths to hold them to: what a `Hold` needs.
@@ -52,6 +57,8 @@ class Batch(NamedTuple):
     sizes: Int[Array, "S B 6"]
     # What x_t is made with, where it is not `noise`: that stays the target's.
     input_noise: Float[Array, "S B h w c"] | None = None
+    # What the error of each latent counts, where not all count 1.
+    loss_weights: Float[Array, "S B h w"] | None = None
 
 
 def draw_batch(
@@ -100,7 +107,18 @@ def draw_batch(
             ids={name: prompts[prompt] for name, prompts in slot.prompts.items()},
             sizes=slot.sizes[picture, mirror],
             input_noise=input_noise,
+            loss_weights=_drawn_weights(slot, key, (picture, mirror)),
         )
 
     over_examples = jax.vmap(example, in_axes=(None, None, 0))
     return jax.vmap(over_examples, in_axes=(0, 0, None))(bank, step, examples)
+
+
+def _drawn_weights(
+    slot: Bank, key: Key[Array, ""], view: tuple[Int[Array, ""], Int[Array, ""]]
+) -> Float[Array, "h w"] | None:
+    """What the latents of a view count in one example."""
+    if slot.loss_weights is None:
+        return None
+    unmasked = jax.random.uniform(jax.random.fold_in(key, _UNMASKED_KEY))
+    return jnp.where(unmasked < slot.unmasked_probability, 1.0, slot.loss_weights[view])

@@ -38,8 +38,8 @@ def compile_fixed_loss(
 
     Pictures, prompts, noise and posterior samples are drawn as those of a step that no
     run reaches, and so are not those of any train step; timesteps are spread evenly.
-    It is the plain squared error under plain noise whatever a run's own objective is,
-    so that runs with other objectives compare.
+    It is the plain squared error of whole pictures under plain noise whatever a run's
+    own objective and masks are, so that runs with others compare.
     """
     recipe = recipe._replace(objective=PLAIN)
     batch_size = recipe.train_batch_size
@@ -58,7 +58,8 @@ def compile_fixed_loss(
             examples = index * batch_size + jnp.arange(batch_size)
             batch = draw_batch(bank, never, examples, recipe.family)
             spread = process.spread_times(examples, count)
-            batch = batch._replace(times=jnp.broadcast_to(spread, batch.times.shape))
+            times = jnp.broadcast_to(spread, batch.times.shape)
+            batch = batch._replace(times=times, loss_weights=None)
             return train_step.example_losses(rows, frozen, batch, recipe)
 
         each = jax.lax.map(part, jnp.arange(parts))

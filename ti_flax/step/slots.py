@@ -21,7 +21,8 @@ class Slot(NamedTuple):
     name of the text encoder. `pictures` are numbers of pictures, each as often as it
     counts; by default once. `prompt_spans` are the first prompt of each picture and how
     many it has; by default every prompt is for every picture. At `caption_dropout_rate`
-    the last prompt takes the place of the drawn one.
+    the last prompt takes the place of the drawn one. `loss_weights` are what the errors
+    of each latent count, but for a share `unmasked_probability` of the examples.
     """
 
     seed_key: Key[Array, ""]
@@ -34,6 +35,8 @@ class Slot(NamedTuple):
     pictures: Int32[np.ndarray | Array, "M"] | None = None
     prompt_spans: Int32[np.ndarray | Array, "N 2"] | None = None
     caption_dropout_rate: float = 0.0
+    loss_weights: Float32[np.ndarray | Array, "N F h w"] | None = None
+    unmasked_probability: float = 0.0
 
     def listed(self) -> Int32[np.ndarray | Array, "M"]:
         if self.pictures is not None:
@@ -64,7 +67,8 @@ def refill(
 ) -> tuple[State, Bank]:
     """State and bank with a new concept in slot `index`, at its first step.
 
-    The concept must not need more padding than the bank has.
+    The concept must not need more padding than the bank has, nor masks where that has
+    none.
     """
     prompts = next(iter(bank.prompts.values()))
     sizes = _Sizes(
@@ -72,6 +76,7 @@ def refill(
         listed=bank.pictures.shape[1],
         prompts=prompts.shape[1],
         vectors=bank.row_mask.shape[1],
+        masked=bank.loss_weights is not None,
     )
     one = _pad(slot, sizes)
     begun = init_state(jax.tree.map(lambda rows: rows[None], one.initial), optimizer)
@@ -93,11 +98,18 @@ class _Sizes(NamedTuple):
     listed: int
     prompts: int
     vectors: int
+    masked: bool
 
 
 def _sizes(slot: Slot) -> _Sizes:
     vectors = len(next(iter(slot.rows.values())))
-    return _Sizes(len(slot.moments), len(slot.listed()), _num_prompts(slot), vectors)
+    return _Sizes(
+        pictures=len(slot.moments),
+        listed=len(slot.listed()),
+        prompts=_num_prompts(slot),
+        vectors=vectors,
+        masked=slot.loss_weights is not None,
+    )
 
 
 def _num_prompts(slot: Slot) -> int:
@@ -111,6 +123,13 @@ def _pad(slot: Slot, sizes: _Sizes) -> Bank:
         widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
         return jnp.pad(array, widths)
 
+    weights = slot.loss_weights
+    if sizes.masked and weights is None:
+        weights = jnp.ones(slot.moments.shape[:-1])
+    if weights is not None:
+        if not sizes.masked:
+            raise ValueError("a slot with masks in a bank without")
+        weights = to(sizes.pictures, weights)
     return Bank(
         seed_keys=slot.seed_key,
         moments=to(sizes.pictures, slot.moments),
@@ -121,6 +140,8 @@ def _pad(slot: Slot, sizes: _Sizes) -> Bank:
         num_prompts=jnp.int32(_num_prompts(slot)),
         prompt_spans=to(sizes.pictures, slot.spans()),
         caption_dropout_rate=jnp.float32(slot.caption_dropout_rate),
+        loss_weights=weights,
+        unmasked_probability=jnp.float32(slot.unmasked_probability),
         row_mask=jnp.arange(sizes.vectors) < _sizes(slot).vectors,
         max_train_steps=jnp.int32(slot.max_train_steps),
         initial={name: to(sizes.vectors, rows) for name, rows in slot.rows.items()},

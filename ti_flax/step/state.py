@@ -1,6 +1,7 @@
 """What training changes: the rows, their optimizer state, the counters."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,3 +42,20 @@ def init_state(rows: Rows, optimizer: optax.GradientTransformation) -> State:
     zeros = jnp.zeros(slots, jnp.int32)
     # Two arrays: a buffer is given up only once.
     return State(zeros, zeros.copy(), rows, jax.vmap(optimizer.init)(rows))
+
+
+def lengths(rows: Rows) -> Float[Array, "S EK"]:
+    """L2 norms of the rows, those of one text encoder after those of another."""
+    norms = [jnp.linalg.norm(each, axis=-1) for each in rows.values()]
+    return jnp.concatenate(norms, axis=-1)
+
+
+def all_finite(tree: Any) -> Bool[Array, "S"]:
+    """Whether every number of a slot is finite; all leaves have the slots first."""
+    return functools.reduce(
+        jnp.logical_and,
+        (
+            jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+            for leaf in jax.tree.leaves(tree)
+        ),
+    )

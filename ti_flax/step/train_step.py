@@ -5,14 +5,13 @@ own seed, pictures, prompts, step counter and optimizer state, so that a concept
 the same rows whether it is trained alone or beside others.
 """
 
-import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ti_flax.diffusion.objective import PLAIN, Objective
 from ti_flax.models.family import Family
@@ -20,7 +19,7 @@ from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.step.bank import Bank, Batch, draw_batch
 from ti_flax.step.optimizer import Hold
-from ti_flax.step.state import Metrics, Rows, State
+from ti_flax.step.state import Metrics, Rows, State, all_finite, lengths
 
 
 class StepRecipe(NamedTuple):
@@ -63,7 +62,7 @@ def example_losses(
         *told,
     )
     target = family.process.target(flat.latents, flat.noise, flat.times)
-    each = recipe.objective.losses(prediction, target, flat.times)
+    each = recipe.objective.losses(prediction, target, flat.times, flat.loss_weights)
     each = each * family.process.weight(flat.times)
     # What fills the batch up has no part in the mean, and so none in the gradient.
     return each[: slots * examples].reshape(slots, examples)
@@ -110,7 +109,7 @@ def apply_gradients(
         rows = jax.tree.map(
             lambda held, new: jnp.where(active[..., None], held, new), held, rows
         )
-    finite = _all_finite((loss, grads, rows, opt_state))
+    finite = all_finite((loss, grads, rows, opt_state))
 
     def keep(new: Array, old: Array) -> Array:
         return jnp.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -123,30 +122,13 @@ def apply_gradients(
         loss=loss,
         grad_norm=jax.vmap(optax.tree.norm)(grads),
         learning_rate=learning_rate,
-        row_norm=_lengths(rows),
-        row_step=_lengths(jax.tree.map(jnp.subtract, rows, state.rows)),
+        row_norm=lengths(rows),
+        row_step=lengths(jax.tree.map(jnp.subtract, rows, state.rows)),
         skipped=skipped,
     )
     return State(
         state.step + running, state.skipped + skipped, rows, opt_state
     ), metrics
-
-
-def _lengths(rows: Rows) -> Float[Array, "S EK"]:
-    """L2 norms of the rows, those of one text encoder after those of another."""
-    norms = [jnp.linalg.norm(each, axis=-1) for each in rows.values()]
-    return jnp.concatenate(norms, axis=-1)
-
-
-def _all_finite(tree: Any) -> Bool[Array, "S"]:
-    """Whether every number of a slot is finite; all leaves have the slots first."""
-    return functools.reduce(
-        jnp.logical_and,
-        (
-            jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
-            for leaf in jax.tree.leaves(tree)
-        ),
-    )
 
 
 def train_step(

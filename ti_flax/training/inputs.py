@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt8
 
 from ti_flax.checkpoints import identity
 from ti_flax.config import run_config
@@ -26,6 +26,7 @@ from ti_flax.text.initial_rows import (
     warn_of_unused_pieces,
 )
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
+from ti_flax.training.masking import read_masks
 from ti_flax.training.prompts import Prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Inputs(NamedTuple):
     pictures: Pictures
     # Numbers of the pictures, each as often as it counts.
     listed: Int32[np.ndarray, "M"]
+    # White where the concept is; None: everywhere.
+    masks: UInt8[np.ndarray, "N H W"] | None
     mesh: jax.sharding.Mesh
     model: base_model.BaseModel
     latent_side: int
@@ -66,6 +69,7 @@ class Inputs(NamedTuple):
         return {
             "pretrained_model_name_or_path": self.model.fingerprint(),
             "train_data_dir": identity.fingerprint(self.pictures.images, *repeated),
+            "masked_loss": identity.fingerprint(*_parts(self.masks)),
             "caption_source": identity.fingerprint(*self.prompts.of_captions()),
             "template_file": identity.fingerprint(*self.prompts.ids.values()),
             "initializer_embedding": identity.fingerprint(*self.given_rows.values()),
@@ -83,8 +87,10 @@ def read_inputs(config: run_config.Config) -> Inputs:
     )
     order = pictures.order()
     _tell(pictures)
+    masks = read_masks(config, pictures)
     hosts.check_equal("config", run_config.dump_yaml(config).splitlines())
     hosts.check_equal("train_data_dir", pictures.fingerprints())
+    hosts.check_equal("masked_loss", [identity.fingerprint(*_parts(masks))])
     mesh = sharding.make_mesh(fsdp=config.fsdp)
     sharding.warn_of_padding(config.train_batch_size, mesh)
     model = base_model.open_model(
@@ -108,6 +114,7 @@ def read_inputs(config: run_config.Config) -> Inputs:
     return Inputs(
         pictures=pictures,
         listed=order,
+        masks=masks,
         mesh=mesh,
         model=model,
         latent_side=latent_side,
@@ -117,6 +124,10 @@ def read_inputs(config: run_config.Config) -> Inputs:
         initial_rows=_initial_rows(config, tokenizers, given_rows),
         previews=shown,
     )
+
+
+def _parts(masks: UInt8[np.ndarray, "N H W"] | None) -> list[np.ndarray]:
+    return [] if masks is None else [masks]
 
 
 def _tell(pictures: Pictures) -> None:

@@ -18,6 +18,7 @@ from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import Rows
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
+from ti_flax.training.masking import loss_weights
 
 ENCODE_BATCH_SIZE = 4
 
@@ -74,6 +75,8 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         pictures=inputs.listed,
         prompt_spans=inputs.prompts.spans,
         caption_dropout_rate=config.caption_dropout_rate,
+        loss_weights=loss_weights(config, inputs.masks, inputs.latent_side),
+        unmasked_probability=config.unmasked_probability,
     )
     rows, bank = stack([slot])
     return Resident(

@@ -159,4 +159,5 @@ def _shapes(config: run_config.Config, inputs: Inputs) -> RunShapes:
         views=1 + config.random_flip,
         listed=len(inputs.listed),
         prompts={name: ids.shape for name, ids in inputs.prompts.ids.items()},
+        masked=inputs.masks is not None,
     )

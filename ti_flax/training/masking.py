@@ -1,0 +1,76 @@
+"""The masks of a run's pictures, as its keys say."""
+
+import logging
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from ti_flax.config import run_config
+from ti_flax.data import masks
+from ti_flax.data.folder import Pictures
+from ti_flax.runtime.errors import UserError, listed
+
+_log = logging.getLogger(__name__)
+
+
+def read_masks(
+    config: run_config.Config, pictures: Pictures
+) -> UInt8[np.ndarray, "N H W"] | None:
+    """A mask for each picture; None where none are asked for.
+
+    Says which pictures have none, and that masks are there that nobody asked for.
+
+    Raises:
+        UserError: no picture has a mask, or one cannot be used.
+    """
+    folder, names = config.train_data_dir, pictures.names
+    if not config.masked_loss:
+        unread = masks.beside(folder, names)
+        if unread:
+            _log.warning(
+                "train_data_dir: masks are there (%s) and are not read; masked_loss "
+                "learns where they are white",
+                listed(path.name for path in unread.values()),
+            )
+        return None
+    if config.conditioning_data_dir is not None:
+        files = masks.in_folder(config.conditioning_data_dir, names)
+    elif config.alpha_mask:
+        files = {name: folder / name for name in names}
+    else:
+        files = masks.beside(folder, names)
+    found = masks.read_masks(
+        files,
+        names,
+        pictures.sizes,
+        config.resolution,
+        config.center_crop,
+        config.alpha_mask,
+    )
+    without = masks.without_mask(names, found)
+    if (found == 255).all():
+        raise UserError(
+            "masked_loss: expected NAME-masklabel.png beside pictures NAME.jpg, a "
+            "conditioning_data_dir with masks, or alpha_mask and transparent pictures, "
+            "found no mask; make some, or leave masked_loss out"
+        )
+    if without:
+        _log.warning("masked_loss: no mask, or one all white: %s", without)
+    return found
+
+
+def loss_weights(
+    config: run_config.Config,
+    found: UInt8[np.ndarray, "N H W"] | None,
+    latent_side: int,
+) -> Float32[np.ndarray, "N F h w"] | None:
+    """What the latents of each view of a picture count; None where all count 1."""
+    if found is None:
+        return None
+    return masks.loss_weights(
+        found,
+        latent_side,
+        config.random_flip,
+        config.unmasked_weight,
+        config.normalize_masked_area_loss,
+    )
