@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ti_flax.data import masks
+from ti_flax.data import contact_sheet, masks
 from ti_flax.data.captions import read_captions
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import arguments, errors
@@ -150,16 +150,26 @@ def main() -> None:
         action="store_true",
         help="squash pictures into squares, as diffusers does",
     )
+    parser.add_argument(
+        "--contact_sheet",
+        type=Path,
+        metavar="FILE",
+        help="write an HTML page of the pictures as cropped, masks, captions and notes",
+    )
     given = parser.parse()
     if not 1 <= given.resolution <= _LARGEST_SIDE:
         raise errors.UserError(
             f"resolution: expected 1 to {_LARGEST_SIDE}, found {given.resolution}"
         )
-    pictures, faults = examine(given.folder, given.resolution, not given.no_center_crop)
+    folder, crop = given.folder, not given.no_center_crop
+    pictures, faults = examine(folder, given.resolution, crop)
     for fault in faults:
         print(fault)
-    print(describe_captions(given.folder, pictures.names))
-    print(describe_masks(given.folder, pictures.names))
+    print(describe_captions(folder, pictures.names))
+    print(describe_masks(folder, pictures.names))
     print(f"{len(pictures.names)} pictures to train on, {len(faults)} notes")
+    if given.contact_sheet is not None:
+        contact_sheet.write(given.contact_sheet, folder, pictures, faults, crop)
+        print(f"wrote {given.contact_sheet}")
     if faults:
         sys.exit(FAULTS_EXIT_CODE)
