@@ -58,6 +58,7 @@ def write(
         folder=errors.one_line(str(folder)),
         side=pictures.images.shape[1],
         entries=entries,
+        masked=any(entry.masked for entry in entries),
         faults=[fault for fault in faults if fault not in told],
     )
     try:
