@@ -1,6 +1,5 @@
 """Masks: what the errors of latents count, in an example and in a run."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,60 +9,15 @@ from ti_flax.diffusion.objective import Objective
 from ti_flax.step import dispatch
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.slots import refill, stack
+from ti_flax.step.state import init_state
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2, masked=True)
 DOG = slots.Concept(seed=2, pictures=5, prompts=7, vectors=1)
-BIRD = slots.Concept(seed=3, pictures=2, prompts=4, vectors=1, masked=True)
-
-
-def train(recipe, *concepts, dispatches=(20,)):
-    state, bank = slots.make_run(recipe, *concepts)
-    frozen, run = slots.make_frozen(recipe), dispatch.compile_train_steps(recipe)
-    for steps in dispatches:
-        state, _ = run(state, frozen, bank, steps)
-    return state
-
-
-def rows(state):
-    return np.asarray(state.rows["text_encoder"])
 
 
 @pytest.fixture(scope="module")
 def recipe():
     return slots.make_recipe()
-
-
-@pytest.fixture(scope="module")
-def twenty_steps(recipe):
-    return train(recipe, CAT)
-
-
-def test_dispatches_and_a_restart_change_no_bit(recipe, twenty_steps):
-    state = train(recipe, CAT, dispatches=[1, 9])
-    bank = slots.make_run(recipe, CAT)[1]
-    state = jax.device_put(jax.tree.map(np.array, state), bank.moments.sharding)
-    run = dispatch.compile_train_steps(recipe)
-    state, _ = run(state, slots.make_frozen(recipe), bank, 10)
-    jax.tree.map(np.testing.assert_array_equal, state, twenty_steps)
-
-
-# Tolerances of the following: tests/step/test_train_step.py.
-def test_eight_devices_agree_with_one(twenty_steps):
-    state = train(slots.make_recipe(8), CAT)
-    np.testing.assert_allclose(rows(state), rows(twenty_steps), rtol=0, atol=2e-5)
-
-
-def test_beside_others_and_refilled_a_concept_learns_as_alone(recipe, twenty_steps):
-    together = rows(train(recipe, DOG, CAT))
-    np.testing.assert_allclose(together[1], rows(twenty_steps)[0], rtol=0, atol=2e-5)
-    plain = rows(train(recipe, DOG))
-    np.testing.assert_allclose(together[0, :1], plain[0], rtol=0, atol=2e-5)
-    state, bank = slots.make_run(recipe, CAT, DOG)
-    state, bank = refill(state, bank, 0, slots.make_slot(BIRD), recipe.optimizer)
-    run = dispatch.compile_train_steps(recipe)
-    state, _ = run(state, slots.make_frozen(recipe), bank, 4)
-    alone = rows(train(recipe, BIRD, dispatches=[4]))
-    np.testing.assert_allclose(rows(state)[0, :1], alone[0], rtol=0, atol=2e-5)
 
 
 def test_a_bank_without_masks_takes_none(recipe):
@@ -72,7 +26,7 @@ def test_a_bank_without_masks_takes_none(recipe):
         refill(state, bank, 0, slots.make_slot(CAT), recipe.optimizer)
 
 
-def test_masks_that_are_white_teach_what_none_teach(recipe, twenty_steps):
+def test_masks_that_are_white_teach_what_none_teach(recipe):
     """And those of before teach something else."""
     slot = slots.make_slot(CAT)
     white = slot._replace(loss_weights=np.ones_like(slot.loss_weights))
@@ -80,10 +34,10 @@ def test_masks_that_are_white_teach_what_none_teach(recipe, twenty_steps):
     found = []
     for each in (slot, white, none):
         first, bank = stack([each])
-        state = slots.init_state(first, recipe.optimizer)
+        state = init_state(first, recipe.optimizer)
         run = dispatch.compile_train_steps(recipe)
         state, _ = run(state, slots.make_frozen(recipe), bank, 4)
-        found.append(rows(state))
+        found.append(np.asarray(state.rows["text_encoder"]))
     np.testing.assert_allclose(found[1], found[2], rtol=0, atol=1e-6)
     assert np.abs(found[0] - found[2]).max() > 1e-4
 
