@@ -9,7 +9,7 @@ import numpy as np
 from ti_flax.models import known, stable_diffusion
 from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
-from ti_flax.step import train_step
+from ti_flax.step import dispatch, train_step
 from ti_flax.step.optimizer import adamw, learning_rate_schedule
 from ti_flax.step.slots import Slot, stack
 from ti_flax.step.state import init_state
@@ -112,3 +112,14 @@ def make_slot(concept: Concept) -> Slot:
         prompt_spans=spans.astype(np.int32),
         caption_dropout_rate=0.25,
     )
+
+
+def train(recipe, *concepts, dispatches):
+    """The state after the dispatches; a new one is compiled for each."""
+    state, bank = make_run(recipe, *concepts)
+    frozen = make_frozen(recipe)
+    for num_steps in dispatches:
+        run = dispatch.compile_train_steps(recipe)
+        state = jax.device_put(jax.tree.map(np.array, state), bank.moments.sharding)
+        state, _ = run(state, frozen, bank, num_steps)
+    return jax.tree.map(np.asarray, state)

@@ -35,10 +35,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def page(folder, tmp_path):
-    pictures, faults = doctor.examine(folder, 64, True)
+    seen = doctor.examine(folder, 64, True)
     path = tmp_path / "sheet [1].html"
-    contact_sheet.write(path, folder, pictures, faults, True)
-    return path.read_text(encoding="utf-8"), pictures
+    contact_sheet.write(path, folder, seen)
+    return path.read_text(encoding="utf-8"), seen.pictures
 
 
 def figures(page):
@@ -93,8 +93,8 @@ def test_nothing_on_it_acts_or_is_loaded(page):
 
 def test_notes_of_a_picture_stand_at_it_alone(folder, tmp_path):
     draw(folder / "1_b" / "9.png", size=(32, 32), seed=9)
-    pictures, faults = doctor.examine(folder, 64, True)
-    contact_sheet.write(tmp_path / "s.html", folder, pictures, faults, True)
+    seen = doctor.examine(folder, 64, True)
+    contact_sheet.write(tmp_path / "s.html", folder, seen)
     text = (tmp_path / "s.html").read_text()
     (at,) = (each for each in figures(text) if "1_b/9.png" in each)
     note = "1_b/9.png: enlarged from 32x32 px"
@@ -102,6 +102,6 @@ def test_notes_of_a_picture_stand_at_it_alone(folder, tmp_path):
 
 
 def test_a_page_that_cannot_be_written_is_told(folder, tmp_path):
-    pictures, faults = doctor.examine(folder, 64, True)
+    seen = doctor.examine(folder, 64, True)
     with pytest.raises(UserError, match=r"contact_sheet: .* cannot be written"):
-        contact_sheet.write(tmp_path / "no" / "s.html", folder, pictures, faults, True)
+        contact_sheet.write(tmp_path / "no" / "s.html", folder, seen)

@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def examine(folder):
-    return doctor.examine(folder, 64, True)[1]
+    return doctor.examine(folder, 64, True).faults
 
 
 def test_a_good_folder_has_no_faults(folder):
@@ -165,13 +165,15 @@ def test_masks_are_counted_and_those_that_do_not_fit_told(tmp_path, capsys):
     for seed in range(3):
         values = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
         Image.fromarray(values).save(tmp_path / f"{seed}.png")
-    assert doctor.describe_masks(tmp_path, ["0.png"]) == "masks: none"
+    assert doctor.describe_masks(doctor.examine(tmp_path, 64, True).masks) == (
+        "masks: none"
+    )
     Image.new("L", (64, 64), 255).save(tmp_path / "0-masklabel.png")
-    pictures, faults = doctor.examine(tmp_path, 64, True)
-    assert faults == ["no mask for 1.png, 2.png; learned whole"]
+    seen = doctor.examine(tmp_path, 64, True)
+    assert seen.faults == ["no mask for 1.png, 2.png; learned whole"]
     told = "masks: of 1 pictures, read with masked_loss"
-    assert doctor.describe_masks(tmp_path, pictures.names) == told
+    assert doctor.describe_masks(seen.masks) == told
     Image.new("L", (64, 63), 255).save(tmp_path / "1-masklabel.png")
-    _, faults = doctor.examine(tmp_path, 64, True)
+    faults = doctor.examine(tmp_path, 64, True).faults
     assert faults[0] == "no mask for 2.png; learned whole"
     assert faults[1].startswith("mask of 1.png: expected 64x64 px as the picture has")

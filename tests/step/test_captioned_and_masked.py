@@ -20,14 +20,6 @@ def bird(kind):
     return slots.Concept(seed=3, pictures=2, prompts=4, vectors=1, **{kind: True})
 
 
-def train(recipe, *concepts, dispatches=(20,)):
-    state, bank = slots.make_run(recipe, *concepts)
-    frozen, run = slots.make_frozen(recipe), dispatch.compile_train_steps(recipe)
-    for steps in dispatches:
-        state, _ = run(state, frozen, bank, steps)
-    return state
-
-
 def rows(state):
     return np.asarray(state.rows["text_encoder"])
 
@@ -44,34 +36,30 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def twenty_steps(recipe, kind):
-    return train(recipe, cat(kind))
+    return slots.train(recipe, cat(kind), dispatches=[20])
 
 
 def test_dispatches_and_a_restart_change_no_bit(recipe, kind, twenty_steps):
-    state = train(recipe, cat(kind), dispatches=[1, 9])
-    bank = slots.make_run(recipe, cat(kind))[1]
-    state = jax.device_put(jax.tree.map(np.array, state), bank.moments.sharding)
-    run = dispatch.compile_train_steps(recipe)
-    state, _ = run(state, slots.make_frozen(recipe), bank, 10)
+    state = slots.train(recipe, cat(kind), dispatches=[1, 9, 10])
     jax.tree.map(np.testing.assert_array_equal, state, twenty_steps)
 
 
 # Tolerances of the following: tests/step/test_train_step.py.
 def test_eight_devices_agree_with_one(kind, twenty_steps):
-    state = train(slots.make_recipe(8), cat(kind))
+    state = slots.train(slots.make_recipe(8), cat(kind), dispatches=[20])
     np.testing.assert_allclose(rows(state), rows(twenty_steps), rtol=0, atol=2e-5)
 
 
 def test_beside_others_and_refilled_a_concept_learns_as_alone(
     recipe, kind, twenty_steps
 ):
-    together = rows(train(recipe, DOG, cat(kind)))
+    together = rows(slots.train(recipe, DOG, cat(kind), dispatches=[20]))
     np.testing.assert_allclose(together[1], rows(twenty_steps)[0], rtol=0, atol=2e-5)
-    plain = rows(train(recipe, DOG))
+    plain = rows(slots.train(recipe, DOG, dispatches=[20]))
     np.testing.assert_allclose(together[0, :1], plain[0], rtol=0, atol=2e-5)
     state, bank = slots.make_run(recipe, cat(kind), DOG)
     state, bank = refill(state, bank, 0, slots.make_slot(bird(kind)), recipe.optimizer)
     run = dispatch.compile_train_steps(recipe)
     state, _ = run(state, slots.make_frozen(recipe), bank, 4)
-    alone = rows(train(recipe, bird(kind), dispatches=[4]))
+    alone = rows(slots.train(recipe, bird(kind), dispatches=[4]))
     np.testing.assert_allclose(rows(state)[0, :1], alone[0], rtol=0, atol=2e-5)

@@ -8,7 +8,7 @@ import slots
 
 from ti_flax.diffusion import timestep_tables
 from ti_flax.diffusion.objective import PLAIN, Objective
-from ti_flax.step import dispatch, train_step
+from ti_flax.step import train_step
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.fixed_loss import compile_fixed_loss
 
@@ -37,20 +37,9 @@ def make_recipe(*arguments, **settings):
     return slots.make_recipe(*arguments, **settings)._replace(objective=EVERY)
 
 
-def train(recipe, *concepts, dispatches):
-    """The state after the dispatches; a new one is compiled for each."""
-    state, bank = slots.make_run(recipe, *concepts)
-    frozen = slots.make_frozen(recipe)
-    for num_steps in dispatches:
-        run = dispatch.compile_train_steps(recipe)
-        state = jax.device_put(jax.tree.map(np.array, state), bank.moments.sharding)
-        state, _ = run(state, frozen, bank, num_steps)
-    return jax.tree.map(np.asarray, state)
-
-
 @pytest.fixture(scope="module")
 def twenty_steps():
-    return train(make_recipe(), CAT, dispatches=[20])
+    return slots.train(make_recipe(), CAT, dispatches=[20])
 
 
 def rows_of(state):
@@ -58,28 +47,28 @@ def rows_of(state):
 
 
 def test_ten_and_ten_steps_equal_twenty_bit_for_bit(twenty_steps):
-    resumed = train(make_recipe(), CAT, dispatches=[10, 10])
+    resumed = slots.train(make_recipe(), CAT, dispatches=[10, 10])
     jax.tree.map(np.testing.assert_array_equal, resumed, twenty_steps)
 
 
 def test_the_options_change_what_is_learned(twenty_steps):
-    plain = train(slots.make_recipe(), CAT, dispatches=[20])
+    plain = slots.train(slots.make_recipe(), CAT, dispatches=[20])
     assert np.abs(rows_of(plain) - rows_of(twenty_steps)).max() > 1e-2
 
 
 # The tolerances of tests/step/test_train_step.py, which says why.
 def test_eight_devices_agree_with_one(twenty_steps):
-    found = train(make_recipe(8), CAT, dispatches=[20])
+    found = slots.train(make_recipe(8), CAT, dispatches=[20])
     np.testing.assert_allclose(rows_of(found), rows_of(twenty_steps), rtol=0, atol=2e-5)
 
 
 def test_accumulated_parts_equal_one_batch(twenty_steps):
-    found = train(make_recipe(batch=2, parts=4), CAT, dispatches=[20])
+    found = slots.train(make_recipe(batch=2, parts=4), CAT, dispatches=[20])
     np.testing.assert_allclose(rows_of(found), rows_of(twenty_steps), rtol=0, atol=2e-5)
 
 
 def test_a_concept_beside_another_learns_what_it_learns_alone(twenty_steps):
-    found = train(make_recipe(), DOG, CAT, dispatches=[20])
+    found = slots.train(make_recipe(), DOG, CAT, dispatches=[20])
     np.testing.assert_allclose(
         rows_of(found)[1], rows_of(twenty_steps)[0], rtol=0, atol=2e-5
     )

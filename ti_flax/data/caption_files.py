@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ti_flax.data.caption_text import cleaned, composed, parse_json, parts_of, read_text
-from ti_flax.data.decode import SUFFIXES
+from ti_flax.data.decode import ENDINGS
+from ti_flax.data.siblings import exact_stem, siblings
 from ti_flax.runtime.errors import UserError, one_line, shown
 from ti_flax.runtime.regular_files import MAX_JSON_BYTES, names_in
 
@@ -18,7 +19,6 @@ METADATA = "metadata.jsonl"
 _SIDECARS = (".txt", ".caption")
 # The names that the Hugging Face Hub and kohya's scripts give: meta_cap.json.
 _LIST = re.compile(r"meta.*\.jsonl?", re.IGNORECASE)
-_PICTURES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 # A caption has at most 77 tokens that count; a book is a slip.
 _MAX_BYTES = 2**16
 
@@ -32,12 +32,12 @@ class Read(NamedTuple):
 
 def beside_a_picture(names: Collection[str]) -> set[str]:
     """Those of a folder's files that may hold captions of its pictures."""
-    stems = {_stem(name) for name in names if name.lower().endswith(_PICTURES)}
+    stems = {exact_stem(name) for name in names if name.lower().endswith(ENDINGS)}
     return {
         name
         for name in names
         if _LIST.fullmatch(name)
-        or (name.lower().endswith(_SIDECARS) and _stem(name) in stems)
+        or (name.lower().endswith(_SIDECARS) and exact_stem(name) in stems)
     }
 
 
@@ -50,24 +50,15 @@ def sidecars(folder: Path, pictures: Sequence[str], suffix: str) -> dict[str, Pa
     Raises:
         UserError: a picture has two.
     """
-    found: dict[str, Path] = {}
-    for inside, names in _folders(folder, pictures):
-        by_stem: dict[str, list[str]] = {}
-        for name in names:
-            if name.lower().endswith(suffix):
-                by_stem.setdefault(_stem(name), []).append(name)
-        for picture in pictures:
-            if _folder_of(picture) != inside:
-                continue
-            files = by_stem.get(_stem(picture), [])
-            if len(files) > 1:
-                raise UserError(
-                    f"caption of {one_line(picture)}: expected one file, found "
-                    f"{' and '.join(map(ascii, files))}; keep one of them"
-                )
-            if files:
-                found[picture] = folder / inside / files[0]
-    return found
+    places = {picture: folder / picture for picture in pictures}
+    found = siblings(places, suffix, exact_stem)
+    for picture, files in found.items():
+        if len(files) > 1:
+            raise UserError(
+                f"caption of {one_line(picture)}: expected one file, found "
+                f"{' and '.join(ascii(file.name) for file in files)}; keep one of them"
+            )
+    return {picture: file for picture, (file,) in found.items()}
 
 
 def read_sidecars(files: Mapping[str, Path]) -> Read:
@@ -211,7 +202,7 @@ def _matches(content: Any, pictures: Sequence[str]) -> dict[str, str]:
     ends: dict[tuple[str, ...], set[str]] = {}
     for picture in pictures:
         *folders, name = parts_of(composed(picture))
-        for last in {name, _stem(name)}:
+        for last in {name, exact_stem(name)}:
             for start in range(len(folders) + 1):
                 ends.setdefault((*folders[start:], last), set()).add(picture)
     longest = max((len(end) for end in ends), default=0)
@@ -238,7 +229,3 @@ def _folders(folder: Path, pictures: Sequence[str]) -> list[tuple[str, list[str]
 
 def _folder_of(picture: str) -> str:
     return picture.rpartition("/")[0]
-
-
-def _stem(name: str) -> str:
-    return composed(PurePosixPath(name).stem)

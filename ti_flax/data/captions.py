@@ -1,12 +1,12 @@
 """The captions of a folder of pictures, from whichever files hold them."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ti_flax.data import caption_files
+from ti_flax.data.siblings import exact_stem
 from ti_flax.runtime.errors import UserError, listed
 
 Source = Literal["auto", "none", "txt", "caption", "jsonl", "json", "filename"]
@@ -81,8 +81,7 @@ def from_file_name(picture: str) -> str:
 
     As AUTOMATIC1111 reads names: "00001-0-a red cat.png" is "a red cat".
     """
-    stem = unicodedata.normalize("NFC", PurePosixPath(picture).stem)
-    return re.sub(r"^[-\d]+\s*", "", stem).strip()
+    return re.sub(r"^[-\d]+\s*", "", exact_stem(picture)).strip()
 
 
 def _read(

@@ -1,25 +1,19 @@
 """A page with what a model will see of a folder: pictures, masks, captions."""
 
-import base64
-import functools
-import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ti_flax.data import captions, masks
+from ti_flax.data.captions import Captions
 from ti_flax.data.folder import Pictures
-from ti_flax.runtime import atomic, errors
+from ti_flax.runtime import atomic, errors, pages
 
 # Twice that of the page's layout, px.
 _SIDE = 448
-_JPEG_QUALITY = 85
 _PLACE = re.compile(r"\[name\]|\{\}")
 
 
@@ -37,29 +31,37 @@ class _Entry(NamedTuple):
     notes: list[str]
 
 
-def write(
-    path: Path, folder: Path, pictures: Pictures, faults: Sequence[str], crop: bool
-) -> None:
+class Seen(NamedTuple):
+    """What was found in a folder of pictures."""
+
+    pictures: Pictures
+    # None where they cannot be read, which is a fault.
+    captions: Captions | None
+    # By the names of the pictures that have one; None where masks cannot be used,
+    # which is a fault.
+    masks: dict[str, UInt8[np.ndarray, "H W"] | None]
+    faults: list[str]
+
+
+def write(path: Path, folder: Path, seen: Seen) -> None:
     """Writes the page: one HTML file that loads nothing.
 
     Args:
         path: of the page.
         folder: that the pictures are of.
-        pictures: as training reads them.
-        faults: what is wrong; those that begin with a picture's name stand at it.
-        crop: how the pictures were cut.
+        seen: what is in it; faults that begin with a picture's name stand at it.
 
     Raises:
         UserError: the page cannot be written.
     """
-    entries = _entries(folder, pictures, faults, crop)
+    entries = _entries(seen)
     told = {fault for entry in entries for fault in entry.notes}
-    html = _template().render(
+    html = pages.template("ti_flax.data", "contact_sheet.html.jinja").render(
         folder=errors.one_line(str(folder)),
-        side=pictures.images.shape[1],
+        side=seen.pictures.images.shape[1],
         entries=entries,
         masked=any(entry.masked for entry in entries),
-        faults=[fault for fault in faults if fault not in told],
+        faults=[fault for fault in seen.faults if fault not in told],
     )
     try:
         with atomic.atomic_path(path) as temporary:
@@ -71,15 +73,13 @@ def write(
         ) from error
 
 
-def _entries(
-    folder: Path, pictures: Pictures, faults: Sequence[str], crop: bool
-) -> list[_Entry]:
-    texts, cut = _texts(folder, pictures), _masks(folder, pictures, crop)
-    entries = []
+def _entries(seen: Seen) -> list[_Entry]:
+    pictures, entries = seen.pictures, []
+    texts = seen.captions.texts if seen.captions else [""] * len(pictures.names)
     for index, name in enumerate(pictures.names):
         height, width = (int(length) for length in pictures.sizes[index, 0, :2])
         shown, image = errors.one_line(name), pictures.images[index]
-        mask = cut.get(name)
+        mask = seen.masks.get(name)
         entries.append(
             _Entry(
                 name=shown,
@@ -88,37 +88,15 @@ def _entries(
                 width=width,
                 height=height,
                 share=pictures.repeats[index] / sum(pictures.repeats),
-                captions=[_around_the_word(line) for line in texts[index]],
-                notes=[fault for fault in faults if fault.startswith(f"{shown}: ")],
+                captions=[
+                    _around_the_word(line) for line in texts[index].split("\n") if line
+                ],
+                notes=[
+                    fault for fault in seen.faults if fault.startswith(f"{shown}: ")
+                ],
             )
         )
     return entries
-
-
-def _texts(folder: Path, pictures: Pictures) -> list[list[str]]:
-    """The captions of each picture; none where they cannot be read, which is told."""
-    try:
-        found = captions.read_captions(folder, pictures.names, "auto").texts
-    except errors.UserError:
-        return [[] for _ in pictures.names]
-    return [text.split("\n") if text else [] for text in found]
-
-
-def _masks(
-    folder: Path, pictures: Pictures, crop: bool
-) -> dict[str, UInt8[np.ndarray, "H W"]]:
-    """The masks beside the pictures; none where one cannot be used, which is told."""
-    files = masks.beside(folder, pictures.names)
-    side = pictures.images.shape[1]
-    try:
-        cut = masks.read_masks(files, pictures.names, pictures.sizes, side, crop)
-    except errors.UserError:
-        return {}
-    return {
-        name: mask
-        for name, mask in zip(pictures.names, cut, strict=True)
-        if name in files
-    }
 
 
 def _around_the_word(caption: str) -> list[str]:
@@ -136,20 +114,4 @@ def _darkened(
 
 
 def _uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
-    small = Image.fromarray(image)
-    small.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ti_flax.data", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("contact_sheet.html.jinja")
+    return pages.data_uri(Image.fromarray(image), _SIDE)

@@ -1,6 +1,9 @@
 """Decodes one picture file: orientation, transparency, bit depth."""
 
+import contextlib
+import itertools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ SUFFIXES = {
     "AVIF": (".avif",),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
 }
+ENDINGS = tuple(itertools.chain(*SUFFIXES.values()))
 
 
 class SkippedError(Exception):
@@ -31,18 +35,8 @@ def read_picture(path: Path) -> tuple[Image.Image, list[str]]:
     Raises:
         _SkippedError: it is not a picture, or cannot be read.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        # Pillow warns at half the size that it refuses; photographs do get there.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            _check_entry(path)
-            picture, changes = _decode(path)
-        except SkippedError:
-            raise
-        # Pillow's decoders raise whatever a damaged file makes them trip over.
-        except Exception as error:
-            raise SkippedError(_reason(error)) from error
+    with _skipping_what_is_damaged() as caught:
+        picture, changes = _decode(path)
     # A dict, because Pillow repeats itself.
     said = dict.fromkeys(_one_line(str(warning.message)) for warning in caught)
     return picture, changes + [f"Pillow warns: {words}" for words in said]
@@ -54,18 +48,27 @@ def read_alpha(path: Path) -> Image.Image | None:
     Raises:
         SkippedError: it cannot be read.
     """
-    try:
-        with (
-            path.open("rb") as file,
-            Image.open(file, formats=list(SUFFIXES)) as opened,
-        ):
-            opened.load()
-            picture, _ = _turn_upright(opened)
-    except Exception as error:  # as in `read_picture`
-        raise SkippedError(_reason(error)) from error
-    if not picture.has_transparency_data:
-        return None
-    return picture.convert("RGBA").getchannel("A")
+    with _skipping_what_is_damaged():
+        picture, _ = _load_upright(path)
+        if not picture.has_transparency_data:
+            return None
+        return picture.convert("RGBA").getchannel("A")
+
+
+@contextlib.contextmanager
+def _skipping_what_is_damaged() -> Iterator[list[warnings.WarningMessage]]:
+    """Makes a `SkippedError` of any other; in the list is what Pillow warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        # Pillow warns at half the size that it refuses; photographs do get there.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            yield caught
+        except SkippedError:
+            raise
+        # Pillow's decoders raise whatever a damaged file makes them trip over.
+        except Exception as error:
+            raise SkippedError(_reason(error)) from error
 
 
 def _check_entry(path: Path) -> None:
@@ -75,7 +78,7 @@ def _check_entry(path: Path) -> None:
         raise SkippedError("it is a folder, and no sub-folder N_NAME with pictures")
     if suffix in (".heic", ".heif"):
         raise SkippedError("HEIC is not supported, convert it to JPEG")
-    if not any(suffix in suffixes for suffixes in SUFFIXES.values()):
+    if suffix not in ENDINGS:
         raise SkippedError("its ending is not that of a picture")
     # Opening a named pipe would wait for ever.
     if not path.is_file():
@@ -90,7 +93,9 @@ def _reason(error: Exception) -> str:
     return _one_line(strerror or str(error) or type(error).__name__)
 
 
-def _decode(path: Path) -> tuple[Image.Image, list[str]]:
+def _load_upright(path: Path) -> tuple[Image.Image, list[str]]:
+    """What the file holds, the way up that its camera noted, and what was done."""
+    _check_entry(path)
     changes = []
     # Pillow leaves a file that it opened itself open when decoding fails.
     with path.open("rb") as file, Image.open(file, formats=list(SUFFIXES)) as opened:
@@ -99,7 +104,11 @@ def _decode(path: Path) -> tuple[Image.Image, list[str]]:
             changes.append("only its first frame is used")
         opened.load()
         picture, turned = _turn_upright(opened)
-        changes += turned
+    return picture, changes + turned
+
+
+def _decode(path: Path) -> tuple[Image.Image, list[str]]:
+    picture, changes = _load_upright(path)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         picture, scale = _to_8_bits(picture)
         changes.append(f"values {scale} scaled to 8 bits")

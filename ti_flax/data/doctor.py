@@ -5,7 +5,7 @@ is said. 2: there is nothing to train on.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ti_flax.data import contact_sheet, masks
-from ti_flax.data.captions import read_captions
+from ti_flax.data.captions import Captions, read_captions
+from ti_flax.data.contact_sheet import Seen
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import arguments, errors
 
@@ -31,10 +32,8 @@ _THUMBNAIL = 32, 32
 _MOST_WORDS = 75
 
 
-def examine(
-    folder: Path, resolution: int, center_crop: bool
-) -> tuple[Pictures, list[str]]:
-    """The pictures as training would read them, and a line for each fault.
+def examine(folder: Path, resolution: int, center_crop: bool) -> Seen:
+    """The folder as training would read it, and a line for each fault.
 
     Raises:
         UserError: there is nothing to train on.
@@ -47,21 +46,23 @@ def examine(
         faults.append(
             f"{names[0]}: nearly the same as {names[1]}{mirror}; both count in training"
         )
-    faults += _caption_faults(folder, pictures.names)
-    faults += _mask_faults(folder, pictures, resolution, center_crop)
+    captions = None
+    try:
+        captions = read_captions(folder, pictures.names, "auto")
+        faults += _caption_faults(captions, pictures.names)
+    except errors.UserError as error:
+        faults.append(str(error))
+    cut, mask_faults = _read_masks(folder, pictures, center_crop)
+    faults += mask_faults
     if len(pictures.names) < _FEWEST:
         faults.append(
             f"only {len(pictures.names)} to train on; {_FEWEST} to 5 different views "
             "tell the concept from its surroundings"
         )
-    return pictures, faults
+    return Seen(pictures, captions, cut, faults)
 
 
-def _caption_faults(folder: Path, names: Sequence[str]) -> list[str]:
-    try:
-        captions = read_captions(folder, names, "auto")
-    except errors.UserError as error:
-        return [str(error)]
+def _caption_faults(captions: Captions, names: Sequence[str]) -> list[str]:
     faults = [*captions.notes]
     pairs = [*zip(names, captions.texts, strict=True)]
     without = [name for name, text in pairs if not text]
@@ -79,34 +80,33 @@ def _caption_faults(folder: Path, names: Sequence[str]) -> list[str]:
     return faults
 
 
-def _mask_faults(
-    folder: Path, pictures: Pictures, resolution: int, center_crop: bool
-) -> list[str]:
-    """Pictures without a mask where others have one, and the first that is no mask."""
-    files = masks.beside(folder, pictures.names)
-    without = [name for name in pictures.names if name not in files]
+def _read_masks(
+    folder: Path, pictures: Pictures, center_crop: bool
+) -> tuple[dict[str, UInt8[np.ndarray, "H W"] | None], list[str]]:
+    """As `Seen` has them; pictures without, where others have one, and what is none."""
+    names, files = pictures.names, masks.beside(folder, pictures.names)
+    without = [name for name in names if name not in files]
     faults = []
     if files and without:
         faults.append(f"no mask for {errors.listed(without)}; learned whole")
+    side = pictures.images.shape[1]
     try:
-        masks.read_masks(files, pictures.names, pictures.sizes, resolution, center_crop)
+        cut = masks.read_masks(files, names, pictures.sizes, side, center_crop)
     except errors.UserError as error:
-        faults.append(str(error))
-    return faults
+        return dict.fromkeys(files), [*faults, str(error)]
+    by_name = dict(zip(names, cut, strict=True))
+    return {name: by_name[name] for name in files}, faults
 
 
-def describe_masks(folder: Path, names: Sequence[str]) -> str:
+def describe_masks(cut: Collection[str]) -> str:
     """One line: how many pictures have a mask, and what reads it."""
-    count = len(masks.beside(folder, names))
-    told = f"of {count} pictures, read with masked_loss" if count else "none"
+    told = f"of {len(cut)} pictures, read with masked_loss" if cut else "none"
     return f"masks: {told}"
 
 
-def describe_captions(folder: Path, names: Sequence[str]) -> str:
+def describe_captions(captions: Captions | None) -> str:
     """One line: where captions are, and how many say where the new word goes."""
-    try:
-        captions = read_captions(folder, names, "auto")
-    except errors.UserError:  # told as a fault
+    if captions is None:  # told as a fault
         return "captions: not read"
     if captions.source == "none":
         return "captions: none, prompts come from templates"
@@ -162,14 +162,14 @@ def main() -> None:
             f"resolution: expected 1 to {_LARGEST_SIDE}, found {given.resolution}"
         )
     folder, crop = given.folder, not given.no_center_crop
-    pictures, faults = examine(folder, given.resolution, crop)
-    for fault in faults:
+    seen = examine(folder, given.resolution, crop)
+    for fault in seen.faults:
         print(fault)
-    print(describe_captions(folder, pictures.names))
-    print(describe_masks(folder, pictures.names))
-    print(f"{len(pictures.names)} pictures to train on, {len(faults)} notes")
+    print(describe_captions(seen.captions))
+    print(describe_masks(seen.masks))
+    print(f"{len(seen.pictures.names)} pictures to train on, {len(seen.faults)} notes")
     if given.contact_sheet is not None:
-        contact_sheet.write(given.contact_sheet, folder, pictures, faults, crop)
+        contact_sheet.write(given.contact_sheet, folder, seen)
         print(f"wrote {given.contact_sheet}")
-    if faults:
+    if seen.faults:
         sys.exit(FAULTS_EXIT_CODE)

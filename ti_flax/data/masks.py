@@ -7,32 +7,30 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from ti_flax.data.caption_text import composed
 from ti_flax.data.crop import make_square
-from ti_flax.data.decode import SUFFIXES, SkippedError, read_alpha, read_picture
+from ti_flax.data.decode import ENDINGS, SkippedError, read_alpha, read_picture
+from ti_flax.data.siblings import caseless_stem, siblings
 from ti_flax.runtime.errors import UserError, listed, one_line
-from ti_flax.runtime.regular_files import names_in
 
 # OneTrainer's name of the mask of NAME.jpg: NAME-masklabel.png.
 _LABEL = "-masklabel"
-_PICTURES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
 def masks_among(names: Collection[str]) -> set[str]:
     """Those of a folder's files that are masks of its pictures."""
-    stems = {_stem(name) for name in names if name.lower().endswith(_PICTURES)}
+    stems = {caseless_stem(name) for name in names if name.lower().endswith(ENDINGS)}
     return {
         name
         for name in names
         if name.lower().endswith(f"{_LABEL}.png")
-        and _stem(name)[: -len(_LABEL)] in stems
+        and caseless_stem(name)[: -len(_LABEL)] in stems
     }
 
 
 def beside(folder: Path, pictures: Sequence[str]) -> dict[str, Path]:
     """The file NAME-masklabel.png of each picture that has one."""
     places = {picture: folder / picture for picture in pictures}
-    return _found(places, (".png",), _LABEL)
+    return _first_of(places, ".png", _LABEL)
 
 
 def in_folder(masks: Path, pictures: Sequence[str]) -> dict[str, Path]:
@@ -50,7 +48,7 @@ def in_folder(masks: Path, pictures: Sequence[str]) -> dict[str, Path]:
         )
     places = {picture: masks / picture for picture in pictures}
     above = {picture: masks / PurePosixPath(picture).name for picture in pictures}
-    return _found(above, _PICTURES) | _found(places, _PICTURES)
+    return _first_of(above, ENDINGS) | _first_of(places, ENDINGS)
 
 
 def read_masks(
@@ -137,26 +135,8 @@ def _grey(path: Path) -> Image.Image:
     return picture.convert("L")
 
 
-def _found(
-    places: Mapping[str, Path], suffixes: tuple[str, ...], ending: str = ""
+def _first_of(
+    places: Mapping[str, Path], suffixes: str | tuple[str, ...], ending: str = ""
 ) -> dict[str, Path]:
-    """The file of each place's stem with an ending, in its folder, by its picture."""
-    inside: dict[Path, dict[str, str]] = {}
-    for place in places.values():
-        if place.parent not in inside:
-            inside[place.parent] = {
-                _stem(name): name
-                for name in reversed(names_in(place.parent))
-                if name.lower().endswith(suffixes)
-            }
-    found = {}
-    for picture, place in places.items():
-        name = inside[place.parent].get(_stem(place.name) + ending)
-        if name is not None:
-            found[picture] = place.parent / name
-    return found
-
-
-def _stem(name: str) -> str:
-    """In lower case, with composed letters (macOS decomposes them)."""
-    return composed(PurePosixPath(name).stem).lower()
+    found = siblings(places, suffixes, caseless_stem, ending)
+    return {picture: files[0] for picture, files in found.items()}

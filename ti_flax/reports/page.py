@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -16,7 +15,7 @@ from ti_flax import __version__
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, thumbnails
 from ti_flax.reports.plots import plots, vector_names
-from ti_flax.runtime import atomic
+from ti_flax.runtime import atomic, pages
 
 REPORT_NAME = "report.html"
 
@@ -48,7 +47,7 @@ def write(
     metrics = list(metrics_log.read_lines(folder / metrics_log.METRICS_NAME))
     validations = list(metrics_log.read_lines(folder / metrics_log.VALIDATION_NAME))
     nearest = validations[-1]["nearest"] if validations else []
-    html = _template().render(
+    html = pages.template("ti_flax.reports", "report.html.jinja").render(
         config=config,
         settings=_settings(config),
         status=status,
@@ -71,18 +70,6 @@ def write(
     )
     with atomic.atomic_path(folder / REPORT_NAME) as path:
         path.write_text(html, encoding="utf-8")
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ti_flax.reports", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja")
 
 
 def _settings(config: run_config.Config) -> list[tuple[str, str, bool]]:

@@ -1,8 +1,6 @@
 """Pictures of the report, small enough to lie inside its page."""
 
-import base64
 import functools
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +9,17 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ti_flax.reports.plots import Line
+from ti_flax.runtime.pages import data_uri
 
 # Longest sides, in pixels: twice those of the page's layout.
 SIDE, _LARGE = 224, 512
 # Validations that a strip shows; more are thinned out evenly.
 _MAX_COLUMNS = 16
-_JPEG_QUALITY = 85
 
 
 def of_pictures(pictures: UInt8[np.ndarray, "N H W 3"]) -> list[str]:
     """A data URI of each."""
-    return [_data_uri(Image.fromarray(picture), SIDE) for picture in pictures]
+    return [data_uri(Image.fromarray(picture), SIDE) for picture in pictures]
 
 
 def of_prompts(folder: Path, validations: Sequence[Line]) -> list[Line]:
@@ -77,13 +75,4 @@ def _thumbnails(folder: Path, shown: Line, side: int) -> list[str]:
 def _file_uri(path: Path, _changed: int, side: int) -> str:
     """Cached: every page has most of the pictures of the page before."""
     with Image.open(path) as image:
-        return _data_uri(image, side)
-
-
-def _data_uri(image: Image.Image, side: int) -> str:
-    """A picture inside the page, at most `side` pixels on its longer side."""
-    image = image.convert("RGB")
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return data_uri(image, side)

@@ -161,7 +161,9 @@ class PromptTokenizer:
 
     def fit(self, prompt: str) -> Fit:
         """What of a prompt is kept; nothing is said or raised."""
-        ids = self._ids(prompt)
+        return self._fit(prompt, self._ids(prompt))
+
+    def _fit(self, prompt: str, ids: list[int]) -> Fit:
         lost = [i for i in ids[self.length - 1 : -1] if i >= self.vocab_size]
         return Fit(
             len(ids),
@@ -178,13 +180,12 @@ class PromptTokenizer:
     def _encode(self, prompt: str, check: bool) -> list[int]:
         ids = self._ids(prompt)
         if check:
-            self._check(prompt)
+            self._check(prompt, self._fit(prompt, ids))
         if len(ids) > self.length:
             return [*ids[: self.length - 1], ids[-1]]
         return ids + [self._tokenizer.pad_token_id] * (self.length - len(ids))
 
-    def _check(self, prompt: str) -> None:
-        fit = self.fit(prompt)
+    def _check(self, prompt: str, fit: Fit) -> None:
         if fit.lost is not None:
             raise UserError(
                 f"prompt {shortened(prompt)!r} has {fit.tokens} tokens with its start"

@@ -17,7 +17,7 @@ def make_objective(config: ObjectiveKeys, process: Ddpm) -> Objective:
     Raises `UserError` where a key does not suit the model: timesteps that it has not,
     a weight of v where it predicts noise, a weight that is infinite.
     """
-    drawn = _drawn(config, process.num_timesteps)
+    drawn = _between(config, "min_timestep", "max_timestep", process.num_timesteps)
     huber_c = None
     if config.loss_type != "l2":
         huber_c = timestep_tables.huber_thresholds(
@@ -35,24 +35,20 @@ def make_objective(config: ObjectiveKeys, process: Ddpm) -> Objective:
     )
 
 
-def _drawn(config: ObjectiveKeys, total: int) -> slice:
-    """The timesteps that are drawn at all."""
-    first, end = config.min_timestep, config.max_timestep
+def _between(config: ObjectiveKeys, first_key: str, end_key: str, total: int) -> slice:
+    """The timesteps from the value of one key up to that of another."""
+    first, end = getattr(config, first_key), getattr(config, end_key)
     if first >= total:
         raise UserError(
-            f"min_timestep: expected less than {total}, the model's number of "
+            f"{first_key}: expected less than {total}, the model's number of "
             f"timesteps, found {first}; choose a smaller one"
         )
-    _check_end("max_timestep", end, total)
-    return slice(first, total if end is None else end)
-
-
-def _check_end(key: str, end: int | None, total: int) -> None:
     if end is not None and end > total:
         raise UserError(
-            f"{key}: expected at most {total}, the model's number of timesteps, found "
-            f"{end}; leave it out for all"
+            f"{end_key}: expected at most {total}, the model's number of timesteps, "
+            f"found {end}; leave it out for all"
         )
+    return slice(first, total if end is None else end)
 
 
 def _weights(
@@ -105,14 +101,7 @@ def _biased(config: ObjectiveKeys, total: int) -> slice | None:
     if config.timestep_bias_strategy == "none":
         return None
     if config.timestep_bias_strategy == "range":
-        first, end = config.timestep_bias_begin, config.timestep_bias_end
-        if first >= total:
-            raise UserError(
-                f"timestep_bias_begin: expected less than {total}, the model's number "
-                f"of timesteps, found {first}; choose a smaller one"
-            )
-        _check_end("timestep_bias_end", end, total)
-        return slice(first, total if end is None else end)
+        return _between(config, "timestep_bias_begin", "timestep_bias_end", total)
     count = int(config.timestep_bias_portion * total)
     if count == 0:
         raise UserError(
