@@ -297,6 +297,28 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+WRITING = (
+    'OUT_OF_RANGE: Error writing "a/0" in OCDBT database at local file "/a [1]/": '
+    'Failed writing: "/a [1]/d/76.__lock": Failed to write 8084 bytes to file 17: '
+)
+LOCATIONS = " [source locations='tensorstore/a.cc:380\ntensorstore/b.cc:574']"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{WRITING}File too large",
+        f"{WRITING}File too large [os_error_code='27']",
+        f"{WRITING}File too large{LOCATIONS}",
+        f"{WRITING}File too large{LOCATIONS} [os_error_code='27']",
+        f"{WRITING}File too large [os_error_code='27']{LOCATIONS}",
+        f"In a thread: {WRITING}File too large [os_error_code='27'], while saving",
+    ],
+)
+def test_what_the_system_says_is_found_whatever_tensorstore_adds(text):
+    assert orbax_folder.reason(ValueError(text)) == "File too large"
+
+
 def test_a_full_disk_during_a_checkpoint_loses_nothing(folder, capfd):
     state = make_state()
     with (

@@ -23,6 +23,8 @@ from ti_flax.step.state import State
 
 _PATTERN = re.compile(r"[\[\]*?\\]")
 _STEP = re.compile("[0-9]{1,10}")
+# What TensorStore adds to an error: [os_error_code='28'] and its like.
+_NOTES = r"(?: \[[\w ]+='[^']*'\])*"
 
 
 def absolute(text: str | os.PathLike[str]) -> epath.Path:
@@ -153,9 +155,10 @@ def _only_first_process() -> ocp.options.MultiprocessingOptions:
 
 def reason(error: BaseException) -> str:
     """Why, in a line: what the system says, where TensorStore quotes it."""
-    told = re.search(r"([^:\[\]]+) \[os_error_code", str(error))
-    # TensorStore up to 0.1.85 quotes it last, without a code: Colab's and Kaggle's.
-    told = told or re.search(r"(?s)^[A-Z_]+: .*: ([^:\[\]]+)$", str(error))
+    # Before notes such as [source locations='...']; TensorStore up to 0.1.85, Colab's
+    # and Kaggle's, may leave out that of the code.
+    told = re.search(rf"([^:\[\]]+){_NOTES} \[os_error_code", str(error))
+    told = told or re.search(rf"(?s)^[A-Z_]+: .*: ([^:\[\]]+){_NOTES}$", str(error))
     if told:
         return told[1].strip()
     return one_line(getattr(error, "strerror", None) or error)
