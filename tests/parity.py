@@ -16,7 +16,7 @@ from ti_flax.runtime import sharding
 from ti_flax.step import train_step
 from ti_flax.step.bank import Bank, Batch
 from ti_flax.step.optimizer import adamw
-from ti_flax.step.slots import Slot, stack
+from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import State, init_state
 
 FORWARD_TOLERANCE = 1e-4
@@ -117,8 +117,7 @@ def unused_bank(vectors: Mapping[str, int]) -> Bank:
     """One slot from which nothing is drawn: examples come from the recording."""
     slot = Slot(
         seed_key=jax.random.key(0),
-        moments=jnp.zeros((1, 1, 1, 1, 8)),
-        sizes=np.zeros((1, 1, 6), np.int32),
+        buckets=[Encoded(jnp.zeros((1, 1, 1, 1, 8)), np.zeros((1, 1, 6), np.int32))],
         prompts={name: np.zeros((1, 1), np.int32) for name in vectors},
         rows={
             name: np.zeros((count, 1), np.float32) for name, count in vectors.items()

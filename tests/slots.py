@@ -11,7 +11,7 @@ from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch, train_step
 from ti_flax.step.optimizer import adamw, learning_rate_schedule
-from ti_flax.step.slots import Slot, stack
+from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import init_state
 
 CONFIGS = {
@@ -78,11 +78,16 @@ def make_run(recipe, *concepts: Concept):
     rows, bank = stack([make_slot(concept) for concept in concepts])
     # Padding is NaN: whatever reads it shows.
     real = np.asarray([concept.pictures for concept in concepts])
-    unreal = np.arange(bank.moments.shape[1]) >= real[:, None]
-    moments = jnp.where(unreal[:, :, None, None, None, None], jnp.nan, bank.moments)
+    padded = [_nan_beyond(bucket, real) for bucket in bank.buckets]
     state = init_state(rows, recipe.optimizer)
-    placed = state, bank._replace(moments=moments)
+    placed = state, bank._replace(buckets=tuple(padded))
     return jax.device_put(placed, sharding.replicated(recipe.mesh))
+
+
+def _nan_beyond(bucket, real):
+    unreal = np.arange(bucket.moments.shape[1]) >= real[:, None]
+    moments = jnp.where(unreal[:, :, None, None, None, None], jnp.nan, bucket.moments)
+    return bucket._replace(moments=moments)
 
 
 def make_slot(concept: Concept) -> Slot:
@@ -91,10 +96,10 @@ def make_slot(concept: Concept) -> Slot:
     moments = random.normal(size=(concept.pictures, 2, 4, 4, 8)).astype(np.float32)
     ids = random.integers(0, VOCABULARY, (concept.prompts, 77)).astype(np.int32)
     ids[:, 3 : 3 + concept.vectors] = VOCABULARY + np.arange(concept.vectors)
+    encoded = Encoded(moments, np.zeros((concept.pictures, 2, 6), np.int32))
     slot = Slot(
         seed_key=jax.random.key(concept.seed),
-        moments=moments,
-        sizes=np.zeros((concept.pictures, 2, 6), np.int32),
+        buckets=[encoded],
         prompts={"text_encoder": ids},
         rows={"text_encoder": rows},
         max_train_steps=concept.steps,
@@ -102,16 +107,17 @@ def make_slot(concept: Concept) -> Slot:
     )
     if concept.masked:
         weights = random.uniform(size=moments.shape[:-1]).astype(np.float32)
-        slot = slot._replace(loss_weights=weights, unmasked_probability=0.25)
+        encoded = encoded._replace(loss_weights=weights)
+        slot = slot._replace(buckets=[encoded], unmasked_probability=0.25)
     if not concept.captioned:
         return slot
     first = np.arange(concept.pictures) % (concept.prompts - 1)
     spans = np.stack([first, concept.prompts - 1 - first], axis=1)
-    return slot._replace(
+    encoded = encoded._replace(
         pictures=np.array([0, 0, *range(concept.pictures)], np.int32),
         prompt_spans=spans.astype(np.int32),
-        caption_dropout_rate=0.25,
     )
+    return slot._replace(buckets=[encoded], caption_dropout_rate=0.25)
 
 
 def train(recipe, *concepts, dispatches):
@@ -120,6 +126,6 @@ def train(recipe, *concepts, dispatches):
     frozen = make_frozen(recipe)
     for num_steps in dispatches:
         run = dispatch.compile_train_steps(recipe)
-        state = jax.device_put(jax.tree.map(np.array, state), bank.moments.sharding)
+        state = jax.device_put(jax.tree.map(np.array, state), bank.row_mask.sharding)
         state, _ = run(state, frozen, bank, num_steps)
     return jax.tree.map(np.asarray, state)

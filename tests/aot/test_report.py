@@ -183,7 +183,7 @@ def test_operations_are_those_that_pytorch_counts(name, resolution, teraflops):
     keys = make_config(resolution=resolution, train_batch_size=1)
     recipe = report.recipe_of(keys, model, mesh)
     side = model.family.latent_side(resolution)
-    found = flops.count_step(recipe, RunShapes(side))
+    found = flops.count_step(recipe, RunShapes.square(side))
     assert found == pytest.approx(1e12 * teraflops, rel=5e-3)
 
 
@@ -207,7 +207,7 @@ def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
     mesh = sharding.make_mesh()
     family = report.open_shapes(keys, mesh).family
     asked = functools.partial(
-        needs_remat, family=family, latent_side=32, examples=8, mesh=mesh
+        needs_remat, family=family, latents=32**2, examples=8, mesh=mesh
     )
     assert not asked(None)
     monkeypatch.setattr(chips, "device_memory", lambda device: 2**24)

@@ -257,7 +257,7 @@ def test_bfloat16_gradients_are_near_float32s():
     inputs = read_inputs(config)
     resident = load(config, inputs, progress=False)
     family = inputs.model.family
-    recipe = make_recipe(config, family, inputs.latent_side, inputs.mesh)
+    recipe = make_recipe(config, family, inputs.most_latents, inputs.mesh)
     rows = resident.initial_rows
     draw = jax.jit(functools.partial(draw_batch, family=family))
     batches = [

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.data.captions import found_kinds, from_file_name, read_captions
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.runtime.errors import UserError
 
@@ -35,7 +36,7 @@ def write(folder: Path, files: dict[str, bytes | str | None]) -> list[str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = content if isinstance(content, bytes) else content.encode()
             path.write_bytes(data)
-    return list(read_pictures(folder, 8, True).names)
+    return list(read_pictures(folder, Cropping(8)).names)
 
 
 def lines(*entries: dict) -> str:
@@ -358,7 +359,7 @@ def test_captions_are_not_listed_among_the_skipped_files(tmp_path):
             "b.txt": "of no picture",
         },
     )
-    (note,) = read_pictures(tmp_path, 8, True).notes
+    (note,) = read_pictures(tmp_path, Cropping(8)).notes
     assert note.startswith("skipped b.txt: ")
 
 
@@ -385,7 +386,7 @@ REPEATED = {
 def test_pictures_count_as_often_as_their_folder_says(name, tmp_path):
     files, expected = REPEATED[name]
     write(tmp_path, dict.fromkeys(files))
-    read = read_pictures(tmp_path, 8, True)
+    read = read_pictures(tmp_path, Cropping(8))
     assert [*zip(read.names, read.repeats, strict=True)] == expected
     order = read.order()
     shares = np.bincount(order) / len(order)
@@ -399,11 +400,11 @@ def test_the_same_picture_in_two_folders_is_told(tmp_path):
     write(tmp_path, {"1_a/x.png": None})
     (tmp_path / "2_b").mkdir()
     (tmp_path / "2_b" / "x.png").write_bytes((tmp_path / "1_a/x.png").read_bytes())
-    read = read_pictures(tmp_path, 8, True)
+    read = read_pictures(tmp_path, Cropping(8))
     assert read.notes == ("skipped 2_b/x.png: the same picture as 1_a/x.png",)
 
 
 def test_a_slip_of_a_folders_number_is_told(tmp_path):
     write(tmp_path, {"99999999_a/x.png": None, "1_b/b.png": None})
     with pytest.raises(UserError, match="count 100000000 times together"):
-        read_pictures(tmp_path, 8, True).order()
+        read_pictures(tmp_path, Cropping(8)).order()

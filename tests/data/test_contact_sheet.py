@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.data import contact_sheet, doctor
+from ti_flax.data.crop import Cropping
 from ti_flax.runtime.errors import UserError
 
 
@@ -35,7 +36,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def page(folder, tmp_path):
-    seen = doctor.examine(folder, 64, True)
+    seen = doctor.examine(folder, Cropping(64))
     path = tmp_path / "sheet [1].html"
     contact_sheet.write(path, folder, seen)
     return path.read_text(encoding="utf-8"), seen.pictures
@@ -93,7 +94,7 @@ def test_nothing_on_it_acts_or_is_loaded(page):
 
 def test_notes_of_a_picture_stand_at_it_alone(folder, tmp_path):
     draw(folder / "1_b" / "9.png", size=(32, 32), seed=9)
-    seen = doctor.examine(folder, 64, True)
+    seen = doctor.examine(folder, Cropping(64))
     contact_sheet.write(tmp_path / "s.html", folder, seen)
     text = (tmp_path / "s.html").read_text()
     (at,) = (each for each in figures(text) if "1_b/9.png" in each)
@@ -102,6 +103,6 @@ def test_notes_of_a_picture_stand_at_it_alone(folder, tmp_path):
 
 
 def test_a_page_that_cannot_be_written_is_told(folder, tmp_path):
-    seen = doctor.examine(folder, 64, True)
+    seen = doctor.examine(folder, Cropping(64))
     with pytest.raises(UserError, match=r"contact_sheet: .* cannot be written"):
         contact_sheet.write(tmp_path / "no" / "s.html", folder, seen)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from ti_flax.data import doctor
+from ti_flax.data.crop import Cropping
 from ti_flax.runtime import errors
 
 
@@ -25,7 +26,7 @@ def folder(tmp_path):
 
 
 def examine(folder):
-    return doctor.examine(folder, 64, True).faults
+    return doctor.examine(folder, Cropping(64)).faults
 
 
 def test_a_good_folder_has_no_faults(folder):
@@ -107,7 +108,7 @@ FAULTS = {
     hidden: "skipped 1 hidden: .DS_Store",
     small: "9.png: enlarged from 20x20 px",
     damaged: "skipped 9.png: empty, damaged or not a picture",
-    captioned: "no caption for 1.png, 2.png; templates take its place",
+    captioned: "no caption for 1.png, 2.png; templates take their place",
     captioned_twice: "expected captions of one kind",
     wordy: "2.png: its caption has 76 words",
     few: "only 2 to train on",
@@ -165,15 +166,15 @@ def test_masks_are_counted_and_those_that_do_not_fit_told(tmp_path, capsys):
     for seed in range(3):
         values = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8)
         Image.fromarray(values).save(tmp_path / f"{seed}.png")
-    assert doctor.describe_masks(doctor.examine(tmp_path, 64, True).masks) == (
+    assert doctor.describe_masks(doctor.examine(tmp_path, Cropping(64)).masks) == (
         "masks: none"
     )
     Image.new("L", (64, 64), 255).save(tmp_path / "0-masklabel.png")
-    seen = doctor.examine(tmp_path, 64, True)
+    seen = doctor.examine(tmp_path, Cropping(64))
     assert seen.faults == ["no mask for 1.png, 2.png; learned whole"]
     told = "masks: of 1 pictures, read with masked_loss"
     assert doctor.describe_masks(seen.masks) == told
     Image.new("L", (64, 63), 255).save(tmp_path / "1-masklabel.png")
-    faults = doctor.examine(tmp_path, 64, True).faults
+    faults = doctor.examine(tmp_path, Cropping(64)).faults
     assert faults[0] == "no mask for 2.png; learned whole"
     assert faults[1].startswith("mask of 1.png: expected 64x64 px as the picture has")

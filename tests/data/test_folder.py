@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.data.moments import encode_in_batches
 from ti_flax.runtime.errors import UserError
@@ -33,7 +34,7 @@ def save(folder: Path, name: str, picture, **options) -> None:
 
 
 def read(folder: Path, resolution: int = SIDE, center_crop: bool = True) -> Pictures:
-    return read_pictures(folder, resolution, center_crop)
+    return read_pictures(folder, Cropping(resolution, center_crop))
 
 
 def read_one(folder: Path, resolution: int = SIDE, center_crop: bool = True):
@@ -75,7 +76,7 @@ def test_ordinary_pictures_come_as_they_are_and_without_notes(tmp_path):
         options = {"lossless": True} if name.endswith("webp") else {}
         save(tmp_path, name, picture, **options)
     pictures = read(tmp_path)
-    assert pictures.images.dtype == np.uint8
+    assert {image.dtype for image in pictures.images} == {np.dtype(np.uint8)}
     np.testing.assert_array_equal(pictures.images, np.stack(list(pixels.values())))
     assert pictures.names == tuple(pixels)
     assert pictures.notes == ()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.data import masks
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.runtime.errors import UserError
 
@@ -24,11 +25,10 @@ def grey(path: Path, values: np.ndarray) -> None:
 
 
 def read(folder: Path, files=None, side: int = 32, crop: bool = True, alpha=False):
-    pictures = read_pictures(folder, side, crop)
+    pictures = read_pictures(folder, Cropping(side, crop))
     if files is None:
         files = masks.beside(folder, pictures.names)
-    names, sizes = pictures.names, pictures.sizes
-    return masks.read_masks(files, names, sizes, side, crop, alpha)
+    return masks.read_masks(files, pictures.names, pictures.cuts, alpha)
 
 
 NFC, NFD = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
@@ -48,10 +48,10 @@ NFC, NFD = (unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD"))
 def test_a_label_beside_its_picture_is_a_mask_and_no_picture(tmp_path, picture, mask):
     draw(tmp_path / picture)
     grey(tmp_path / mask, np.full((32, 32), 99))
-    pictures = read_pictures(tmp_path, 32, True)
+    pictures = read_pictures(tmp_path, Cropping(32))
     assert pictures.names == (picture,) and not pictures.notes
     assert masks.beside(tmp_path, pictures.names) == {picture: tmp_path / mask}
-    assert (read(tmp_path) == 99).all()
+    assert (np.array(read(tmp_path)) == 99).all()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_label_beside_its_picture_is_a_mask_and_no_picture(tmp_path, picture, 
 def test_others_are_pictures(tmp_path, name):
     draw(tmp_path / "cat.png")
     draw(tmp_path / name, seed=1)
-    pictures = read_pictures(tmp_path, 32, True)
+    pictures = read_pictures(tmp_path, Cropping(32))
     assert sorted(pictures.names) == sorted(["cat.png", name])
     assert not masks.beside(tmp_path, pictures.names)
 
@@ -72,7 +72,7 @@ def test_a_folder_of_masks_has_the_names_of_the_pictures(tmp_path):
     folder = tmp_path / "masks"
     for name, value in (("a.PNG", 10), ("b.bmp", 20), ("c.png", 30), ("2_x/a.png", 40)):
         grey(folder / name, np.full((32, 32), value))
-    pictures = read_pictures(tmp_path / "pictures", 32, True)
+    pictures = read_pictures(tmp_path / "pictures", Cropping(32))
     found = masks.in_folder(folder, pictures.names)
     assert found == {
         "a.png": folder / "a.PNG",
@@ -89,7 +89,7 @@ def test_alpha_is_a_mask_and_what_is_opaque_is_white(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "1.png")
     found = read(tmp_path, {n: tmp_path / n for n in ("0.jpg", "1.png")}, alpha=True)
     assert (found[0] == 255).all()
-    np.testing.assert_array_equal(found[1], pixels[..., 3])
+    np.testing.assert_array_equal(found[1][0], pixels[..., 3])
     assert masks.without_mask(["0.jpg", "1.png"], found) == "0.jpg"
 
 
@@ -101,9 +101,11 @@ def test_a_mask_is_cut_as_its_picture(tmp_path, width, height, crop):
     values = (ramp / 2).round()
     grey(tmp_path / "a.png", values)
     grey(tmp_path / "a-masklabel.png", values)
-    pictures = read_pictures(tmp_path, 32, crop)
+    pictures = read_pictures(tmp_path, Cropping(32, crop))
     np.testing.assert_allclose(
-        read(tmp_path, crop=crop)[0].astype(float), pictures.images[0, ..., 0], atol=3
+        read(tmp_path, crop=crop)[0][0].astype(float),
+        pictures.images[0][..., 0],
+        atol=3,
     )
 
 
@@ -132,7 +134,7 @@ def test_latents_count_the_area_of_the_mask(flip, outside, normalize):
     found = np.random.default_rng(0).integers(0, 256, (3, 32, 32)).astype(np.uint8)
     found[1] = 0
     found[1, :5, :11] = 255
-    weights = masks.loss_weights(found, 4, flip, outside, normalize)
+    weights = masks.loss_weights(found[:, None], 8, flip, outside, normalize)
     assert weights.shape == (3, 1 + flip, 4, 4) and weights.dtype == np.float32
     for index, mask in enumerate(found):
         expected = np.zeros((4, 4))

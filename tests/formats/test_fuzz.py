@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.formats import find
 from ti_flax.models import base_model
@@ -254,11 +255,11 @@ def test_any_bytes_give_a_picture_or_are_named(folder, name, edits, end):
         old.unlink()
     (place / name).write_bytes(content[: end and end % len(content)])
     try:
-        read = read_pictures(place, 8, True)
+        read = read_pictures(place, Cropping(8))
     except errors.UserError as error:
         assert name in str(error) and "\n" not in str(error)
     else:
-        assert read.images.shape == (1, 8, 8, 3)
+        assert np.shape(read.images) == (1, 8, 8, 3)
         assert all("\n" not in note for note in read.notes)
 
 
@@ -297,10 +298,10 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-from ti_flax.data import folder
+from ti_flax.data import crop, folder
 from ti_flax.runtime import errors
 try:
-    folder.read_pictures(Path(sys.argv[1]), 8, True)
+    folder.read_pictures(Path(sys.argv[1]), crop.Cropping(8))
 except errors.UserError as error:
     print(error)
 """
@@ -322,6 +323,6 @@ def test_decompression_bombs_are_named_within_bounds(tmp_path):
     )
     # The sound picture is read whatever lies beside it.
     assert (ran.returncode, ran.stdout) == (0, "read\n"), ran.stderr
-    notes = read_pictures(place, 8, True).notes
+    notes = read_pictures(place, Cropping(8)).notes
     skipped = {note.split()[1].rstrip(":") for note in notes if "skipped" in note}
     assert {"claims.png", "wide.png", "large.png", "claims.bmp"} <= skipped

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.config import run_config
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.quickstart import contact_sheet, settings
 from ti_flax.quickstart.critters import concept, world
@@ -27,7 +28,7 @@ MINIMAL = {
 
 def test_pictures_are_what_the_code_draws():
     drawn = concept.draw_pictures(concept.LOOK, concept.BACKGROUNDS, concept.SEED)
-    read = read_pictures(concept.FOLDER, 64, center_crop=True)
+    read = read_pictures(concept.FOLDER, Cropping(64))
     assert read.notes == ()
     np.testing.assert_array_equal(read.images, drawn)
 

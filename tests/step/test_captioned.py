@@ -14,11 +14,12 @@ DOG = slots.Concept(seed=2, pictures=5, prompts=7, vectors=1)
 def test_a_slot_without_captions_draws_what_it_drew():
     """What is not given is the same, bit for bit, as what it means."""
     plain = slots.make_slot(DOG)
-    spelt = plain._replace(
+    (encoded,) = plain.buckets
+    encoded = encoded._replace(
         pictures=np.arange(5, dtype=np.int32),
         prompt_spans=np.tile(np.int32([0, 7]), (5, 1)),
-        caption_dropout_rate=0.0,
     )
+    spelt = plain._replace(buckets=[encoded], caption_dropout_rate=0.0)
     one, other = (stack([slot])[1]._replace(seed_keys=0) for slot in (plain, spelt))
     jax.tree.map(np.testing.assert_array_equal, one, other)
     _, bank = stack([plain])
@@ -38,13 +39,16 @@ def test_pictures_prompts_and_dropped_captions_come_in_their_shares():
     slot = slots.make_slot(slots.Concept(seed=1, pictures=3, prompts=8, vectors=1))
     ids = np.zeros((8, 77), np.int32) + np.arange(8, dtype=np.int32)[:, None]
     sizes = np.zeros((3, 2, 6), np.int32) + np.int32([0, 1, 2])[:, None, None]
+    encoded = slot.buckets[0]._replace(
+        sizes=sizes,
+        pictures=np.repeat(np.arange(3, dtype=np.int32), counts),
+        prompt_spans=spans,
+    )
     _, bank = stack(
         [
             slot._replace(
-                sizes=sizes,
+                buckets=[encoded],
                 prompts={"text_encoder": ids},
-                pictures=np.repeat(np.arange(3, dtype=np.int32), counts),
-                prompt_spans=spans,
                 caption_dropout_rate=0.2,
             ),
             slots.make_slot(DOG),

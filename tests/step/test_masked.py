@@ -29,8 +29,10 @@ def test_a_bank_without_masks_takes_none(recipe):
 def test_masks_that_are_white_teach_what_none_teach(recipe):
     """And those of before teach something else."""
     slot = slots.make_slot(CAT)
-    white = slot._replace(loss_weights=np.ones_like(slot.loss_weights))
-    none = slot._replace(loss_weights=None)
+    (encoded,) = slot.buckets
+    ones = np.ones_like(encoded.loss_weights)
+    white = slot._replace(buckets=[encoded._replace(loss_weights=ones)])
+    none = slot._replace(buckets=[encoded._replace(loss_weights=None)])
     found = []
     for each in (slot, white, none):
         first, bank = stack([each])
@@ -49,8 +51,10 @@ def test_a_mask_is_drawn_with_its_view_and_left_out_at_its_rate():
     views = np.arange(6).reshape(3, 2)
     sizes = np.zeros((3, 2, 6), np.int32) + views[..., None].astype(np.int32)
     weights = np.zeros((3, 2, 4, 4), np.float32) + (views[..., None, None] + 2) / 10
-    slot = slot._replace(sizes=sizes, loss_weights=weights.astype(np.float32))
-    _, bank = stack([slot])
+    encoded = slot.buckets[0]._replace(
+        sizes=sizes, loss_weights=weights.astype(np.float32)
+    )
+    _, bank = stack([slot._replace(buckets=[encoded])])
     batch = draw_batch(bank, jnp.zeros(1, int), jnp.arange(draws), slots.FAMILY)
     assert batch.loss_weights.shape == (1, draws, 4, 4)
     drawn = np.asarray(batch.loss_weights[0])

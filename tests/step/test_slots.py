@@ -6,7 +6,7 @@ import slots
 
 from ti_flax.step import dispatch
 from ti_flax.step.bank import draw_batch
-from ti_flax.step.slots import refill, stack
+from ti_flax.step.slots import Encoded, refill, stack
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
@@ -44,12 +44,17 @@ def test_a_refilled_slot_learns_as_alone_and_compiles_nothing():
 
 def test_stacked_concepts_keep_what_is_theirs():
     rows, bank = stack([slots.make_slot(concept) for concept in (CAT, DOG)])
-    assert bank.num_pictures.tolist() == [3, 2] and bank.num_prompts.tolist() == [5, 4]
+    (bucket,) = bank.buckets
+    assert bucket.num_pictures.tolist() == [3, 2]
+    assert bank.num_prompts.tolist() == [
+        5,
+        4,
+    ]
     assert bank.row_mask.tolist() == [[True, True], [True, False]]
     for index, concept in enumerate((CAT, DOG)):
         slot = slots.make_slot(concept)
-        found = bank.moments[index, : concept.pictures]
-        np.testing.assert_array_equal(found, slot.moments)
+        found = bucket.moments[index, : concept.pictures]
+        np.testing.assert_array_equal(found, slot.buckets[0].moments)
         found = bank.prompts["text_encoder"][index, : concept.prompts]
         np.testing.assert_array_equal(found, slot.prompts["text_encoder"])
         found = rows["text_encoder"][index, : concept.vectors]
@@ -67,13 +72,14 @@ def test_sizes_go_with_the_picture_and_its_mirror_image():
     slot = slots.make_slot(CAT._replace(pictures=2))
     sizes = np.arange(2 * 2 * 6, dtype=np.int32).reshape(2, 2, 6)
     moments = np.broadcast_to(
-        np.arange(4, dtype=np.float32).reshape(2, 2, 1, 1, 1), slot.moments.shape
+        np.arange(4, dtype=np.float32).reshape(2, 2, 1, 1, 1),
+        slot.buckets[0].moments.shape,
     )
     # A log-variance of -30: the sample is the mean, which is the view's number.
     moments = np.concatenate(
         [moments[..., :4], np.full_like(moments[..., 4:], -30)], -1
     )
-    _, bank = stack([slot._replace(sizes=sizes, moments=moments)])
+    _, bank = stack([slot._replace(buckets=[Encoded(moments, sizes)])])
     batch = draw_batch(bank, jnp.zeros(1, int), jnp.arange(64), slots.FAMILY)
     latents = np.asarray(batch.latents[0, :, 0, 0, 0])
     views = np.rint(latents / slots.FAMILY.scale.factor).astype(int)

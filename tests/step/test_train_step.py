@@ -64,7 +64,7 @@ def test_ten_and_ten_steps_equal_twenty_bit_for_bit(one_device, twenty_steps):
     frozen = slots.make_frozen(one_device)
     state, _ = dispatch.compile_train_steps(one_device)(state, frozen, bank, 10)
     # What a checkpoint does: through host memory and a newly compiled step.
-    state = jax.device_put(jax.tree.map(np.array, state), bank.moments.sharding)
+    state = jax.device_put(jax.tree.map(np.array, state), bank.row_mask.sharding)
     state, _ = dispatch.compile_train_steps(one_device)(state, frozen, bank, 10)
     jax.tree.map(np.testing.assert_array_equal, state, twenty_steps[1])
 
@@ -159,9 +159,11 @@ def test_draws_cover_every_real_picture_prompt_and_timestep(one_device):
 
 def test_posterior_samples_have_the_moments_they_are_drawn_from(one_device):
     _, bank = slots.make_run(one_device, CAT._replace(pictures=1))
-    bank = bank._replace(moments=bank.moments[:, :, :1])
+    (bucket,) = bank.buckets
+    bucket = bucket._replace(moments=bucket.moments[:, :, :1])
+    bank = bank._replace(buckets=(bucket,))
     batch = draw_batch(bank, jnp.array([0]), jnp.arange(8192), slots.FAMILY)
-    mean, logvar = np.split(np.asarray(bank.moments[0, 0, 0]), 2, axis=-1)
+    mean, logvar = np.split(np.asarray(bucket.moments[0, 0, 0]), 2, axis=-1)
     latents = np.asarray(batch.latents[0]) / slots.FAMILY.scale.factor
     std = np.exp(logvar / 2)
     # Five standard errors of a mean and of a standard deviation of 8192 samples.

@@ -69,7 +69,7 @@ def test_without_captions_prompts_and_fingerprints_are_as_they_were(
     found = inputs.fingerprints()
     ids = np.concatenate([*inputs.prompts.ids.values()])
     assert found["template_file"] == identity.fingerprint(ids)
-    assert found["train_data_dir"] == identity.fingerprint(inputs.pictures.images)
+    assert found["train_data_dir"] == identity.fingerprint(*inputs.pictures.images)
 
 
 def test_captions_take_the_place_of_templates(read, ids_of, folder, caplog):
@@ -89,7 +89,7 @@ def test_captions_take_the_place_of_templates(read, ids_of, folder, caplog):
 def test_a_picture_without_caption_has_templates(read, ids_of, folder, caplog):
     caption(folder, "one", "two", suffix=".caption")
     inputs = read(caption_dropout_rate=0.5)
-    assert "no caption for 2.png; templates take its place" in caplog.text
+    assert "no caption for 2.png; templates take their place" in caplog.text
     first = len(TEMPLATES)
     expected = [*TEMPLATES, "<toy>, one", "<toy>, two", ""]
     has(inputs, ids_of, expected, [[first, 1], [first + 1, 1], ALL])

@@ -30,6 +30,7 @@ for config in sorted((root / "configs").glob("*.yaml")):
     settings = run_config.load_config([
         f"--config={config}", f"--pretrained_model_name_or_path={model}",
         f"--train_data_dir={pictures}", "--initializer_token=toy", "--resolution=16",
+        "--variant=null",
         "--max_train_steps=2", "--lr_warmup_steps=0", f"--output_dir={out / name}",
     ])
     (learned,) = run.train_concepts(settings, progress=False)

@@ -5,9 +5,11 @@ import pytest
 import runs
 from PIL import Image
 
+from ti_flax.data import masks
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.runtime import errors
-from ti_flax.training import masking, run
+from ti_flax.training import run
 from ti_flax.training.inputs import read_inputs
 
 
@@ -46,9 +48,9 @@ def test_masks_that_nobody_asked_for_are_told_and_not_read(config, folder, caplo
 
 def test_a_picture_without_a_mask_is_learned_whole_and_named(config, caplog):
     inputs = read_inputs(config(masked_loss=True))
-    assert (inputs.masks[2] == 255).all() and not (inputs.masks[:2] == 255).all()
+    assert (inputs.masks[2] == 255).all() and not (inputs.masks[0] == 255).all()
     assert "masked_loss: no mask, or one all white: 2.png" in caplog.text
-    weights = masking.loss_weights(config(masked_loss=True), inputs.masks, 4)
+    weights = masks.loss_weights(np.stack(inputs.masks), 4, True, 0.1, False)
     np.testing.assert_allclose(weights[0, :, 0], 1)
     np.testing.assert_allclose(weights[0, :, -1], 0.1)
     np.testing.assert_allclose(weights[2], 1)
@@ -74,7 +76,7 @@ def test_masks_come_from_where_the_keys_say(source, config, folder, tmp_path):
 def test_a_transparent_picture_offers_its_alpha(tmp_path):
     folder = runs.draw_pictures(tmp_path / "pictures", count=1)
     Image.new("RGBA", (32, 32), (9, 9, 9, 99)).save(folder / "a.png")
-    (note,) = read_pictures(folder, 16, True).notes
+    (note,) = read_pictures(folder, Cropping(16)).notes
     assert note == "a.png: transparency put on white (alpha_mask: a mask)"
 
 

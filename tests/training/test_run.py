@@ -15,6 +15,7 @@ import yaml
 
 import ti_flax
 from ti_flax.config import run_config
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.formats import find, registry
 from ti_flax.models import base_model
@@ -137,7 +138,7 @@ def test_exports_say_how_they_came_about(learned, tiny_model, pictures, tmp_path
     assert found["version"] == ti_flax.__version__
     model = base_model.open_model(str(tiny_model))
     assert found["base_model_sha256"] == model.fingerprint()
-    trained_on = read_pictures(pictures, 32, True).images
+    trained_on = read_pictures(pictures, Cropping(32)).images
     digest = hashlib.sha256(trained_on.tobytes()).hexdigest()
     assert found["pictures_sha256"] == digest
     settings = json.loads(found["settings"])

@@ -3,13 +3,13 @@
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ti_flax.aot import flops, topologies
+from ti_flax.aot import buckets, flops, topologies
 from ti_flax.aot.needs import Needs, compile_for, largest_batch
 from ti_flax.config import run_config
 from ti_flax.diffusion import scheduler_config
@@ -20,7 +20,7 @@ from ti_flax.models.opening import Choices
 from ti_flax.models.torch_params import Params, param_shapes
 from ti_flax.runtime import chips, sharding
 from ti_flax.step import dispatch, train_step
-from ti_flax.step.abstract import RunShapes, abstract, abstract_arguments
+from ti_flax.step.abstract import BucketShape, RunShapes, abstract, abstract_arguments
 from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import State
 from ti_flax.training.recipe import make_recipe
@@ -64,6 +64,7 @@ def lines(config: run_config.Config, topology: str) -> Iterator[str]:
         return compile_for(lower_train_steps(wanted, model, mesh))
 
     needs = needs_at(a_device)
+    yield from _of_buckets(config, model, mesh)
     if needs is None:
         yield f"  train    does not fit with train_batch_size {given}"
     else:
@@ -86,6 +87,23 @@ def lines(config: run_config.Config, topology: str) -> Iterator[str]:
             "gradient_checkpointing true"
         )
     yield f"  compiled in {time.perf_counter() - began:.0f} s"
+
+
+def _of_buckets(
+    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+) -> Iterator[str]:
+    """What the step of each bucket takes alone: the whole program has them all."""
+    shapes = buckets.run_buckets(config, model)
+    if len(shapes) == 1:
+        return
+    for shape in shapes:
+        began = time.perf_counter()
+        needs = compile_for(lower_train_steps(config, model, mesh, (shape,)))
+        seconds = time.perf_counter() - began
+        pixels = (side * model.family.downscale for side in (shape.width, shape.height))
+        size = "{}x{}".format(*pixels)
+        fits = "does not fit" if needs is None else f"{needs.peak / _GIB:.2f} GiB"
+        yield f"  bucket   {size}: {fits}, compiled in {seconds:.0f} s"
 
 
 def _largest(examples: int, mesh: Mesh) -> Iterator[str]:
@@ -126,8 +144,7 @@ def _roofline(
     chip: chips.Chip,
 ) -> str:
     recipe = recipe_of(config, model, mesh)
-    side = model.family.latent_side(config.resolution)
-    work = flops.count_step(recipe, RunShapes(side, config.num_vectors)) / mesh.size
+    work = flops.count_step(recipe, _run_shapes(config, model)) / mesh.size
     # The compiler counts a loop's body once: of several parts, the first and the body.
     parts = config.gradient_accumulation_steps
     traffic = needs.traffic * max(1.0, parts / 2)
@@ -162,19 +179,22 @@ def recipe_of(
 
     Raises `UserError` where the resolution does not suit the model.
     """
-    side = model.family.latent_side(config.resolution)
-    return make_recipe(config, model.family, side, mesh)
+    shapes = buckets.run_buckets(config, model)
+    latents = max(shape.height * shape.width for shape in shapes)
+    return make_recipe(config, model.family, latents, mesh)
 
 
 def lower_train_steps(
-    config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
+    config: run_config.Config,
+    model: base_model.BaseModel,
+    mesh: Mesh,
+    only: Sequence[BucketShape] = (),
 ) -> jax.stages.Lowered:
-    """The program of every dispatch of training."""
+    """The program of every dispatch of training, on all buckets or on those given."""
     recipe = recipe_of(config, model, mesh)
     one = abstract(jnp.int32(1), sharding.replicated(mesh))
-    return dispatch.jit_train_steps(recipe).lower(
-        *_abstract_run(config, model, recipe), one
-    )
+    run = RunShapes(only or buckets.run_buckets(config, model), config.num_vectors)
+    return dispatch.jit_train_steps(recipe).lower(*abstract_arguments(recipe, run), one)
 
 
 def lower_forward(
@@ -189,6 +209,8 @@ def lower_forward(
         bank: Bank,
     ):
         examples = jnp.arange(recipe.train_batch_size)
+        largest = max(bank.buckets, key=lambda bucket: bucket.moments.size)
+        bank = bank._replace(buckets=(largest,))
         batch = draw_batch(bank, state.step, examples, recipe.family)
         return train_step.losses(state.rows, frozen, batch, recipe)
 
@@ -201,8 +223,11 @@ def _abstract_run(
     recipe: train_step.StepRecipe,
 ) -> tuple[State, dict[str, Params], Bank]:
     """Shapes and places of state, frozen weights and bank."""
-    side = model.family.latent_side(config.resolution)
-    return abstract_arguments(recipe, RunShapes(side, config.num_vectors))
+    return abstract_arguments(recipe, _run_shapes(config, model))
+
+
+def _run_shapes(config: run_config.Config, model: base_model.BaseModel) -> RunShapes:
+    return RunShapes(buckets.run_buckets(config, model), config.num_vectors)
 
 
 def lower_encode(

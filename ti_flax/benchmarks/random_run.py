@@ -11,7 +11,7 @@ from ti_flax.models.known import Configs
 from ti_flax.models.sources import DiffusersFolder
 from ti_flax.step import train_step
 from ti_flax.step.bank import Bank
-from ti_flax.step.slots import Slot, stack
+from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import State, init_state
 
 _PICTURES = 5
@@ -47,8 +47,12 @@ def make_run(
     slots = [
         Slot(
             seed_key=seed_key,
-            moments=random.standard_normal(moments, np.float32),
-            sizes=np.zeros((_PICTURES, 2, 6), np.int32),
+            buckets=[
+                Encoded(
+                    moments=random.standard_normal(moments, np.float32),
+                    sizes=np.zeros((_PICTURES, 2, 6), np.int32),
+                )
+            ],
             prompts={
                 each.name: ids(each.vocab_size, each.length)
                 for each in family.text_encoders

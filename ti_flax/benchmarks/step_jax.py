@@ -60,7 +60,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         "recomputes": net.remat,
         "examples": keys.train_batch_size * keys.concepts,
         "resolution": side * model.family.downscale,
-        "flops": flops.count_step(recipe, RunShapes(side, slots=keys.concepts)),
+        "flops": flops.count_step(recipe, RunShapes.square(side, slots=keys.concepts)),
         "peak_flops": mesh.size * work.peak_flops(net.dtype),
         "compile_seconds": compiled,
         # A dispatch of no steps: all that is left is the way there and back.

@@ -45,7 +45,7 @@ def recipe_of(
         gradient_checkpointing=keys.gradient_checkpointing,
     )
     sharding.warn_of_padding(keys.train_batch_size * keys.concepts, mesh)
-    return make_recipe(settings, model.family, side, mesh), side
+    return make_recipe(settings, model.family, side**2, mesh), side
 
 
 def peak_flops(dtype: Any) -> float:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import model_validator
 
 from ti_flax.config import command_line, diffusers_flags, validation, yaml_file
+from ti_flax.config.bucket_keys import BucketKeys
 from ti_flax.config.caption_keys import CaptionKeys
 from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.mask_keys import MaskKeys
@@ -41,6 +42,7 @@ class Config(
     TrainingKeys,
     MaskKeys,
     CaptionKeys,
+    BucketKeys,
     DataKeys,
     ConceptKeys,
     CheckpointKeys,

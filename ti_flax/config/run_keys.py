@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from ti_flax.config.bucket_keys import BucketKeys
 from ti_flax.config.caption_keys import CaptionKeys
 from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.fields import (
@@ -265,6 +266,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Checkpoint": CheckpointKeys,
     "Concept": ConceptKeys,
     "Data": DataKeys,
+    "Buckets and crops": BucketKeys,
     "Captions": CaptionKeys,
     "Masks": MaskKeys,
     "Training": OptimizerKeys,

@@ -1,6 +1,7 @@
 """A page with what a model will see of a folder: pictures, masks, captions."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ti_flax.data.captions import Captions
 from ti_flax.data.folder import Pictures
+from ti_flax.data.masks import Masks
 from ti_flax.runtime import atomic, errors, pages
 
 # Twice that of the page's layout, px.
@@ -21,10 +23,9 @@ class _Entry(NamedTuple):
     """What the page says of one picture."""
 
     name: str
-    picture: str
-    masked: str | None
-    width: int
-    height: int
+    # Of each crop: the picture, and where it has a mask, the masked picture.
+    crops: list[list[str]]
+    cut: str
     share: float
     # Of each caption the texts around the places of the new word.
     captions: list[list[str]]
@@ -39,7 +40,7 @@ class Seen(NamedTuple):
     captions: Captions | None
     # By the names of the pictures that have one; None where masks cannot be used,
     # which is a fault.
-    masks: dict[str, UInt8[np.ndarray, "H W"] | None]
+    masks: dict[str, Masks | None]
     faults: list[str]
 
 
@@ -58,9 +59,10 @@ def write(path: Path, folder: Path, seen: Seen) -> None:
     told = {fault for entry in entries for fault in entry.notes}
     html = pages.template("ti_flax.data", "contact_sheet.html.jinja").render(
         folder=errors.one_line(str(folder)),
-        side=seen.pictures.images.shape[1],
+        sizes=", ".join(f"{w} x {h} px" for w, h in seen.pictures.buckets()),
         entries=entries,
-        masked=any(entry.masked for entry in entries),
+        crops=max(len(entry.crops) for entry in entries),
+        masked=any(mask is not None for mask in seen.masks.values()),
         faults=[fault for fault in seen.faults if fault not in told],
     )
     try:
@@ -77,16 +79,14 @@ def _entries(seen: Seen) -> list[_Entry]:
     pictures, entries = seen.pictures, []
     texts = seen.captions.texts if seen.captions else [""] * len(pictures.names)
     for index, name in enumerate(pictures.names):
-        height, width = (int(length) for length in pictures.sizes[index, 0, :2])
-        shown, image = errors.one_line(name), pictures.images[index]
+        shown, cut = errors.one_line(name), pictures.cuts[index]
         mask = seen.masks.get(name)
         entries.append(
             _Entry(
                 name=shown,
-                picture=_uri(image),
-                masked=None if mask is None else _uri(_darkened(image, mask)),
-                width=width,
-                height=height,
+                crops=_crops(pictures.crops[index], mask),
+                cut=f"{cut.size[0]} x {cut.size[1]} px of "
+                f"{cut.original[0]} x {cut.original[1]}",
                 share=pictures.repeats[index] / sum(pictures.repeats),
                 captions=[
                     _around_the_word(line) for line in texts[index].split("\n") if line
@@ -97,6 +97,16 @@ def _entries(seen: Seen) -> list[_Entry]:
             )
         )
     return entries
+
+
+def _crops(
+    crops: Sequence[UInt8[np.ndarray, "H W 3"]], masks: Masks | None
+) -> list[list[str]]:
+    """Each crop, and where there is a mask, the crop with it."""
+    if masks is None:
+        return [[_uri(crop)] for crop in crops]
+    pairs = zip(crops, masks, strict=True)
+    return [[_uri(crop), _uri(_darkened(crop, mask))] for crop, mask in pairs]
 
 
 def _around_the_word(caption: str) -> list[str]:

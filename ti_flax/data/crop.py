@@ -1,33 +1,135 @@
-"""The square that is cut out of a picture, or into which it is squashed."""
+"""What is cut out of a picture: a square, a bucket, several crops of either."""
 
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
+from ti_flax.data import buckets
+from ti_flax.data.decode import SkippedError
 
-def make_square(
-    picture: Image.Image,
-    side: int,
-    center_crop: bool,
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
-    """Crops or squashes, then resizes.
 
-    Pillow's bicubic filter widens with the reduction, so it does not alias, and it
-    overshoots half as much as Lanczos at hard edges (an object on white), where a halo
-    would be learned with the concept. It is also what diffusers trains with.
+class Cropping(NamedTuple):
+    """The keys that say how pictures are cut, by their names."""
+
+    resolution: int
+    center_crop: bool = True
+    random_crop: bool = False
+    crop_variants: int = 4
+    enable_bucket: bool = False
+    min_bucket_reso: int | None = None
+    max_bucket_reso: int | None = None
+    bucket_reso_steps: int = 64
+    bucket_no_upscale: bool = False
+    max_buckets: int = 4
+
+    @property
+    def buckets(self) -> buckets.BucketRules:
+        rules = buckets.BucketRules
+        return rules(*(getattr(self, key) for key in rules._fields))
+
+
+class Cut(NamedTuple):
+    """How one picture is cut: resized as a whole, then crops of one size.
+
+    Lengths are in pixels. `box` (left, top, right, bottom), where there is one, is cut
+    out of the original and resized in place of the whole: of a single centred square
+    that costs less, and no pixel outside the square takes part.
     """
-    if center_crop:
-        edge = min(picture.size)
-        left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-        picture = picture.crop((left, top, left + edge, top + edge))
-    return picture.resize((side, side), resample)
+
+    # Of the original and of the whole, resized as the crops are: (width, height).
+    original: buckets.Size
+    resized: buckets.Size
+    # (top, left) of each crop in the resized picture, and the size of every crop.
+    corners: tuple[tuple[int, int], ...]
+    size: buckets.Size
+    box: tuple[int, int, int, int] | None = None
+
+    def crops(
+        self,
+        picture: Image.Image,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> list[UInt8[np.ndarray, "H W *channels"]]:
+        """The crops of a picture or of its mask; they share memory.
+
+        Pillow's bicubic filter widens with the reduction, so it does not alias, and it
+        overshoots half as much as Lanczos at hard edges (an object on white), where a
+        halo would be learned with the concept. It is also what diffusers trains with.
+        """
+        if self.box is not None:
+            part = picture.crop(self.box).resize(self.size, resample)
+            return [np.asarray(part)]
+        whole = np.asarray(picture.resize(self.resized, resample))
+        width, height = self.size
+        return [
+            whole[top : top + height, left : left + width] for top, left in self.corners
+        ]
+
+    def sizes(self) -> list[list[list[int]]]:
+        """`Pictures.sizes` of each crop and of its mirror image."""
+        (width, height), right_end = self.original, self.resized[0] - self.size[0]
+        return [
+            [
+                [height, width, top, x, *self.size[::-1]]
+                for x in (left, right_end - left)
+            ]
+            for top, left in self.corners
+        ]
+
+    @property
+    def middle(self) -> int:
+        """The number of the crop that stands for the picture where one is shown."""
+        return len(self.corners) // 2
 
 
-def sizes(width: int, height: int, side: int, center_crop: bool) -> list[list[int]]:
-    """`Pictures.sizes` of one picture; one that is squashed is not cropped."""
-    top = left = mirrored = 0
-    if center_crop:
-        edge = min(width, height)
-        resized = round(height * side / edge), round(width * side / edge)
-        top, left = ((length - side) // 2 for length in resized)
-        mirrored = resized[1] - side - left
-    return [[height, width, top, x, side, side] for x in (left, mirrored)]
+def cut(width: int, height: int, rules: Cropping) -> Cut:
+    """How a picture of this size is cut.
+
+    Raises:
+        SkippedError: it is too small for `bucket_no_upscale`.
+    """
+    side = rules.resolution
+    if rules.enable_bucket:
+        fit = buckets.choose(width, height, rules.buckets)
+        if fit is None:
+            raise SkippedError(
+                f"{width}x{height} px, less than bucket_reso_steps "
+                f"{rules.bucket_reso_steps}, and bucket_no_upscale"
+            )
+        return _around((width, height), fit.resized, fit.bucket, rules)
+    if rules.random_crop:
+        return covered(width, height, (side, side), rules)
+    if not rules.center_crop:
+        return Cut((width, height), (side, side), ((0, 0),), (side, side))
+    edge = min(width, height)
+    left, top = (width - edge) // 2, (height - edge) // 2
+    resized = round(width * side / edge), round(height * side / edge)
+    corner = (resized[1] - side) // 2, (resized[0] - side) // 2
+    box = left, top, left + edge, top + edge
+    return Cut((width, height), resized, (corner,), (side, side), box)
+
+
+def covered(width: int, height: int, size: buckets.Size, rules: Cropping) -> Cut:
+    """How a picture is cut to a given size, of which it covers all."""
+    resized = buckets.covering(width, height, size)
+    return _around((width, height), resized, size, rules)
+
+
+def _around(
+    original: buckets.Size,
+    resized: buckets.Size,
+    size: buckets.Size,
+    rules: Cropping,
+) -> Cut:
+    """The middle crop; with `random_crop` evenly spread ones, from end to end.
+
+    Evenly spread crops stand for any crop drawn at random, and leave no part of a
+    picture out by chance.
+    """
+    across, down = (whole - part for whole, part in zip(resized, size, strict=True))
+    count = rules.crop_variants if rules.random_crop else 1
+    places = np.linspace(0, 1, count) if count > 1 else [0.5]
+    # Whole pixels, and of a half the lower: as kohya cuts the middle.
+    corners = tuple((int(down * at), int(across * at)) for at in places)
+    return Cut(original, resized, corners, size)

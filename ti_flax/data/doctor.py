@@ -4,6 +4,7 @@ Exit code 0: every picture is used as it is. 1: it can be trained on, but look a
 is said. 2: there is nothing to train on.
 """
 
+import argparse
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from ti_flax.data import contact_sheet, masks
 from ti_flax.data.captions import Captions, read_captions
 from ti_flax.data.contact_sheet import Seen
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import arguments, errors
 
@@ -32,13 +34,13 @@ _THUMBNAIL = 32, 32
 _MOST_WORDS = 75
 
 
-def examine(folder: Path, resolution: int, center_crop: bool) -> Seen:
+def examine(folder: Path, rules: Cropping) -> Seen:
     """The folder as training would read it, and a line for each fault.
 
     Raises:
         UserError: there is nothing to train on.
     """
-    pictures = read_pictures(folder, resolution, center_crop)
+    pictures = read_pictures(folder, rules)
     faults = [*pictures.notes]
     for first, second, mirrored in _near_duplicates(pictures.images):
         names = pictures.names[second], pictures.names[first]
@@ -52,7 +54,7 @@ def examine(folder: Path, resolution: int, center_crop: bool) -> Seen:
         faults += _caption_faults(captions, pictures.names)
     except errors.UserError as error:
         faults.append(str(error))
-    cut, mask_faults = _read_masks(folder, pictures, center_crop)
+    cut, mask_faults = _read_masks(folder, pictures)
     faults += mask_faults
     if len(pictures.names) < _FEWEST:
         faults.append(
@@ -68,7 +70,7 @@ def _caption_faults(captions: Captions, names: Sequence[str]) -> list[str]:
     without = [name for name, text in pairs if not text]
     if without and captions.source != "none":
         faults.append(
-            f"no caption for {errors.listed(without)}; templates take its place"
+            f"no caption for {errors.listed(without)}; templates take their place"
         )
     for name, text in pairs:
         count = max((len(line.split()) for line in text.split("\n")), default=0)
@@ -81,17 +83,16 @@ def _caption_faults(captions: Captions, names: Sequence[str]) -> list[str]:
 
 
 def _read_masks(
-    folder: Path, pictures: Pictures, center_crop: bool
-) -> tuple[dict[str, UInt8[np.ndarray, "H W"] | None], list[str]]:
+    folder: Path, pictures: Pictures
+) -> tuple[dict[str, masks.Masks | None], list[str]]:
     """As `Seen` has them; pictures without, where others have one, and what is none."""
     names, files = pictures.names, masks.beside(folder, pictures.names)
     without = [name for name in names if name not in files]
     faults = []
     if files and without:
         faults.append(f"no mask for {errors.listed(without)}; learned whole")
-    side = pictures.images.shape[1]
     try:
-        cut = masks.read_masks(files, names, pictures.sizes, side, center_crop)
+        cut = masks.read_masks(files, names, pictures.cuts)
     except errors.UserError as error:
         return dict.fromkeys(files), [*faults, str(error)]
     by_name = dict(zip(names, cut, strict=True))
@@ -119,7 +120,7 @@ def describe_captions(captions: Captions | None) -> str:
 
 
 def _near_duplicates(
-    images: UInt8[np.ndarray, "N H W 3"],
+    images: Sequence[UInt8[np.ndarray, "H W 3"]],
 ) -> Iterator[tuple[int, int, bool]]:
     """Pairs (earlier, later, whether one is mirrored) that look alike."""
     plain = np.stack([_thumbnail(image) for image in images])
@@ -144,25 +145,15 @@ def main() -> None:
         prog="python -m ti_flax.data", description=__doc__.split("\n\n")[1]
     )
     parser.add_argument("folder", type=Path, help="holds the concept's pictures")
-    parser.add_argument("--resolution", type=int, default=512, help="default: 512")
-    parser.add_argument(
-        "--no_center_crop",
-        action="store_true",
-        help="squash pictures into squares, as diffusers does",
-    )
     parser.add_argument(
         "--contact_sheet",
         type=Path,
         metavar="FILE",
         help="write an HTML page of the pictures as cropped, masks, captions and notes",
     )
+    _add_cropping(parser)
     given = parser.parse()
-    if not 1 <= given.resolution <= _LARGEST_SIDE:
-        raise errors.UserError(
-            f"resolution: expected 1 to {_LARGEST_SIDE}, found {given.resolution}"
-        )
-    folder, crop = given.folder, not given.no_center_crop
-    seen = examine(folder, given.resolution, crop)
+    folder, seen = given.folder, examine(given.folder, _cropping(given))
     for fault in seen.faults:
         print(fault)
     print(describe_captions(seen.captions))
@@ -173,3 +164,38 @@ def main() -> None:
         print(f"wrote {given.contact_sheet}")
     if seen.faults:
         sys.exit(FAULTS_EXIT_CODE)
+
+
+def _add_cropping(parser: arguments.Parser) -> None:
+    """The keys of a run that say how pictures are cut, as far as a look needs them."""
+    parser.add_argument("--resolution", type=int, default=512, help="default: 512")
+    parser.add_argument(
+        "--no_center_crop",
+        action="store_true",
+        help="squash pictures into squares, as diffusers does",
+    )
+    for key, told in (
+        ("enable_bucket", "cut pictures to sizes near their own aspect ratio"),
+        ("bucket_no_upscale", "with --enable_bucket, make no picture larger"),
+        ("random_crop", "show the crops that random_crop draws from"),
+    ):
+        parser.add_argument(f"--{key}", action="store_true", help=told)
+    for key, told in (
+        ("min_bucket_reso", "least side of a bucket; default: half the resolution"),
+        ("max_bucket_reso", "greatest side of a bucket; default: twice"),
+        ("bucket_reso_steps", "pixels between the sides of buckets; default: 64"),
+        ("max_buckets", "buckets to keep; default: 4"),
+        ("crop_variants", "crops of random_crop; default: 4"),
+    ):
+        default = Cropping._field_defaults[key]
+        parser.add_argument(f"--{key}", type=int, default=default, help=told)
+
+
+def _cropping(given: argparse.Namespace) -> Cropping:
+    for key, value in vars(given).items():
+        if type(value) is int and not 1 <= value <= _LARGEST_SIDE:
+            raise errors.UserError(
+                f"{key}: expected 1 to {_LARGEST_SIDE}, found {value}"
+            )
+    rules = {key: getattr(given, key, None) for key in Cropping._fields}
+    return Cropping(**rules | {"center_crop": not given.no_center_crop})

@@ -2,14 +2,16 @@
 
 import hashlib
 import math
+import operator
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from ti_flax.data import crop
+from ti_flax.data import buckets, crop
 from ti_flax.data.caption_files import beside_a_picture
 from ti_flax.data.decode import SkippedError, read_picture
 from ti_flax.data.masks import masks_among
@@ -24,11 +26,9 @@ _MOST_COUNTED = 10**6
 class Pictures(NamedTuple):
     """The pictures of one concept, in the order of their files' names."""
 
-    # 8-bit RGB, H = W = resolution.
-    images: UInt8[np.ndarray, "N H W 3"]
-    # In pixels, of each picture and of its mirror image: (height, width) as in the
-    # file, (top, left) of the crop in the resized picture, (height, width) of the crop.
-    sizes: Int32[np.ndarray, "N 2 6"]
+    # The crops of each picture, as many of all, in 8-bit RGB: of one size each picture.
+    crops: tuple[list[UInt8[np.ndarray, "H W 3"]], ...]
+    cuts: tuple[crop.Cut, ...]
     # Of each picture, the path of its file inside the folder, with slashes.
     names: tuple[str, ...]
     # How many times each picture counts; 1 but for those of a sub-folder N_NAME.
@@ -36,11 +36,35 @@ class Pictures(NamedTuple):
     # One line per file that was skipped or is not used as it is.
     notes: tuple[str, ...]
 
+    @property
+    def images(self) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """Of each picture the crop that stands for it where one is shown."""
+        pairs = zip(self.crops, self.cuts, strict=True)
+        return [crops[cut.middle] for crops, cut in pairs]
+
+    @property
+    def sizes(self) -> Int32[np.ndarray, "N C 2 6"]:
+        """In pixels, of each crop and of its mirror image.
+
+        (height, width) as in the file, (top, left) of the crop in the resized picture,
+        (height, width) of the crop.
+        """
+        return np.array([cut.sizes() for cut in self.cuts], np.int32)
+
+    def buckets(self) -> dict[tuple[int, int], Int32[np.ndarray, "n"]]:
+        """Numbers of the pictures of each (width, height), from the narrowest up."""
+        sizes = [cut.size for cut in self.cuts]
+        numbers = np.arange(len(sizes), dtype=np.int32)
+        return {
+            size: numbers[[each == size for each in sizes]]
+            for size in sorted(set(sizes))
+        }
+
     def fingerprints(self) -> list[str]:
         """A line for each picture that tells whether another host has the same."""
         return [
-            f"{_printable(name)} {hashlib.sha256(image).hexdigest()[:12]}"
-            for name, image in zip(self.names, self.images, strict=True)
+            f"{_printable(name)} {_digest(crops).hex()[:12]}"
+            for name, crops in zip(self.names, self.crops, strict=True)
         ]
 
     def order(self) -> Int32[np.ndarray, "M"]:
@@ -59,8 +83,8 @@ class Pictures(NamedTuple):
         return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
 
-def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
-    """Reads every picture of `folder` as `resolution` x `resolution` pixels.
+def read_pictures(folder: Path, rules: crop.Cropping) -> Pictures:
+    """Reads every picture of `folder`, cut as `rules` say.
 
     The order is that of the names without regard to case, on every file system. A
     file that is no picture, is damaged or repeats the pixels of an earlier one (it
@@ -69,53 +93,87 @@ def read_pictures(folder: Path, resolution: int, center_crop: bool) -> Pictures:
 
     Args:
         folder: holds the pictures; see `SUFFIXES` for the kinds.
-        resolution: side of the square result, px.
-        center_crop: cut the largest centred square out of each picture; otherwise
-            squash the whole picture into the square, as diffusers does.
+        rules: squares, as diffusers has them, or aspect buckets.
 
     Raises:
         UserError: `folder` is missing, not a folder or without a readable picture.
     """
     files, hidden = _list_folder(folder)
-    images, sizes, names, repeats, notes = [], [], [], [], []
+    read: dict[Path, _Read] = {}
+    notes: list[str] = []
     first_name: dict[bytes, str] = {}
     for path, count in files:
-        name = path.relative_to(folder).as_posix()
-        shown = _printable(name)
+        shown = _printable(path.relative_to(folder).as_posix())
         try:
             if not count:
                 raise SkippedError("its pictures count 0 times")
-            picture, changes = read_picture(path)
-            if min(picture.size) < resolution:
-                changes.append(f"enlarged from {picture.width}x{picture.height} px")
-            image = np.asarray(crop.make_square(picture, resolution, center_crop))
-            same_as = first_name.setdefault(hashlib.sha256(image).digest(), shown)
+            found = _read(path, count, rules)
+            same_as = first_name.setdefault(_digest(found.crops), shown)
             if same_as != shown:
                 raise SkippedError(f"the same picture as {same_as}")
         except SkippedError as reason:
             notes.append(f"skipped {shown}: {reason}")
             continue
-        images.append(image)
-        sizes.append(crop.sizes(*picture.size, resolution, center_crop))
-        names.append(name)
-        repeats.append(count)
-        if changes:
-            notes.append(f"{shown}: {', '.join(changes)}")
+        read[path] = found
+        if found.changes:
+            notes.append(f"{shown}: {', '.join(found.changes)}")
     if hidden:
         notes.append(f"skipped {len(hidden)} hidden: {_shorten(hidden, ', ')}")
-    if not images:
-        found = _shorten(notes, "; ") if notes else "it is empty"
+    if not read:
+        seen = _shorten(notes, "; ") if notes else "it is empty"
         raise UserError(
             f"train_data_dir: no readable picture in {_printable(str(folder))}"
-            f" ({found}); put the concept's pictures there, as .jpg or .png files"
+            f" ({seen}); put the concept's pictures there, as .jpg or .png files"
         )
+    notes += _merge_buckets(read, rules)
     return Pictures(
-        np.stack(images),
-        np.array(sizes, np.int32),
-        tuple(names),
-        tuple(repeats),
+        tuple(each.crops for each in read.values()),
+        tuple(each.cut for each in read.values()),
+        tuple(path.relative_to(folder).as_posix() for path in read),
+        tuple(each.count for each in read.values()),
         tuple(notes),
     )
+
+
+class _Read(NamedTuple):
+    """One picture, how often it counts, and in words what was done to it."""
+
+    crops: list[UInt8[np.ndarray, "H W 3"]]
+    cut: crop.Cut
+    count: int
+    changes: list[str]
+
+
+def _read(path: Path, count: int, rules: crop.Cropping) -> _Read:
+    picture, changes = read_picture(path)
+    how = crop.cut(*picture.size, rules)
+    if any(map(operator.gt, how.resized, picture.size)):
+        changes.append(f"enlarged from {picture.width}x{picture.height} px")
+    return _Read(how.crops(picture), how, count, changes)
+
+
+def _merge_buckets(read: dict[Path, _Read], rules: crop.Cropping) -> list[str]:
+    """Cuts the pictures of buckets above `max_buckets` anew; a line for each bucket.
+
+    They are read a second time: all originals together may not fit into memory.
+    """
+    chosen = [each.cut.size for each in read.values()]
+    moved = buckets.merged(chosen, rules.max_buckets) if rules.enable_bucket else {}
+    for path, each in read.items():
+        if (target := moved.get(each.cut.size)) is not None:
+            picture, _ = read_picture(path)
+            how = crop.covered(*picture.size, target, rules)
+            read[path] = each._replace(crops=how.crops(picture), cut=how)
+    return [
+        f"bucket {old[0]}x{old[1]} ({chosen.count(old)}): cut to {new[0]}x{new[1]}; "
+        f"max_buckets {len(set(chosen))} would keep all buckets"
+        for old, new in moved.items()
+    ]
+
+
+def _digest(crops: Sequence[UInt8[np.ndarray, "H W 3"]]) -> bytes:
+    """SHA-256 of the pixels."""
+    return hashlib.sha256(b"".join(map(bytes, crops))).digest()
 
 
 def _list_folder(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:

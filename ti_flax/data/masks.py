@@ -4,13 +4,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from ti_flax.data.crop import make_square
+from ti_flax.data.crop import Cut
 from ti_flax.data.decode import ENDINGS, SkippedError, read_alpha, read_picture
 from ti_flax.data.siblings import caseless_stem, siblings
 from ti_flax.runtime.errors import UserError, listed, one_line
+
+# Of one picture, in each of its crops.
+Masks = UInt8[np.ndarray, "C H W"]
 
 # OneTrainer's name of the mask of NAME.jpg: NAME-masklabel.png.
 _LABEL = "-masklabel"
@@ -54,80 +57,83 @@ def in_folder(masks: Path, pictures: Sequence[str]) -> dict[str, Path]:
 def read_masks(
     files: Mapping[str, Path],
     pictures: Sequence[str],
-    sizes: Int32[np.ndarray, "N 2 6"],
-    side: int,
-    center_crop: bool,
+    cuts: Sequence[Cut],
     alpha: bool = False,
-) -> UInt8[np.ndarray, "N H W"]:
-    """The mask of each picture, cropped as it is; white where a picture has none.
+) -> list[Masks]:
+    """The mask of each picture, cut as it is; white where a picture has none.
 
     Args:
         files: where the mask of a picture is; with `alpha`, the picture itself.
-        pictures: their names, and `sizes` as `Pictures` has them.
-        side: of the square result, px; by area where that is smaller.
-        center_crop: as the pictures were cropped.
+        pictures: their names, and `cuts` how they were cut; the mask is resized by
+            area where that is smaller.
         alpha: take the alpha channel, and what has none as all white.
 
     Raises:
         UserError: a mask cannot be read, is of another size or is all black.
     """
-    masks = np.full((len(pictures), side, side), 255, np.uint8)
-    for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
-        if picture not in files:
-            continue
-        try:
-            mask = read_alpha(files[picture]) if alpha else _grey(files[picture])
-        except SkippedError as reason:
-            raise UserError(
-                f"mask of {one_line(picture)}: {reason} ({files[picture]}); mend it, "
-                "or leave masked_loss out"
-            ) from reason
-        if mask is None:
-            continue
-        height, width = (int(length) for length in size[0, :2])
-        if mask.size != (width, height):
-            raise UserError(
-                f"mask of {one_line(picture)}: expected {width}x{height} px as the "
-                f"picture has, found {mask.width}x{mask.height} ({files[picture]}); "
-                "make it anew from the picture"
-            )
-        cut = make_square(mask, side, center_crop, Image.Resampling.BOX)
-        masks[index] = np.asarray(cut)
-        if not masks[index].any():
-            raise UserError(
-                f"mask of {one_line(picture)}: it is all black where the picture is "
-                f"used ({files[picture]}); make white what is to be learned"
-            )
-    return masks
+    return [
+        _mask(files.get(picture), picture, cut, alpha)
+        for picture, cut in zip(pictures, cuts, strict=True)
+    ]
 
 
-def without_mask(pictures: Sequence[str], masks: UInt8[np.ndarray, "N H W"]) -> str:
+def _mask(file: Path | None, picture: str, cut: Cut, alpha: bool) -> Masks:
+    try:
+        mask = None
+        if file is not None:
+            mask = read_alpha(file) if alpha else _grey(file)
+    except SkippedError as reason:
+        raise UserError(
+            f"mask of {one_line(picture)}: {reason} ({file}); mend it, or leave "
+            "masked_loss out"
+        ) from reason
+    if mask is None:
+        return np.full((len(cut.corners), *cut.size[::-1]), 255, np.uint8)
+    if mask.size != cut.original:
+        raise UserError(
+            f"mask of {one_line(picture)}: expected {cut.original[0]}x"
+            f"{cut.original[1]} px as the picture has, found {mask.width}x"
+            f"{mask.height} ({file}); make it anew from the picture"
+        )
+    crops = np.stack(cut.crops(mask, Image.Resampling.BOX))
+    if not crops.any((1, 2)).all():
+        raise UserError(
+            f"mask of {one_line(picture)}: it is all black where the picture is used "
+            f"({file}); make white what is to be learned"
+        )
+    return crops
+
+
+def without_mask(pictures: Sequence[str], masks: Sequence[Masks]) -> str:
     """The pictures whose mask is all white, for a line; empty where there are none."""
     pairs = zip(pictures, masks, strict=True)
     return listed(name for name, mask in pairs if (mask == 255).all())
 
 
 def loss_weights(
-    masks: UInt8[np.ndarray, "N H W"],
-    latent_side: int,
+    masks: UInt8[np.ndarray, "N C H W"],
+    downscale: int,
     flip: bool,
     unmasked_weight: float,
     normalize: bool,
 ) -> Float32[np.ndarray, "N F h w"]:
-    """What the error of each latent counts, of a picture and of its mirror image.
+    """What the error of each latent counts, in the views of the pictures.
 
-    The mask by area, at least `unmasked_weight` everywhere; with `normalize` divided by
-    its mean (OneTrainer: `unmasked_weight`, `normalize_masked_area_loss`).
+    The views are the crops, with `flip` each followed by its mirror image; a latent has
+    `downscale` pixels along each side. The mask by area, at least `unmasked_weight`
+    everywhere; with `normalize` divided by its mean (OneTrainer: `unmasked_weight`,
+    `normalize_masked_area_loss`).
     """
-    count, side = masks.shape[:2]
-    patch = side // latent_side
-    patches = masks.reshape(count, latent_side, patch, latent_side, patch)
+    count, _, height, width = masks.shape
+    latents = height // downscale, width // downscale
+    patches = masks.reshape(-1, latents[0], downscale, latents[1], downscale)
     weights = patches.mean((2, 4)) / 255.0
     weights = np.clip(weights, unmasked_weight, 1.0)
     if normalize:
         weights /= weights.mean((1, 2), keepdims=True)
-    views = [weights, weights[:, :, ::-1]] if flip else [weights]
-    return np.stack(views, axis=1).astype(np.float32)
+    mirrored = weights[:, :, ::-1]
+    views = np.stack([weights, mirrored] if flip else [weights], axis=1)
+    return views.reshape(count, -1, *latents).astype(np.float32)
 
 
 def _grey(path: Path) -> Image.Image:

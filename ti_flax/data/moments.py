@@ -1,6 +1,6 @@
 """Encodes pictures to VAE moments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def encode_in_batches(
-    images: UInt8[np.ndarray, "N H W 3"],
+    images: Sequence[UInt8[np.ndarray, "H W 3"]] | UInt8[np.ndarray, "N H W 3"],
     encode: Callable[[Float32[np.ndarray, "B H W 3"]], ArrayLike],
     batch_size: int,
     flip: bool,
@@ -22,7 +22,7 @@ def encode_in_batches(
     the mirrored picture.
 
     Args:
-        images: 8-bit RGB.
+        images: 8-bit RGB, N of one size.
         encode: maps pixels in [-1, 1] to the moments of their latents, [B, h, w, 2c]
             (mean and log variance). It is always called with B = `batch_size`, the last
             batch filled up with repeats, so that it is compiled once.
@@ -45,7 +45,7 @@ def encode_in_batches(
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
             index = np.arange(start, start + batch_size).clip(max=total - 1)
-            batch = images[index // variants]
+            batch = np.stack([images[number] for number in index // variants])
             mirrored = index % variants == 1
             batch[mirrored] = batch[mirrored, :, ::-1]
             encoded = np.asarray(encode(_normalize(batch)), np.float32)

@@ -144,14 +144,14 @@ class Family:
             "scheduler": ["diffusers", scheduler_class],
         }
 
-    def latent_side(self, resolution: int) -> int:
-        """Latents along a side of `resolution` pixels.
+    def latent_side(self, resolution: int, key: str = "resolution") -> int:
+        """Latents along a side of `resolution` pixels, which `key` gives.
 
         Raises `UserError` where the side is no whole number of latents.
         """
         if resolution % self.downscale:
             raise UserError(
-                f"resolution: {resolution} is not a multiple of {self.downscale}, the "
+                f"{key}: {resolution} is not a multiple of {self.downscale}, the "
                 "pixels of a latent of this model"
             )
         return resolution // self.downscale

@@ -1,5 +1,6 @@
 """The folder of a learned concept, as the Concepts Library has it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ def export_concept(
     folder: Path,
     embedding: Embedding,
     learnable_property: Literal["object", "style"],
-    pictures: UInt8[np.ndarray, "N H W 3"],
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
 ) -> None:
     """Writes the files of a Concepts Library folder, which is made when missing.
 
@@ -50,7 +51,9 @@ def export_concept(
     _write_pictures(folder / PICTURES_NAME, pictures)
 
 
-def _write_pictures(folder: Path, pictures: UInt8[np.ndarray, "N H W 3"]) -> None:
+def _write_pictures(
+    folder: Path, pictures: Sequence[UInt8[np.ndarray, "H W 3"]]
+) -> None:
     folder.mkdir(exist_ok=True)
     for number, picture in enumerate(pictures):
         with atomic.atomic_path(folder / f"{number}.jpeg") as temporary:

@@ -11,6 +11,7 @@ from ti_flax.generation import generate
 from ti_flax.quickstart import contact_sheet
 from ti_flax.runtime import atomic
 from ti_flax.training import run
+from ti_flax.training.inputs import cropping
 
 _log = logging.getLogger(__name__)
 
@@ -63,9 +64,7 @@ def write(config: run_config.Config) -> Path:
 
 
 def _training_pictures(config: run_config.Config) -> list[Image.Image]:
-    pictures = read_pictures(
-        config.train_data_dir, config.resolution, config.center_crop
-    )
+    pictures = read_pictures(config.train_data_dir, cropping(config))
     return [Image.fromarray(image) for image in pictures.images[:_COLUMNS]]
 
 

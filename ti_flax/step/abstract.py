@@ -11,49 +11,69 @@ from ti_flax.models.torch_params import Params, param_shapes
 from ti_flax.runtime import sharding
 from ti_flax.step import train_step
 from ti_flax.step.bank import Bank
-from ti_flax.step.slots import Slot, stack
+from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import State, init_state
+
+
+class BucketShape(NamedTuple):
+    """Latents of the pictures of one size, and how many there are.
+
+    `listed` is the length of a slot's list of them; by default each is in it once.
+    """
+
+    height: int
+    width: int
+    pictures: int = 5
+    listed: int | None = None
 
 
 class RunShapes(NamedTuple):
     """How large a run's arrays are, in each of its slots.
 
     `prompts` are number and length by the name of the text encoder; by default 27 of
-    the encoder's greatest length. `listed` is the length of a slot's list of pictures;
-    by default each picture is in it once. `masked`: the pictures have masks.
+    the encoder's greatest length. `masked`: the pictures have masks.
     """
 
-    latent_side: int
+    buckets: tuple[BucketShape, ...]
     vectors: int = 1
     slots: int = 1
-    pictures: int = 5
     views: int = 2
     prompts: Mapping[str, tuple[int, int]] | None = None
-    listed: int | None = None
     masked: bool = False
+
+    @classmethod
+    def square(cls, latent_side: int, **others: Any) -> "RunShapes":
+        """Of a run whose pictures are squares."""
+        return cls((BucketShape(latent_side, latent_side),), **others)
 
 
 def abstract_arguments(
     recipe: train_step.StepRecipe, run: RunShapes
 ) -> tuple[State, dict[str, Params], Bank]:
     """Shapes, dtypes and places of state, frozen weights and bank."""
-    encoders, side = recipe.family.text_encoders, run.latent_side
-    moments = run.pictures, run.views, side, side, 2 * recipe.family.latent_channels
+    encoders, channels = recipe.family.text_encoders, recipe.family.latent_channels
     prompts = run.prompts or {each.name: (27, each.length) for each in encoders}
+
+    def encoded(bucket: BucketShape) -> Encoded:
+        height, width, count, listed = bucket
+        moments = jnp.zeros((count, run.views, height, width, 2 * channels))
+        return Encoded(
+            moments=moments,
+            sizes=jnp.zeros((count, run.views, 6), jnp.int32),
+            pictures=jnp.zeros(listed or count, jnp.int32),
+            loss_weights=jnp.zeros(moments.shape[:-1]) if run.masked else None,
+        )
 
     def make() -> tuple[State, Bank]:
         slot = Slot(
             seed_key=jax.random.key(0),
-            moments=jnp.zeros(moments),
-            sizes=jnp.zeros((*moments[:2], 6), jnp.int32),
+            buckets=[encoded(bucket) for bucket in run.buckets],
             prompts={
                 name: jnp.zeros(each, jnp.int32) for name, each in prompts.items()
             },
             rows={each.name: jnp.zeros((run.vectors, each.width)) for each in encoders},
             max_train_steps=1,
             norms={each.name: 1.0 for each in encoders},
-            pictures=jnp.zeros(run.listed or run.pictures, jnp.int32),
-            loss_weights=jnp.zeros(moments[:-1]) if run.masked else None,
         )
         rows, bank = stack([slot] * run.slots)
         return init_state(rows, recipe.optimizer), bank

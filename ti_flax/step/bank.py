@@ -16,6 +16,22 @@ _CAPTION_DROPOUT_KEY = 100
 _UNMASKED_KEY = 101
 
 
+class Bucket(NamedTuple):
+    """The pictures of one size, of every slot; a slot may have none."""
+
+    # F views of each picture: its crops, each with or without its mirror image.
+    moments: Float[Array, "S N F h w Z"]
+    # (height, width) of the original, (top, left) of the crop, (height, width) of it.
+    sizes: Int[Array, "S N F 6"]
+    # Which pictures to draw from: each as often as it counts, in `num_pictures` places.
+    pictures: Int[Array, "S M"]
+    num_pictures: Int[Array, "S"]
+    # The prompts of each picture: the first one, and how many.
+    prompt_spans: Int[Array, "S N 2"]
+    # What the errors of each latent count; None where no slot has masks.
+    loss_weights: Float[Array, "S N F h w"] | None
+
+
 class Bank(NamedTuple):
     """Slots side by side; constant during a run.
 
@@ -24,21 +40,12 @@ class Bank(NamedTuple):
     """
 
     seed_keys: Key[Array, "S"]
-    moments: Float[Array, "S N F h w Z"]
-    # (height, width) of the original, (top, left) of the crop, (height, width) of it.
-    sizes: Int[Array, "S N F 6"]
-    # Which pictures to draw from: each as often as it counts, in `num_pictures` places.
-    pictures: Int[Array, "S M"]
-    num_pictures: Int[Array, "S"]
+    buckets: tuple[Bucket, ...]
     prompts: dict[str, Int[Array, "S P L"]]
     num_prompts: Int[Array, "S"]
-    # The prompts of each picture: the first one, and how many.
-    prompt_spans: Int[Array, "S N 2"]
     # How often the last prompt, which is empty then, takes the place of the drawn one.
     caption_dropout_rate: Float[Array, "S"]
-    # What the errors of each latent count, and how often all count 1 instead; None
-    # where no slot has masks.
-    loss_weights: Float[Array, "S N F h w"] | None
+    # How often the errors of all latents count 1, whatever the masks.
     unmasked_probability: Float[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
@@ -70,29 +77,37 @@ def draw_batch(
 ) -> Batch:
     """Examples as a function of (seed, step, example index) and of nothing else.
 
-    Picture, mirror, prompt, time, noise and the sample of the autoencoder's posterior
+    `bank` has one bucket: see `buckets.only`.
+    Picture, view, prompt, time, noise and the sample of the autoencoder's posterior
     are all drawn from the key of the example, whatever device it is drawn on.
     """
 
-    def example(slot: Bank, step: Array, index: Array) -> Batch:
+    (bucket,) = bank.buckets
+
+    def example(slot: Bank, bucket: Bucket, step: Array, index: Array) -> Batch:
         key = jax.random.fold_in(jax.random.fold_in(slot.seed_keys, step), index)
         (
             picture_key,
-            mirror_key,
+            view_key,
             prompt_key,
             time_key,
             noise_key,
             posterior_key,
         ) = jax.random.split(key, 6)
-        place = jax.random.randint(picture_key, (), 0, slot.num_pictures)
-        picture = slot.pictures[place]
-        mirror = jax.random.randint(mirror_key, (), 0, slot.moments.shape[1])
-        first, count = slot.prompt_spans[picture]
+        place = jax.random.randint(picture_key, (), 0, bucket.num_pictures)
+        picture = bucket.pictures[place]
+        view = jax.random.randint(view_key, (), 0, bucket.moments.shape[1])
+        first, count = bucket.prompt_spans[picture]
         prompt = first + jax.random.randint(prompt_key, (), 0, count)
         dropout_key = jax.random.fold_in(key, _CAPTION_DROPOUT_KEY)
         dropped = jax.random.uniform(dropout_key) < slot.caption_dropout_rate
         prompt = jnp.where(dropped, slot.num_prompts - 1, prompt)
-        moments = slot.moments[picture, mirror]
+        weights = bucket.loss_weights
+        if weights is not None:
+            unmasked = jax.random.uniform(jax.random.fold_in(key, _UNMASKED_KEY))
+            whole = unmasked < slot.unmasked_probability
+            weights = jnp.where(whole, 1.0, weights[picture, view])
+        moments = bucket.moments[picture, view]
         shape = (*moments.shape[:-1], moments.shape[-1] // 2)
         posterior = family.sample_posterior(
             moments, jax.random.normal(posterior_key, shape)
@@ -105,20 +120,11 @@ def draw_batch(
             noise=noise,
             times=objective.draw_times(time_key, family.process),
             ids={name: prompts[prompt] for name, prompts in slot.prompts.items()},
-            sizes=slot.sizes[picture, mirror],
+            sizes=bucket.sizes[picture, view],
             input_noise=input_noise,
-            loss_weights=_drawn_weights(slot, key, (picture, mirror)),
+            loss_weights=weights,
         )
 
-    over_examples = jax.vmap(example, in_axes=(None, None, 0))
-    return jax.vmap(over_examples, in_axes=(0, 0, None))(bank, step, examples)
-
-
-def _drawn_weights(
-    slot: Bank, key: Key[Array, ""], view: tuple[Int[Array, ""], Int[Array, ""]]
-) -> Float[Array, "h w"] | None:
-    """What the latents of a view count in one example."""
-    if slot.loss_weights is None:
-        return None
-    unmasked = jax.random.uniform(jax.random.fold_in(key, _UNMASKED_KEY))
-    return jnp.where(unmasked < slot.unmasked_probability, 1.0, slot.loss_weights[view])
+    over_examples = jax.vmap(example, in_axes=(None, None, None, 0))
+    over_slots = jax.vmap(over_examples, in_axes=(0, 0, 0, None))
+    return over_slots(bank, bucket, step, examples)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ti_flax.diffusion.objective import PLAIN
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
-from ti_flax.step import train_step
+from ti_flax.step import buckets, train_step
 from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import Rows
 
@@ -39,7 +39,8 @@ def compile_fixed_loss(
     Pictures, prompts, noise and posterior samples are drawn as those of a step that no
     run reaches, and so are not those of any train step; timesteps are spread evenly.
     It is the plain squared error of whole pictures under plain noise whatever a run's
-    own objective and masks are, so that runs with others compare.
+    own objective and masks are, so that runs with others compare. Of several sizes of
+    pictures it is the mean of such a loss over each, as often as its pictures count.
     """
     recipe = recipe._replace(objective=PLAIN)
     batch_size = recipe.train_batch_size
@@ -54,7 +55,7 @@ def compile_fixed_loss(
     def fixed_loss(rows, frozen, bank):
         never = jnp.full_like(bank.max_train_steps, jnp.iinfo(jnp.int32).max)
 
-        def part(index: Int[Array, ""]) -> Float[Array, "S B"]:
+        def part(index: Int[Array, ""], bank: Bank) -> Float[Array, "S B"]:
             examples = index * batch_size + jnp.arange(batch_size)
             batch = draw_batch(bank, never, examples, recipe.family)
             spread = process.spread_times(examples, count)
@@ -62,10 +63,30 @@ def compile_fixed_loss(
             batch = batch._replace(times=times, loss_weights=None)
             return train_step.example_losses(rows, frozen, batch, recipe)
 
-        each = jax.lax.map(part, jnp.arange(parts))
+        def of_bucket(bucket: int) -> Float[Array, "parts S B"]:
+            one = functools.partial(part, bank=buckets.only(bank, bucket))
+            return jax.lax.map(one, jnp.arange(parts))
+
+        each = of_bucket(0)
+        if len(bank.buckets) > 1:
+            each = _weighted(bank, [of_bucket(i) for i in range(len(bank.buckets))])
         by_example = jnp.moveaxis(each, 0, 1).reshape(each.shape[1], count)
         # A sum, not a matrix product, which some devices round to bfloat16.
         quarters = (by_example[:, :, None] * share[None]).sum(axis=1)
         return FixedLoss(each.mean(axis=2).mean(axis=0), quarters)
 
     return fixed_loss
+
+
+def _weighted(
+    bank: Bank, losses: list[Float[Array, "parts S B"]]
+) -> Float[Array, "parts S B"]:
+    """The mean over the buckets, each as its pictures count; none where it has none."""
+    counts = buckets.counts(bank)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return sum(
+        jnp.where(share > 0, share * loss, 0.0)
+        for share, loss in zip(
+            (shares[:, i, None] for i in range(len(losses))), losses, strict=True
+        )
+    )

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from ti_flax.step.state import Rows
+
 NO_FACTORS: Mapping[str, float] = MappingProxyType({})
 
 
@@ -37,6 +39,22 @@ class Hold(NamedTuple):
         norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
         scale = norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
         return rows * (jnp.minimum(scale, 1) if self.kind == "clip" else scale)
+
+    def of_slots(
+        self,
+        rows: Rows,
+        initial: Rows,
+        norms: dict[str, Float[Array, "S"]],
+        learning_rate: Float[Array, "S"],
+        active: Bool[Array, "S K"],
+    ) -> Rows:
+        """The rows of all slots by text encoder; those not active stay as they are."""
+
+        def held(rows: Array, initial: Array, norm: Array) -> Array:
+            new = jax.vmap(self)(rows, initial, norm, learning_rate)
+            return jnp.where(active[..., None], new, rows)
+
+        return jax.tree.map(held, rows, initial, norms)
 
 
 def learning_rate_schedule(

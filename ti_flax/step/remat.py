@@ -24,9 +24,12 @@ _USABLE = 0.9
 
 
 def needs_remat(
-    asked: bool | None, family: Family, latent_side: int, examples: int, mesh: Mesh
+    asked: bool | None, family: Family, latents: int, examples: int, mesh: Mesh
 ) -> bool:
-    """The key `gradient_checkpointing`, or where it is none what memory asks for."""
+    """The key `gradient_checkpointing`, or where it is none what memory asks for.
+
+    `latents` are those of one picture, height times width.
+    """
     if asked is not None:
         return asked
     examples = math.ceil(examples / mesh.size)
@@ -34,7 +37,7 @@ def needs_remat(
     width = net.kept_channels
     device = mesh.devices.flat[0]
     a_byte = _KEPT.get(device.platform, _KEPT_ELSEWHERE)
-    kept = a_byte * latent_side**2 * width * jnp.dtype(net.dtype).itemsize * examples
+    kept = a_byte * latents * width * jnp.dtype(net.dtype).itemsize * examples
     frozen = map(param_shapes, family.trained_through.values())
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves([*frozen]))
     return held + kept > _USABLE * chips.device_memory(device)

@@ -5,18 +5,20 @@ own seed, pictures, prompts, step counter and optimizer state, so that a concept
 the same rows whether it is trained alone or beside others.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ti_flax.diffusion.objective import PLAIN, Objective
 from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
+from ti_flax.step import buckets
 from ti_flax.step.bank import Bank, Batch, draw_batch
 from ti_flax.step.optimizer import Hold
 from ti_flax.step.state import Metrics, Rows, State, all_finite, lengths
@@ -98,17 +100,8 @@ def apply_gradients(
     rows = optax.apply_updates(state.rows, updates)
     learning_rate = jax.vmap(recipe.learning_rate)(state.step - state.skipped)
     if recipe.hold is not None:
-        held = jax.tree.map(
-            lambda new, first, norm: jax.vmap(recipe.hold)(
-                new, first, norm, learning_rate
-            ),
-            rows,
-            bank.initial,
-            bank.norms,
-        )
-        rows = jax.tree.map(
-            lambda held, new: jnp.where(active[..., None], held, new), held, rows
-        )
+        start = bank.initial, bank.norms
+        rows = recipe.hold.of_slots(rows, *start, learning_rate, active)
     finite = all_finite((loss, grads, rows, opt_state))
 
     def keep(new: Array, old: Array) -> Array:
@@ -134,21 +127,34 @@ def apply_gradients(
 def train_step(
     state: State, frozen: Mapping[str, Params], bank: Bank, recipe: StepRecipe
 ) -> tuple[State, Metrics]:
-    """Draws a batch, in `gradient_accumulation_steps` parts, and updates the rows."""
+    """Draws a batch of every slot, each of one bucket, and updates its rows."""
+    drawn = functools.partial(_drawn_gradients, frozen=frozen, recipe=recipe)
+    if len(bank.buckets) > 1:
+        drawn = functools.partial(buckets.in_turns, drawn)
+    loss, grads = drawn(state.rows, state.step, bank)
+    return apply_gradients(state, loss, grads, bank, recipe)
+
+
+def _drawn_gradients(
+    rows: Rows,
+    step: Int[Array, "S"],
+    bank: Bank,
+    frozen: Mapping[str, Params],
+    recipe: StepRecipe,
+) -> tuple[Float[Array, "S"], Rows]:
+    """Of a batch drawn in `gradient_accumulation_steps` parts."""
 
     def part(index: Array) -> tuple[Array, Rows]:
         examples = index * recipe.train_batch_size + jnp.arange(recipe.train_batch_size)
-        batch = draw_batch(bank, state.step, examples, recipe.family, recipe.objective)
-        return gradients(state.rows, frozen, batch, recipe)
+        batch = draw_batch(bank, step, examples, recipe.family, recipe.objective)
+        return gradients(rows, frozen, batch, recipe)
 
     parts = recipe.gradient_accumulation_steps
     if parts == 1:
-        loss, grads = part(jnp.int32(0))
-    else:
-        # One part at a time; only their sum is kept.
-        first = part(jnp.int32(0))
-        summed = jax.lax.fori_loop(
-            1, parts, lambda i, sums: jax.tree.map(jnp.add, sums, part(i)), first
-        )
-        loss, grads = jax.tree.map(lambda x: x / parts, summed)
-    return apply_gradients(state, loss, grads, bank, recipe)
+        return part(jnp.int32(0))
+    # One part at a time; only their sum is kept.
+    first = part(jnp.int32(0))
+    summed = jax.lax.fori_loop(
+        1, parts, lambda i, sums: jax.tree.map(jnp.add, sums, part(i)), first
+    )
+    return jax.tree.map(lambda x: x / parts, summed)

@@ -1,16 +1,20 @@
 """Reads and checks everything that a user may have got wrong."""
 
+import itertools
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32
 
 from ti_flax.checkpoints import identity
 from ti_flax.config import run_config
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import Pictures, read_pictures
+from ti_flax.data.masks import Masks
 from ti_flax.formats import find
 from ti_flax.generation import previews
 from ti_flax.models import attention, base_model
@@ -47,11 +51,10 @@ class Inputs(NamedTuple):
     pictures: Pictures
     # Numbers of the pictures, each as often as it counts.
     listed: Int32[np.ndarray, "M"]
-    # White where the concept is; None: everywhere.
-    masks: UInt8[np.ndarray, "N H W"] | None
+    # Of each picture's crops, white where the concept is; None: everywhere.
+    masks: list[Masks] | None
     mesh: jax.sharding.Mesh
     model: base_model.BaseModel
-    latent_side: int
     tokenizers: dict[str, "transformers.CLIPTokenizer"]
     prompts: Prompts
     # The rows [K, D] of initializer_embedding; empty without it.
@@ -59,6 +62,20 @@ class Inputs(NamedTuple):
     # The initial rows [K, D], given the vocabularies' tables [V, D].
     initial_rows: Callable[[Tables], dict[str, np.ndarray]]
     previews: previews.Previews | None
+
+    @property
+    def latents(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """Latents (height, width) of a picture by its (width, height)."""
+        downscale = self.model.family.downscale
+        return {
+            (width, height): (height // downscale, width // downscale)
+            for width, height in self.pictures.buckets()
+        }
+
+    @property
+    def most_latents(self) -> int:
+        """Of the largest picture."""
+        return max(map(math.prod, self.latents.values()))
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of what a resumed run must share, by the key that says where it is.
@@ -68,8 +85,10 @@ class Inputs(NamedTuple):
         repeated = [self.listed] if len(self.listed) > len(self.pictures.names) else []
         return {
             "pretrained_model_name_or_path": self.model.fingerprint(),
-            "train_data_dir": identity.fingerprint(self.pictures.images, *repeated),
-            "masked_loss": identity.fingerprint(*_parts(self.masks)),
+            "train_data_dir": identity.fingerprint(
+                *itertools.chain(*self.pictures.crops), *repeated
+            ),
+            "masked_loss": identity.fingerprint(*self.masks or []),
             "caption_source": identity.fingerprint(*self.prompts.of_captions()),
             "template_file": identity.fingerprint(*self.prompts.ids.values()),
             "initializer_embedding": identity.fingerprint(*self.given_rows.values()),
@@ -82,15 +101,13 @@ def read_inputs(config: run_config.Config) -> Inputs:
     Raises:
         UserError: what to mend; in every process, when they differ.
     """
-    pictures = read_pictures(
-        config.train_data_dir, config.resolution, config.center_crop
-    )
+    pictures = read_pictures(config.train_data_dir, cropping(config))
     order = pictures.order()
     _tell(pictures)
     masks = read_masks(config, pictures)
     hosts.check_equal("config", run_config.dump_yaml(config).splitlines())
     hosts.check_equal("train_data_dir", pictures.fingerprints())
-    hosts.check_equal("masked_loss", [identity.fingerprint(*_parts(masks))])
+    hosts.check_equal("masked_loss", [identity.fingerprint(*masks or [])])
     mesh = sharding.make_mesh(fsdp=config.fsdp)
     sharding.warn_of_padding(config.train_batch_size, mesh)
     model = base_model.open_model(
@@ -101,7 +118,9 @@ def read_inputs(config: run_config.Config) -> Inputs:
         attention.make_plan(config.attention, mesh),
         choices=Choices.of(config),
     )
-    latent_side = model.family.latent_side(config.resolution)
+    model.family.latent_side(config.resolution)
+    if config.enable_bucket:
+        model.family.latent_side(config.bucket_reso_steps, "bucket_reso_steps")
     tokenizers = _load_tokenizers(config, model)
     tokenize = {
         encoder.name: _prompt_tokenizer(config, tokenizers[encoder.name], encoder)
@@ -117,7 +136,6 @@ def read_inputs(config: run_config.Config) -> Inputs:
         masks=masks,
         mesh=mesh,
         model=model,
-        latent_side=latent_side,
         tokenizers=tokenizers,
         prompts=read_prompts(config, pictures.names, tokenize),
         given_rows=given_rows,
@@ -126,8 +144,9 @@ def read_inputs(config: run_config.Config) -> Inputs:
     )
 
 
-def _parts(masks: UInt8[np.ndarray, "N H W"] | None) -> list[np.ndarray]:
-    return [] if masks is None else [masks]
+def cropping(config: run_config.Config) -> Cropping:
+    """How the keys say that pictures are cut."""
+    return Cropping(**{key: getattr(config, key) for key in Cropping._fields})
 
 
 def _tell(pictures: Pictures) -> None:
@@ -135,6 +154,13 @@ def _tell(pictures: Pictures) -> None:
     for note in pictures.notes:
         _log.warning("train_data_dir: %s", note)
     pairs = zip(pictures.names, pictures.repeats, strict=True)
+    sizes = pictures.buckets()
+    if len(sizes) > 1:
+        _log.info(
+            "train_data_dir: %d buckets: %s",
+            len(sizes),
+            ", ".join(f"{w}x{h} ({len(each)})" for (w, h), each in sizes.items()),
+        )
     counted = {name.split("/")[0]: count for name, count in pairs if "/" in name}
     if counted:
         _log.info(

@@ -2,9 +2,6 @@
 
 import logging
 
-import numpy as np
-from jaxtyping import Float32, UInt8
-
 from ti_flax.config import run_config
 from ti_flax.data import masks
 from ti_flax.data.folder import Pictures
@@ -15,8 +12,8 @@ _log = logging.getLogger(__name__)
 
 def read_masks(
     config: run_config.Config, pictures: Pictures
-) -> UInt8[np.ndarray, "N H W"] | None:
-    """A mask for each picture; None where none are asked for.
+) -> list[masks.Masks] | None:
+    """The masks of each picture's crops; None where none are asked for.
 
     Says which pictures have none, and that masks are there that nobody asked for.
 
@@ -39,16 +36,9 @@ def read_masks(
         files = {name: folder / name for name in names}
     else:
         files = masks.beside(folder, names)
-    found = masks.read_masks(
-        files,
-        names,
-        pictures.sizes,
-        config.resolution,
-        config.center_crop,
-        config.alpha_mask,
-    )
+    found = masks.read_masks(files, names, pictures.cuts, config.alpha_mask)
     without = masks.without_mask(names, found)
-    if (found == 255).all():
+    if all((mask == 255).all() for mask in found):
         raise UserError(
             "masked_loss: expected NAME-masklabel.png beside pictures NAME.jpg, a "
             "conditioning_data_dir with masks, or alpha_mask and transparent pictures, "
@@ -57,20 +47,3 @@ def read_masks(
     if without:
         _log.warning("masked_loss: no mask, or one all white: %s", without)
     return found
-
-
-def loss_weights(
-    config: run_config.Config,
-    found: UInt8[np.ndarray, "N H W"] | None,
-    latent_side: int,
-) -> Float32[np.ndarray, "N F h w"] | None:
-    """What the latents of each view of a picture count; None where all count 1."""
-    if found is None:
-        return None
-    return masks.loss_weights(
-        found,
-        latent_side,
-        config.random_flip,
-        config.unmasked_weight,
-        config.normalize_masked_area_loss,
-    )

@@ -181,7 +181,7 @@ def _tell(
     without = [name for name, text in pairs if not text]
     if without and templates and captions.source != "none":
         _log.warning(
-            "caption_source: no caption for %s; templates take its place",
+            "caption_source: no caption for %s; templates take their place",
             listed(without),
         )
     if prompts:

@@ -14,10 +14,10 @@ from ti_flax.training.objective import make_objective
 def make_recipe(
     config: run_config.TrainingKeys,
     family: Family,
-    latent_side: int,
+    latents: int,
     mesh: jax.sharding.Mesh,
 ) -> train_step.StepRecipe:
-    """The step of a run at this resolution on these devices."""
+    """The step of a run on these devices; its largest picture has so many latents."""
     learning_rate = learning_rate_schedule(
         config.lr_scheduler,
         config.peak_learning_rate,
@@ -38,7 +38,7 @@ def make_recipe(
     remat = needs_remat(
         config.gradient_checkpointing,
         family,
-        latent_side,
+        latents,
         config.train_batch_size,
         mesh,
     )

@@ -1,7 +1,7 @@
 """What lies on the devices during a run: weights and encoded pictures."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,16 +9,16 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from ti_flax.config import run_config
+from ti_flax.data.masks import loss_weights
 from ti_flax.data.moments import encode_in_batches
 from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import hosts, sharding
 from ti_flax.step.bank import Bank
-from ti_flax.step.slots import Slot, stack
+from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import Rows
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
-from ti_flax.training.masking import loss_weights
 
 ENCODE_BATCH_SIZE = 4
 
@@ -44,14 +44,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
     """
     model, family, mesh = inputs.model, inputs.model.family, inputs.mesh
     autoencoder = model.load(family.autoencoder.name)
-    moments = encode_pictures(
-        family,
-        autoencoder,
-        inputs.pictures.images,
-        config.random_flip,
-        ENCODE_BATCH_SIZE,
-        progress,
-    )
+    buckets = encode_buckets(config, inputs, autoencoder, progress)
     layout = functools.partial(sharding.over_fsdp, mesh)
     frozen = {name: model.load(name, layout) for name in family.trained_through}
     params = dict(frozen)
@@ -66,16 +59,12 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
     norms = {name: vocabulary_norms(table) for name, table in tables.items()}
     slot = Slot(
         seed_key=jax.random.key(config.seed, impl="threefry2x32"),
-        moments=moments,
-        sizes=inputs.pictures.sizes[:, : 1 + config.random_flip],
+        buckets=buckets,
         prompts=inputs.prompts.ids,
         rows=inputs.initial_rows(tables),
         max_train_steps=config.max_train_steps,
         norms={name: held_norm(config, *both) for name, both in norms.items()},
-        pictures=inputs.listed,
-        prompt_spans=inputs.prompts.spans,
         caption_dropout_rate=config.caption_dropout_rate,
-        loss_weights=loss_weights(config, inputs.masks, inputs.latent_side),
         unmasked_probability=config.unmasked_probability,
     )
     rows, bank = stack([slot])
@@ -101,10 +90,44 @@ def jit_encode(family: Family) -> jax.stages.Wrapped:
     )
 
 
+def encode_buckets(
+    config: run_config.Config, inputs: Inputs, params: Params, progress: bool
+) -> list[Encoded]:
+    """The pictures of each size, encoded, in the order of `Pictures.buckets`."""
+    pictures, family, flip = inputs.pictures, inputs.model.family, config.random_flip
+    spans, encoded = inputs.prompts.spans, []
+    for numbers in pictures.buckets().values():
+        crops = [crop for number in numbers for crop in pictures.crops[number]]
+        moments = encode_pictures(
+            family, params, crops, flip, ENCODE_BATCH_SIZE, progress
+        )
+        weights = None
+        if inputs.masks is not None:
+            weights = loss_weights(
+                np.stack([inputs.masks[number] for number in numbers]),
+                family.downscale,
+                flip,
+                config.unmasked_weight,
+                config.normalize_masked_area_loss,
+            )
+        sizes = pictures.sizes[numbers][:, :, : 1 + flip]
+        listed = inputs.listed[np.isin(inputs.listed, numbers)]
+        encoded.append(
+            Encoded(
+                moments=moments.reshape(len(numbers), -1, *moments.shape[2:]),
+                sizes=sizes.reshape(len(numbers), -1, 6),
+                pictures=np.searchsorted(numbers, listed).astype(np.int32),
+                prompt_spans=spans[numbers],
+                loss_weights=weights,
+            )
+        )
+    return encoded
+
+
 def encode_pictures(
     family: Family,
     params: Params,
-    images: UInt8[np.ndarray, "N H W 3"],
+    images: Sequence[UInt8[np.ndarray, "H W 3"]] | UInt8[np.ndarray, "N H W 3"],
     flip: bool,
     batch_size: int,
     progress: bool,

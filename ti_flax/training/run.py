@@ -13,7 +13,7 @@ from ti_flax.runtime import compilation, jax_settings, log, profile, sharding
 from ti_flax.runtime.errors import Stopped, UserError
 from ti_flax.runtime.signals import StopSignals
 from ti_flax.step import dispatch
-from ti_flax.step.abstract import RunShapes, abstract_arguments
+from ti_flax.step.abstract import abstract_arguments
 from ti_flax.step.state import Metrics, State, init_state
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.text.embedding import Embedding
@@ -21,6 +21,7 @@ from ti_flax.training import divergence, loop, validation
 from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.recipe import make_recipe
 from ti_flax.training.resident import Resident, load
+from ti_flax.training.shapes import run_shapes
 from ti_flax.training.writer import Writer, learned
 
 _log = logging.getLogger(__name__)
@@ -111,9 +112,9 @@ def prepare(
     writer.check(inputs)
     phases.end("checks")
     _log.info("reading %s", inputs.model.source.path)
-    recipe = make_recipe(config, inputs.model.family, inputs.latent_side, inputs.mesh)
+    recipe = make_recipe(config, inputs.model.family, inputs.most_latents, inputs.mesh)
     train_steps = dispatch.compile_train_steps(
-        recipe, abstract_arguments(recipe, _shapes(config, inputs))
+        recipe, abstract_arguments(recipe, run_shapes(config, inputs))
     )
     resident = load(config, inputs, progress)
     phases.end("weights and pictures")
@@ -149,15 +150,3 @@ def _finish(
     word = learned(config, state)
     writer.finish(word)
     return [word]
-
-
-def _shapes(config: run_config.Config, inputs: Inputs) -> RunShapes:
-    return RunShapes(
-        latent_side=inputs.latent_side,
-        vectors=config.num_vectors,
-        pictures=len(inputs.pictures.images),
-        views=1 + config.random_flip,
-        listed=len(inputs.listed),
-        prompts={name: ids.shape for name, ids in inputs.prompts.ids.items()},
-        masked=inputs.masks is not None,
-    )

@@ -14,7 +14,7 @@ from ti_flax.config import run_config
 from ti_flax.quickstart.critters import drawing
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch
-from ti_flax.step.slots import Slot, stack
+from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import init_state
 from ti_flax.text import templates
 from ti_flax.text.initial_rows import (
@@ -38,7 +38,7 @@ def learn(
     """The learned row of each concept; `config` has the hyperparameters of all."""
     model = frozen.model
     side = model.family.latent_side(drawing.SIDE)
-    recipe = make_recipe(config, model.family, side, frozen.mesh)
+    recipe = make_recipe(config, model.family, side**2, frozen.mesh)
     rows, bank = stack(_slots(config, frozen, concepts))
     state = init_state(rows, recipe.optimizer)
     state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
@@ -79,8 +79,12 @@ def _slots(
     return [
         Slot(
             seed_key=keys[index],
-            moments=moments[index * count : (index + 1) * count],
-            sizes=np.zeros((count, 2, 6), np.int32),
+            buckets=[
+                Encoded(
+                    moments=moments[index * count : (index + 1) * count],
+                    sizes=np.zeros((count, 2, 6), np.int32),
+                )
+            ],
             prompts=_training_ids(frozen, concept.learnable_property),
             rows={
                 name: initial_rows(

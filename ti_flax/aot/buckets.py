@@ -1,0 +1,38 @@
+"""The sizes of the pictures of a run that is only compiled."""
+
+import logging
+
+from ti_flax.config import run_config
+from ti_flax.data.buckets import choose
+from ti_flax.data.folder import read_pictures
+from ti_flax.models import base_model
+from ti_flax.runtime.errors import UserError
+from ti_flax.step.abstract import BucketShape
+from ti_flax.training.inputs import cropping
+
+_log = logging.getLogger(__name__)
+
+# Cameras' and screens' aspect ratios, upright and lying, the square first.
+_RATIOS = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
+
+
+def run_buckets(
+    config: run_config.Config, model: base_model.BaseModel
+) -> tuple[BucketShape, ...]:
+    """Latents of each bucket: those of `train_data_dir`, or where it is not there, yet,
+    those of the usual aspect ratios, of which so many as `max_buckets` are taken.
+    """
+    side = model.family.latent_side(config.resolution)
+    if not config.enable_bucket:
+        return (BucketShape(side, side),)
+    model.family.latent_side(config.bucket_reso_steps, "bucket_reso_steps")
+    rules, downscale = cropping(config), model.family.downscale
+    try:
+        sizes = list(read_pictures(config.train_data_dir, rules).buckets())
+    except UserError:
+        _log.info("no pictures in train_data_dir: buckets of the usual aspect ratios")
+        large = 2 * config.resolution
+        fits = (choose(a * large, b * large, rules.buckets) for a, b in _RATIOS)
+        sizes = list(dict.fromkeys(fit.bucket for fit in fits if fit is not None))
+        sizes = sizes[: config.max_buckets]
+    return tuple(BucketShape(h // downscale, w // downscale) for w, h in sizes)
