@@ -105,6 +105,25 @@ def test_the_quickstart_compiles(described, topology):
     assert 0 < forward.temporaries < needs.temporaries
 
 
+def test_padded_splash_attention_compiles_and_keeps_no_scores(described):
+    """SDXL at 832 x 1216 px, an example a chip, forward and backward."""
+    mesh = topologies.make_mesh("v5e:2x2")
+    shape, where = (mesh.size, 3952, 10, 64), sharding.over_examples(mesh)
+    array = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where)
+
+    def needs(name):
+        plan = attention.make_plan(name, mesh)
+
+        def both(q, k, v, d_out):
+            attend = functools.partial(attention.attend, plan=plan)
+            out, pull_back = jax.vjp(attend, q, k, v)
+            return out, pull_back(d_out)
+
+        return compile_for(jax.jit(both).lower(array, array, array, array))
+
+    assert 10 * needs("auto").temporaries < needs("plain").temporaries
+
+
 @pytest.mark.slow  # two programs of Stable Diffusion for a TPU: minutes
 def test_splash_attention_takes_a_third_of_the_memory(described):
     """SD 1.5 at 512 px, 4 examples a chip of v5e:2x4, in bfloat16."""

@@ -84,6 +84,57 @@ def test_splash_takes_lengths_that_no_large_block_divides():
 
 
 @pytest.mark.parametrize(
+    ("length", "computed"),
+    # One token too many or too few for whole lanes, for one block, for equal blocks.
+    [(257, 384), (388, 512), (511, 512), (520, 768)],
+)
+def test_splash_pads_lengths_that_no_block_divides(length, computed):
+    splash = functools.partial(attention.splash, interpret=True)
+    arrays = inputs(2, length, length, 1, 40)
+    assert_equal_to_plain(splash, arrays, 1e-5)
+    assert f"f32[2,1,{computed},40]" in str(jax.make_jaxpr(splash)(*arrays[:3]))
+
+
+def test_splash_pads_bfloat16_as_well_as_plain_computes_it():
+    splash = functools.partial(attention.splash, interpret=True)
+    assert_equal_to_plain(splash, inputs(1, 260, 260, 1, 64, jnp.bfloat16), 1e-2)
+
+
+def test_splash_pads_scores_that_overflow_exp():
+    """All far below zero, which is the score of what is added, and far above."""
+    splash = functools.partial(attention.splash, interpret=True)
+    q, k, v, d_out = inputs(1, 260, 260, 1, 40)
+    for sign in (-1, 1):
+        one_sided = (20 * jnp.abs(q), sign * jnp.abs(k), v, d_out)
+        assert_equal_to_plain(splash, one_sided, 1e-4)
+
+
+@pytest.mark.parametrize("length", [256, 384, 640, 1024])
+def test_splash_adds_nothing_to_whole_lanes(length):
+    arrays = inputs(1, length, length, 1, 40)[:3]
+    program = jax.make_jaxpr(attention.splash)(*arrays)
+    names = {eqn.params.get("name", eqn.primitive.name) for eqn in program.eqns}
+    assert names == {"mul", "transpose", "_splash_attention"}
+
+
+@pytest.mark.parametrize(
+    ("length", "padded", "block"),
+    [
+        (3952, 4096, 512),  # SDXL at 832 x 1216, and its lower half
+        (988, 1024, 512),
+        (4032, 4096, 512),  # SD 1.5 at 576 x 448
+        (1008, 1024, 512),
+        (576, 768, 384),  # SD 2.1 at 768 px
+        (4100, 4608, 512),
+        (4096, 4096, 512),
+        (3968, 3968, 128),
+    ],
+)
+def test_splash_computes_few_large_blocks(length, padded, block):
+    assert attention._splash_blocks(length) == (padded, block)
+
+
+@pytest.mark.parametrize(
     ("length", "keys", "chunk", "head_dim"),
     [(64, 64, 16, 40), (77, 77, 10, 64), (20, 77, 1, 80), (64, 100, 500, 160)],
     ids=["whole chunks", "padded", "single queries", "one chunk"],
@@ -109,15 +160,17 @@ def test_chunked_survives_scores_that_overflow_exp():
     assert_equal_to_plain(chunked, (10 * q, k, v, d_out), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["splash", "chunked"])
-def test_each_device_attends_to_its_own_examples(name):
+@pytest.mark.parametrize(
+    ("name", "length"), [("splash", 256), ("splash", 260), ("chunked", 256)]
+)
+def test_each_device_attends_to_its_own_examples(name, length):
     plan = Plan(name, sharding.make_mesh())
-    arrays = inputs(8, 256, 256, 1, 40)
+    arrays = inputs(8, length, length, 1, 40)
     assert_equal_to_plain(lambda q, k, v: attention.attend(q, k, v, plan), arrays, 1e-5)
     apart = jax.device_put(arrays[:3], sharding.over_examples(plan.mesh))
     lowered = jax.jit(lambda q, k, v: attention.attend(q, k, v, plan)).lower(*apart)
     program = lowered.compile().as_text()
-    assert "f32[1,256,1,40]" in program
+    assert f"f32[1,{length},1,40]" in program
     assert not any(word in program for word in ("all-gather", "all-to-all"))
 
 
@@ -126,8 +179,14 @@ def test_each_device_attends_to_its_own_examples(name):
     [
         (plan_for("tpu"), shaped(4, 4096, 8, 40), 4096, "splash"),
         (plan_for("tpu"), shaped(4, 256, 8, 160, jnp.float32), 256, "splash"),
-        # SD 2.1 at 768 px: 24 x 24 tokens are 4.5 times 128.
-        (plan_for("tpu"), shaped(4, 576, 20, 64), 576, "plain"),
+        # SD 2.1 at 768 px: 24 x 24 tokens are 4.5 times 128; SDXL at 832 x 1216.
+        (plan_for("tpu"), shaped(4, 576, 20, 64), 576, "splash"),
+        (plan_for("tpu"), shaped(1, 3952, 10, 64), 3952, "splash"),
+        (plan_for("tpu"), shaped(1, 988, 20, 64), 988, "splash"),
+        (plan_for("tpu"), shaped(1, 257, 20, 64), 257, "splash"),
+        (plan_for("tpu"), shaped(1, 255, 20, 64), 255, "plain"),
+        (plan_for("tpu"), shaped(1, 3952, 10, 64), 988, "plain"),
+        (plan_for("tpu"), shaped(8, 3952, 10, 320), 3952, "chunked"),
         (plan_for("tpu"), shaped(4, 64, 8, 160), 64, "plain"),
         (plan_for("tpu"), shaped(4, 4096, 8, 40), 77, "plain"),
         (plan_for("tpu", "plain"), shaped(4, 4096, 8, 40), 4096, "plain"),

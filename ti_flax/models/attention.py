@@ -23,8 +23,9 @@ Name = Literal["auto", "plain", "chunked", "splash", "cudnn"]
 _MOST_SCORES = {"cpu": 2**23}
 _MOST_SCORES_ELSEWHERE = 2**30
 
-# Splash wants lengths in multiples of the TPU's 128 lanes; shorter sequences gain
-# nothing. Wider heads than these are not among those that were compiled and compared.
+# Splash wants lengths in multiples of the TPU's 128 lanes, others are padded; sequences
+# below 256 gain nothing. Wider heads than these are not among those that were compiled
+# and compared.
 _SPLASH_LANES = 128
 _SPLASH_LENGTH = 256
 _SPLASH_HEAD_DIM = 256
@@ -102,9 +103,7 @@ def choose(
     device, name = plan.device, plan.name
     on = device.platform if name == "auto" else name
     if on in ("tpu", "splash") and (
-        length == keys >= _SPLASH_LENGTH
-        and length % _SPLASH_LANES == 0
-        and head_dim <= _SPLASH_HEAD_DIM
+        length == keys >= _SPLASH_LENGTH and head_dim <= _SPLASH_HEAD_DIM
     ):
         return "splash"
     if on in ("gpu", "cudnn") and _cudnn_takes(q, device):
@@ -163,18 +162,15 @@ def splash(
 ) -> Float[Array, "B Q heads D"]:
     """JAX's Pallas kernel for TPUs; no scores in memory, forward or backward.
 
-    Q is a multiple of 128. `interpret` runs the kernel's logic on any device, slowly.
+    Any number of tokens; what `_splash_blocks` adds is cut off again and has no
+    gradient. `interpret` runs the kernel's logic on any device, slowly.
     """
     # Slow to import, and of no use on other machines.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     length, heads = q.shape[1:3]
-    block = max(
-        size
-        for size in range(_SPLASH_LANES, _SPLASH_BLOCK + 1, _SPLASH_LANES)
-        if length % size == 0
-    )
-    mask = splash_attention.FullMask((length, length))
+    padded, block = _splash_blocks(length)
+    mask = splash_attention.FullMask((padded, padded))
     # Tokens lie along the lanes: heads of 40 or 80 would leave most of those empty, in
     # all that is kept for the backward pass.
     tokens = splash_attention.QKVLayout.SEQ_MINOR
@@ -195,8 +191,28 @@ def splash(
         q_seq_shards=1,
         interpret=interpret,
     )
-    by_head = (array.swapaxes(1, 2) for array in (chunked_attention.scaled(q), k, v))
-    return jax.vmap(kernel)(*by_head).swapaxes(1, 2)
+    arrays = [chunked_attention.scaled(q), k, v]
+    if padded > length:
+        added = ((0, 0), (0, padded - length), (0, 0), (0, 0))
+        arrays = [jnp.pad(array, added) for array in arrays]
+        # Added queries see the added keys and only they do: no softmax is empty.
+        parts = (jnp.arange(padded) >= length).astype(jnp.int32)
+        segments = splash_attention.SegmentIds(q=parts, kv=parts)
+        kernel = functools.partial(kernel, segment_ids=segments)
+    by_head = (array.swapaxes(1, 2) for array in arrays)
+    return jax.vmap(kernel)(*by_head).swapaxes(1, 2)[:, :length]
+
+
+def _splash_blocks(length: int) -> tuple[int, int]:
+    """The tokens that `length` is padded to, and how many of them are a block."""
+    if length % _SPLASH_LANES == 0:
+        sizes = range(_SPLASH_BLOCK, 0, -_SPLASH_LANES)
+        return length, next(size for size in sizes if length % size == 0)
+    # As few blocks as possible, then as short as possible: 3952 tokens become 8 x 512.
+    # 31 x 128 would be 961 pairs of blocks rather than 64, for 6 % fewer scores.
+    blocks = -(-length // _SPLASH_BLOCK)
+    block = -(-length // (blocks * _SPLASH_LANES)) * _SPLASH_LANES
+    return blocks * block, block
 
 
 chunked_attention.attend_heads.defvjp(
