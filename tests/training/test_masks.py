@@ -69,8 +69,9 @@ def test_masks_come_from_where_the_keys_say(source, config, folder, tmp_path):
         picture.save(folder / "1.png")
         keys = {"alpha_mask": True}
     masks = read_inputs(config(masked_loss=True, **keys)).masks
-    assert (masks[[0, 2]] == 255).all()
-    assert (masks[1, 0] == 0).all() and (masks[1, -1] == 255).all()
+    assert all((masks[number] == 255).all() for number in (0, 2))
+    (mask,) = masks[1]
+    assert (mask[0] == 0).all() and (mask[-1] == 255).all()
 
 
 def test_a_transparent_picture_offers_its_alpha(tmp_path):

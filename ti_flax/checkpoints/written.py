@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
+
+from ti_flax.runtime import own_pictures
 
 CONFIG_NAME = "config.yaml"
 FILES = (
@@ -57,7 +58,7 @@ def _foreign(
             yield path
     for path in (folder / PICTURES).glob("*.jpeg"):
         # Those with other names stay as they are.
-        if path.stem.isdecimal() and not _is_square(path):
+        if path.stem.isdecimal() and not own_pictures.is_ours(path):
             yield path
 
 
@@ -76,12 +77,3 @@ def _earlier_run(path: Path) -> dict[str, Any] | None:
     if text.startswith("# Model\n") and isinstance(keys, dict) and wanted <= {*keys}:
         return keys
     return None
-
-
-def _is_square(path: Path) -> bool:
-    """Whether a picture has the form of those that runs write."""
-    try:
-        with Image.open(path) as image:
-            return image.width == image.height
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return False

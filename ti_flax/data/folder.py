@@ -27,7 +27,7 @@ class Pictures(NamedTuple):
     """The pictures of one concept, in the order of their files' names."""
 
     # The crops of each picture, as many of all, in 8-bit RGB: of one size each picture.
-    crops: tuple[list[UInt8[np.ndarray, "H W 3"]], ...]
+    crops: tuple[list[UInt8[np.ndarray, "_ _ 3"]], ...]
     cuts: tuple[crop.Cut, ...]
     # Of each picture, the path of its file inside the folder, with slashes.
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class Pictures(NamedTuple):
     notes: tuple[str, ...]
 
     @property
-    def images(self) -> list[UInt8[np.ndarray, "H W 3"]]:
+    def images(self) -> list[UInt8[np.ndarray, "_ _ 3"]]:
         """Of each picture the crop that stands for it where one is shown."""
         pairs = zip(self.crops, self.cuts, strict=True)
         return [crops[cut.middle] for crops, cut in pairs]
@@ -138,7 +138,7 @@ def read_pictures(folder: Path, rules: crop.Cropping) -> Pictures:
 class _Read(NamedTuple):
     """One picture, how often it counts, and in words what was done to it."""
 
-    crops: list[UInt8[np.ndarray, "H W 3"]]
+    crops: list[UInt8[np.ndarray, "_ _ 3"]]
     cut: crop.Cut
     count: int
     changes: list[str]

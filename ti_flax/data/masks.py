@@ -13,7 +13,7 @@ from ti_flax.data.siblings import caseless_stem, siblings
 from ti_flax.runtime.errors import UserError, listed, one_line
 
 # Of one picture, in each of its crops.
-Masks = UInt8[np.ndarray, "C H W"]
+Masks = UInt8[np.ndarray, "C _ _"]
 
 # OneTrainer's name of the mask of NAME.jpg: NAME-masklabel.png.
 _LABEL = "-masklabel"

@@ -99,12 +99,10 @@ def choose(
     q: Array | jax.ShapeDtypeStruct, k: Array | jax.ShapeDtypeStruct, plan: Plan
 ) -> Name:
     """Which implementation `attend` takes for arrays of these shapes and dtypes."""
-    (batch, length, heads, head_dim), keys = q.shape, k.shape[1]
+    (batch, length, heads, _), keys = q.shape, k.shape[1]
     device, name = plan.device, plan.name
     on = device.platform if name == "auto" else name
-    if on in ("tpu", "splash") and (
-        length == keys >= _SPLASH_LENGTH and head_dim <= _SPLASH_HEAD_DIM
-    ):
+    if on in ("tpu", "splash") and length == keys and _splash_takes(q, device):
         return "splash"
     if on in ("gpu", "cudnn") and _cudnn_takes(q, device):
         return "cudnn"
@@ -122,6 +120,18 @@ def _shards(q: Array | jax.ShapeDtypeStruct, plan: Plan) -> int:
     """Devices over which the examples are split."""
     size = 1 if plan.mesh is None else plan.mesh.size
     return size if q.shape[0] % size == 0 else 1
+
+
+def _splash_takes(q: Array | jax.ShapeDtypeStruct, device: Any) -> bool:
+    """Long enough, and what the kernel compiles for."""
+    _, length, _, head_dim = q.shape
+    # Their matrix units multiply no bfloat16 as the kernel asks for it.
+    old = getattr(device, "device_kind", "").startswith(("TPU v2", "TPU v3"))
+    return (
+        length >= _SPLASH_LENGTH
+        and head_dim <= _SPLASH_HEAD_DIM
+        and not (old and q.dtype == jnp.bfloat16)
+    )
 
 
 def _cudnn_takes(q: Array | jax.ShapeDtypeStruct, device: Any) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 from ti_flax.formats import find, registry
 from ti_flax.publishing import own_files
 from ti_flax.publishing.model_card import README_NAME
-from ti_flax.runtime import atomic
+from ti_flax.runtime import atomic, own_pictures
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
 
@@ -19,14 +19,12 @@ TOKEN_NAME = "token_identifier.txt"
 PROPERTY_NAME = "type_of_concept.txt"
 PICTURES_NAME = "concept_images"
 
-_JPEG_QUALITY = 95
-
 
 def export_concept(
     folder: Path,
     embedding: Embedding,
     learnable_property: Literal["object", "style"],
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
 ) -> None:
     """Writes the files of a Concepts Library folder, which is made when missing.
 
@@ -52,12 +50,12 @@ def export_concept(
 
 
 def _write_pictures(
-    folder: Path, pictures: Sequence[UInt8[np.ndarray, "H W 3"]]
+    folder: Path, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
 ) -> None:
     folder.mkdir(exist_ok=True)
     for number, picture in enumerate(pictures):
         with atomic.atomic_path(folder / f"{number}.jpeg") as temporary:
-            Image.fromarray(picture).save(temporary, "JPEG", quality=_JPEG_QUALITY)
+            own_pictures.save(Image.fromarray(picture), temporary)
     # An earlier export of more pictures must not lend its last ones to this concept.
     for old in folder.glob("*.jpeg"):
         if old.stem.isdecimal() and int(old.stem) >= len(pictures):

@@ -27,7 +27,7 @@ def check(config: run_keys.ResultKeys) -> None:
 def write(
     config: run_config.Config,
     learned: Embedding,
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
 ) -> None:
     """Writes the concept's folder, its model card with it."""
     folder, property_ = config.output_dir, config.learnable_property

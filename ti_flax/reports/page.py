@@ -31,7 +31,7 @@ class Status(NamedTuple):
 
 def write(
     config: run_config.Config,
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]],
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     status: Status,
     warnings: Sequence[str],
 ) -> None:

@@ -17,7 +17,7 @@ SIDE, _LARGE = 224, 512
 _MAX_COLUMNS = 16
 
 
-def of_pictures(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[str]:
+def of_pictures(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[str]:
     """A data URI of each."""
     return [data_uri(Image.fromarray(picture), SIDE) for picture in pictures]
 

@@ -86,7 +86,5 @@ def _weighted(
     shares = counts / counts.sum(axis=1, keepdims=True)
     return sum(
         jnp.where(share > 0, share * loss, 0.0)
-        for share, loss in zip(
-            (shares[:, i, None] for i in range(len(losses))), losses, strict=True
-        )
+        for share, loss in zip(shares.T[:, None, :, None], losses, strict=True)
     )
