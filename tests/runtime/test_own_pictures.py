@@ -16,7 +16,8 @@ def test_what_a_run_writes_it_knows_again(tmp_path, size):
     path = tmp_path / "0.jpeg"
     own_pictures.save(draw(size), path)
     assert own_pictures.is_ours(path)
-    assert Image.open(path).size == size
+    with Image.open(path) as image:
+        assert image.size == size
 
 
 @pytest.mark.parametrize(
