@@ -1,9 +1,12 @@
 """The sizes of the pictures of a run that is only compiled."""
 
+import functools
 import logging
+from pathlib import Path
 
 from ti_flax.config import run_config
-from ti_flax.data.buckets import choose
+from ti_flax.data.buckets import Size, choose
+from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.models import base_model
 from ti_flax.runtime.errors import UserError
@@ -26,13 +29,19 @@ def run_buckets(
     if not config.enable_bucket:
         return (BucketShape(side, side),)
     model.family.latent_side(config.bucket_reso_steps, "bucket_reso_steps")
-    rules, downscale = cropping(config), model.family.downscale
+    downscale = model.family.downscale
+    sizes = _sizes(config.train_data_dir, cropping(config))
+    return tuple(BucketShape(h // downscale, w // downscale) for w, h in sizes)
+
+
+@functools.lru_cache(maxsize=1)
+def _sizes(folder: Path, rules: Cropping) -> list[Size]:
+    """Kept, as every compiled program asks for them."""
     try:
-        sizes = list(read_pictures(config.train_data_dir, rules).buckets())
+        return list(read_pictures(folder, rules).buckets())
     except UserError:
         _log.info("no pictures in train_data_dir: buckets of the usual aspect ratios")
-        large = 2 * config.resolution
-        fits = (choose(a * large, b * large, rules.buckets) for a, b in _RATIOS)
-        sizes = list(dict.fromkeys(fit.bucket for fit in fits if fit is not None))
-        sizes = sizes[: config.max_buckets]
-    return tuple(BucketShape(h // downscale, w // downscale) for w, h in sizes)
+    large = 2 * rules.resolution
+    fits = (choose(a * large, b * large, rules.buckets) for a, b in _RATIOS)
+    sizes = dict.fromkeys(fit.bucket for fit in fits if fit is not None)
+    return list(sizes)[: rules.max_buckets]

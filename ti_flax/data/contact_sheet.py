@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ti_flax.data.captions import Captions
+from ti_flax.data.crop import Cut
 from ti_flax.data.folder import Pictures
 from ti_flax.data.masks import Masks
 from ti_flax.runtime import atomic, errors, pages
@@ -84,7 +85,7 @@ def _entries(seen: Seen) -> list[_Entry]:
         entries.append(
             _Entry(
                 name=shown,
-                crops=_crops(pictures.crops[index], mask),
+                crops=_crops(cut, pictures.crops[index], mask),
                 cut=f"{cut.size[0]} x {cut.size[1]} px of "
                 f"{cut.original[0]} x {cut.original[1]}",
                 share=pictures.repeats[index] / sum(pictures.repeats),
@@ -100,13 +101,16 @@ def _entries(seen: Seen) -> list[_Entry]:
 
 
 def _crops(
-    crops: Sequence[UInt8[np.ndarray, "H W 3"]], masks: Masks | None
+    cut: Cut, crops: Sequence[UInt8[np.ndarray, "H W 3"]], masks: Masks | None
 ) -> list[list[str]]:
-    """Each crop, and where there is a mask, the crop with it."""
+    """Each crop, and where there is a mask, the crop with it.
+
+    Once each: of a picture that fits its size, all crops are the same.
+    """
+    distinct = [cut.corners.index(corner) for corner in dict.fromkeys(cut.corners)]
     if masks is None:
-        return [[_uri(crop)] for crop in crops]
-    pairs = zip(crops, masks, strict=True)
-    return [[_uri(crop), _uri(_darkened(crop, mask))] for crop, mask in pairs]
+        return [[_uri(crops[i])] for i in distinct]
+    return [[_uri(crops[i]), _uri(_darkened(crops[i], masks[i]))] for i in distinct]
 
 
 def _around_the_word(caption: str) -> list[str]:
