@@ -120,7 +120,7 @@ def describe_captions(captions: Captions | None) -> str:
 
 
 def _near_duplicates(
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    images: Collection[UInt8[np.ndarray, "_ _ 3"]],
 ) -> Iterator[tuple[int, int, bool]]:
     """Pairs (earlier, later, whether one is mirrored) that look alike."""
     plain = np.stack([_thumbnail(image) for image in images])

@@ -1,6 +1,6 @@
 """The folder of a learned concept, as the Concepts Library has it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ def export_concept(
     folder: Path,
     embedding: Embedding,
     learnable_property: Literal["object", "style"],
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
 ) -> None:
     """Writes the files of a Concepts Library folder, which is made when missing.
 
@@ -50,7 +50,7 @@ def export_concept(
 
 
 def _write_pictures(
-    folder: Path, pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    folder: Path, pictures: Collection[UInt8[np.ndarray, "_ _ 3"]]
 ) -> None:
     folder.mkdir(exist_ok=True)
     for number, picture in enumerate(pictures):

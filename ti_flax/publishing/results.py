@@ -1,6 +1,6 @@
 """What a run leaves: its concept's folder, the whole pipeline, and the Hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +27,7 @@ def check(config: run_keys.ResultKeys) -> None:
 def write(
     config: run_config.Config,
     learned: Embedding,
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
 ) -> None:
     """Writes the concept's folder, its model card with it."""
     folder, property_ = config.output_dir, config.learnable_property

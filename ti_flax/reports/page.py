@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class Status(NamedTuple):
 
 def write(
     config: run_config.Config,
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
     status: Status,
     warnings: Sequence[str],
 ) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -22,7 +22,7 @@ class Shown(NamedTuple):
 
     prompt: str
     files: list[str]
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    pictures: Collection[UInt8[np.ndarray, "_ _ 3"]]
 
 
 class Validation(NamedTuple):
@@ -69,7 +69,7 @@ class Report:
         config: run_config.Config,
         slot: int,
         steps: range,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
         warnings: Sequence[str],
         sinks: Sinks,
     ) -> None:
@@ -177,7 +177,7 @@ def open_report(
     slot: int,
     steps: range,
     progress: bool,
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
     warnings: Sequence[str],
 ) -> Iterator[Report]:
     """Opens the report of a run, a silent one on all hosts but the first.

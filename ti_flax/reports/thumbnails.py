@@ -1,7 +1,7 @@
 """Pictures of the report, small enough to lie inside its page."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ SIDE, _LARGE = 224, 512
 _MAX_COLUMNS = 16
 
 
-def of_pictures(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[str]:
+def of_pictures(pictures: Collection[UInt8[np.ndarray, "_ _ 3"]]) -> list[str]:
     """A data URI of each."""
     return [data_uri(Image.fromarray(picture), SIDE) for picture in pictures]
 
