@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from ti_flax.config.fields import (
     LARGEST_SIDE,
     Count,
+    Integer,
     OptionalInteger,
     Settings,
 )
@@ -54,7 +55,7 @@ class BucketKeys(Settings):
         description="learn from several crops of a picture, drawn at random, in place "
         "of the middle one",
     )
-    crop_variants: Annotated[Count, TRAVELS] = Field(
+    crop_variants: Annotated[Integer, TRAVELS] = Field(
         4,
         ge=2,
         le=64,

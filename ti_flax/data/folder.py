@@ -51,7 +51,7 @@ class Pictures(NamedTuple):
         """
         return np.array([cut.sizes() for cut in self.cuts], np.int32)
 
-    def buckets(self) -> dict[tuple[int, int], Int32[np.ndarray, "n"]]:
+    def buckets(self) -> dict[tuple[int, int], Int32[np.ndarray, "_"]]:
         """Numbers of the pictures of each (width, height), from the narrowest up."""
         sizes = [cut.size for cut in self.cuts]
         numbers = np.arange(len(sizes), dtype=np.int32)
