@@ -139,7 +139,7 @@ def test_exports_say_how_they_came_about(learned, tiny_model, pictures, tmp_path
     model = base_model.open_model(str(tiny_model))
     assert found["base_model_sha256"] == model.fingerprint()
     trained_on = read_pictures(pictures, Cropping(32)).images
-    digest = hashlib.sha256(trained_on.tobytes()).hexdigest()
+    digest = hashlib.sha256(b"".join(map(bytes, trained_on))).hexdigest()
     assert found["pictures_sha256"] == digest
     settings = json.loads(found["settings"])
     assert settings["num_vectors"] == embedding.num_vectors
