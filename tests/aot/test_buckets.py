@@ -6,7 +6,7 @@ import pytest
 import runs
 from PIL import Image
 
-from ti_flax.aot.buckets import run_buckets
+from ti_flax.aot.buckets import run_shapes
 from ti_flax.models import base_model
 from ti_flax.quickstart import settings
 from ti_flax.runtime.errors import UserError
@@ -26,11 +26,11 @@ def config(folder, **keys):
 
 def shapes(found, model):
     side = model.family.downscale
-    return [(shape.height * side, shape.width * side) for shape in found]
+    return [(shape.height * side, shape.width * side) for shape in found.buckets]
 
 
 def test_without_buckets_there_is_the_square(tmp_path, model):
-    (found,) = run_buckets(config(tmp_path / "no", enable_bucket=False), model)
+    (found,) = run_shapes(config(tmp_path / "no", enable_bucket=False), model).buckets
     side = 64 // model.family.downscale
     assert found == BucketShape(side, side)
 
@@ -40,14 +40,14 @@ def test_a_folder_has_its_own(tmp_path, model):
     folder.mkdir()
     for number, size in enumerate([(100, 100), (160, 90), (90, 90)]):
         Image.new("RGB", size, (number * 50,) * 3).save(folder / f"{number}.png")
-    assert shapes(run_buckets(config(folder), model), model) == [(64, 64), (48, 80)]
+    assert shapes(run_shapes(config(folder), model), model) == [(64, 64), (48, 80)]
 
 
 @pytest.mark.parametrize(("most", "count"), [(1, 1), (4, 4), (64, 7)])
 def test_without_a_folder_there_are_those_of_usual_pictures(
     tmp_path, model, most, count
 ):
-    found = shapes(run_buckets(config(tmp_path / "no", max_buckets=most), model), model)
+    found = shapes(run_shapes(config(tmp_path / "no", max_buckets=most), model), model)
     assert len(found) == len(set(found)) <= count and found[0] == (64, 64)
     assert most == 1 or len(found) >= 4
     assert all(height * width <= 64**2 for height, width in found)
@@ -57,4 +57,4 @@ def test_steps_that_are_no_latents_are_named(tmp_path, model):
     family = dataclasses.replace(model.family, downscale=16)
     keys = config(tmp_path / "no", bucket_reso_steps=8)
     with pytest.raises(UserError, match="bucket_reso_steps: 8 is not a multiple of 16"):
-        run_buckets(keys, model._replace(family=family))
+        run_shapes(keys, model._replace(family=family))

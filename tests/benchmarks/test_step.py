@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -257,7 +258,9 @@ def test_bfloat16_gradients_are_near_float32s():
     inputs = read_inputs(config)
     resident = load(config, inputs, progress=False)
     family = inputs.model.family
-    recipe = make_recipe(config, family, inputs.most_latents, inputs.mesh)
+    recipe = make_recipe(
+        config, family, math.prod(inputs.buckets[0].latents), inputs.mesh
+    )
     rows = resident.initial_rows
     draw = jax.jit(functools.partial(draw_batch, family=family))
     batches = [

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.data import buckets, crop, doctor, masks
-from ti_flax.data.buckets import BucketRules
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
 
 # What sd-scripts prints as its buckets, of resolution 512 (256 to 1024) and of 1024
@@ -25,14 +24,14 @@ PUBLISHED = {
 def test_the_sizes_are_those_that_sd_scripts_prints(resolution):
     wide = [tuple(map(int, s.split("x"))) for s in PUBLISHED[resolution].split()]
     expected = {*wide, *(size[::-1] for size in wide)}
-    assert buckets.sizes(BucketRules(resolution)) == sorted(expected)
+    assert buckets.sizes(Cropping(resolution)) == sorted(expected)
 
 
 @pytest.mark.parametrize("resolution", [256, 512, 640, 768, 1000, 1024])
 @pytest.mark.parametrize("step", [8, 32, 64, 128])
 @pytest.mark.parametrize("least", [None, 100, 256])
 def test_sizes_are_whole_steps_within_their_bounds(resolution, step, least):
-    rules = BucketRules(resolution, least, None, step)
+    rules = Cropping(resolution, min_bucket_reso=least, bucket_reso_steps=step)
     found = buckets.sizes(rules)
     for width, height in found:
         assert width % step == height % step == 0
@@ -56,7 +55,7 @@ def test_sizes_are_whole_steps_within_their_bounds(resolution, step, least):
     ],
 )
 def test_a_picture_goes_to_the_nearest_aspect_ratio(size, bucket, resized):
-    assert buckets.choose(*size, BucketRules(512)) == buckets.Fit(bucket, resized)
+    assert buckets.choose(*size, Cropping(512)) == buckets.Fit(bucket, resized)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +75,14 @@ def test_a_picture_goes_to_the_nearest_aspect_ratio(size, bucket, resized):
 def test_without_upscaling_a_picture_keeps_its_size_or_is_made_smaller(
     size, bucket, resized
 ):
-    rules = BucketRules(512, bucket_no_upscale=True)
+    rules = Cropping(512, bucket_no_upscale=True)
     assert buckets.choose(*size, rules) == buckets.Fit(bucket, resized)
 
 
 def test_every_size_is_covered_and_never_stretched():
     for width, height in itertools.product([65, 200, 333, 1000, 4031], repeat=2):
         for no_upscale in (False, True):
-            rules = BucketRules(512, bucket_no_upscale=no_upscale)
+            rules = Cropping(512, bucket_no_upscale=no_upscale)
             (across, down), resized = buckets.choose(width, height, rules)
             assert resized[0] >= across and resized[1] >= down
             ratio = (resized[0] / resized[1]) / (width / height)

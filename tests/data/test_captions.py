@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.captions import found_kinds, from_file_name, read_captions
-from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.runtime.errors import UserError
 

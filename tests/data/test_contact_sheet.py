@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.data import contact_sheet, doctor
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.runtime.errors import UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from ti_flax.data import doctor
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.runtime import errors
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.data.moments import encode_in_batches
 from ti_flax.runtime.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.data import masks
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.runtime.errors import UserError
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.formats import find
 from ti_flax.models import base_model
@@ -298,10 +298,10 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-from ti_flax.data import crop, folder
+from ti_flax.data import buckets, folder
 from ti_flax.runtime import errors
 try:
-    folder.read_pictures(Path(sys.argv[1]), crop.Cropping(8))
+    folder.read_pictures(Path(sys.argv[1]), buckets.Cropping(8))
 except errors.UserError as error:
     print(error)
 """

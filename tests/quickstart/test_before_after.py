@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ti_flax.config import run_config
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.quickstart import contact_sheet, settings
 from ti_flax.quickstart.critters import concept, world

@@ -6,7 +6,7 @@ import runs
 from PIL import Image
 
 from ti_flax.data import masks
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.runtime import errors
 from ti_flax.training import run

@@ -15,7 +15,7 @@ import yaml
 
 import ti_flax
 from ti_flax.config import run_config
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.formats import find, registry
 from ti_flax.models import base_model

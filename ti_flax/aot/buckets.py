@@ -5,13 +5,12 @@ import logging
 from pathlib import Path
 
 from ti_flax.config import run_config
-from ti_flax.data.buckets import Size, choose
-from ti_flax.data.crop import Cropping
+from ti_flax.data.buckets import Cropping, Size, choose
 from ti_flax.data.folder import read_pictures
 from ti_flax.models import base_model
 from ti_flax.runtime.errors import UserError
-from ti_flax.step.abstract import BucketShape
-from ti_flax.training.inputs import cropping
+from ti_flax.step.abstract import BucketShape, RunShapes
+from ti_flax.training.cropping import cropping, latents
 
 _log = logging.getLogger(__name__)
 
@@ -19,19 +18,15 @@ _log = logging.getLogger(__name__)
 _RATIOS = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 
 
-def run_buckets(
-    config: run_config.Config, model: base_model.BaseModel
-) -> tuple[BucketShape, ...]:
-    """Latents of each bucket: those of `train_data_dir`, or where it is not there, yet,
+def run_shapes(config: run_config.Config, model: base_model.BaseModel) -> RunShapes:
+    """Of a run on the pictures of `train_data_dir`; or where it is not there, yet, on
     those of the usual aspect ratios, of which so many as `max_buckets` are taken.
     """
-    side = model.family.latent_side(config.resolution)
-    if not config.enable_bucket:
-        return (BucketShape(side, side),)
-    model.family.latent_side(config.bucket_reso_steps, "bucket_reso_steps")
-    downscale = model.family.downscale
-    sizes = _sizes(config.train_data_dir, cropping(config))
-    return tuple(BucketShape(h // downscale, w // downscale) for w, h in sizes)
+    sizes = [(config.resolution, config.resolution)]
+    if config.enable_bucket:
+        sizes = _sizes(config.train_data_dir, cropping(config))
+    shapes = latents(config, model.family, sizes)
+    return RunShapes(tuple(BucketShape(*each) for each in shapes), config.num_vectors)
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,6 +37,6 @@ def _sizes(folder: Path, rules: Cropping) -> list[Size]:
     except UserError:
         _log.info("no pictures in train_data_dir: buckets of the usual aspect ratios")
     large = 2 * rules.resolution
-    fits = (choose(a * large, b * large, rules.buckets) for a, b in _RATIOS)
+    fits = (choose(a * large, b * large, rules) for a, b in _RATIOS)
     sizes = dict.fromkeys(fit.bucket for fit in fits if fit is not None)
     return list(sizes)[: rules.max_buckets]

@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from ti_flax.models.opening import Choices
 from ti_flax.models.torch_params import Params, param_shapes
 from ti_flax.runtime import chips, sharding
 from ti_flax.step import dispatch, train_step
-from ti_flax.step.abstract import BucketShape, RunShapes, abstract, abstract_arguments
+from ti_flax.step.abstract import BucketShape, abstract, abstract_arguments
 from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import State
 from ti_flax.training.recipe import make_recipe
@@ -93,12 +93,12 @@ def _of_buckets(
     config: run_config.Config, model: base_model.BaseModel, mesh: Mesh
 ) -> Iterator[str]:
     """What the step of each bucket takes alone: the whole program has them all."""
-    shapes = buckets.run_buckets(config, model)
+    shapes = buckets.run_shapes(config, model).buckets
     if len(shapes) == 1:
         return
     for shape in shapes:
         began = time.perf_counter()
-        needs = compile_for(lower_train_steps(config, model, mesh, (shape,)))
+        needs = compile_for(lower_train_steps(config, model, mesh, shape))
         seconds = time.perf_counter() - began
         pixels = (side * model.family.downscale for side in (shape.width, shape.height))
         size = "{}x{}".format(*pixels)
@@ -144,7 +144,7 @@ def _roofline(
     chip: chips.Chip,
 ) -> str:
     recipe = recipe_of(config, model, mesh)
-    work = flops.count_step(recipe, _run_shapes(config, model)) / mesh.size
+    work = flops.count_step(recipe, buckets.run_shapes(config, model)) / mesh.size
     # The compiler counts a loop's body once: of several parts, the first and the body.
     parts = config.gradient_accumulation_steps
     traffic = needs.traffic * max(1.0, parts / 2)
@@ -179,8 +179,7 @@ def recipe_of(
 
     Raises `UserError` where the resolution does not suit the model.
     """
-    shapes = buckets.run_buckets(config, model)
-    latents = max(shape.height * shape.width for shape in shapes)
+    latents = buckets.run_shapes(config, model).largest.latents
     return make_recipe(config, model.family, latents, mesh)
 
 
@@ -188,13 +187,14 @@ def lower_train_steps(
     config: run_config.Config,
     model: base_model.BaseModel,
     mesh: Mesh,
-    only: Sequence[BucketShape] = (),
+    only: BucketShape | None = None,
 ) -> jax.stages.Lowered:
-    """The program of every dispatch of training, on all buckets or on those given."""
+    """The program of every dispatch of training, on all buckets or `only` one."""
     recipe = recipe_of(config, model, mesh)
     one = abstract(jnp.int32(1), sharding.replicated(mesh))
-    run = RunShapes(only or buckets.run_buckets(config, model), config.num_vectors)
-    return dispatch.jit_train_steps(recipe).lower(*abstract_arguments(recipe, run), one)
+    return dispatch.jit_train_steps(recipe).lower(
+        *_abstract_run(config, model, recipe, only), one
+    )
 
 
 def lower_forward(
@@ -209,25 +209,24 @@ def lower_forward(
         bank: Bank,
     ):
         examples = jnp.arange(recipe.train_batch_size)
-        largest = max(bank.buckets, key=lambda bucket: bucket.moments.size)
-        bank = bank._replace(buckets=(largest,))
         batch = draw_batch(bank, state.step, examples, recipe.family)
         return train_step.losses(state.rows, frozen, batch, recipe)
 
-    return jax.jit(forward).lower(*_abstract_run(config, model, recipe))
+    largest = buckets.run_shapes(config, model).largest
+    return jax.jit(forward).lower(*_abstract_run(config, model, recipe, largest))
 
 
 def _abstract_run(
     config: run_config.Config,
     model: base_model.BaseModel,
     recipe: train_step.StepRecipe,
+    only: BucketShape | None = None,
 ) -> tuple[State, dict[str, Params], Bank]:
-    """Shapes and places of state, frozen weights and bank."""
-    return abstract_arguments(recipe, _run_shapes(config, model))
-
-
-def _run_shapes(config: run_config.Config, model: base_model.BaseModel) -> RunShapes:
-    return RunShapes(buckets.run_buckets(config, model), config.num_vectors)
+    """Shapes and places of state, frozen weights and bank: of all buckets or one."""
+    run = buckets.run_shapes(config, model)
+    if only is not None:
+        run = run._replace(buckets=(only,))
+    return abstract_arguments(recipe, run)
 
 
 def lower_encode(

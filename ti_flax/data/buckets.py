@@ -12,10 +12,17 @@ from typing import NamedTuple
 Size = tuple[int, int]
 
 
-class BucketRules(NamedTuple):
-    """The keys of aspect buckets by their names; none: half, twice the resolution."""
+class Cropping(NamedTuple):
+    """The keys that say how pictures are cut, by their names.
+
+    The sides of buckets are by default at least half and at most twice the resolution.
+    """
 
     resolution: int
+    center_crop: bool = True
+    random_crop: bool = False
+    crop_variants: int = 4
+    enable_bucket: bool = False
     min_bucket_reso: int | None = None
     max_bucket_reso: int | None = None
     bucket_reso_steps: int = 64
@@ -35,7 +42,7 @@ class Fit(NamedTuple):
     resized: Size
 
 
-def sizes(rules: BucketRules) -> list[Size]:
+def sizes(rules: Cropping) -> list[Size]:
     """Every bucket: sides in whole steps, at most the area, and the square.
 
     The least side is rounded down to a whole step, the greatest up.
@@ -53,7 +60,7 @@ def sizes(rules: BucketRules) -> list[Size]:
     return sorted(found)
 
 
-def choose(width: int, height: int, rules: BucketRules) -> Fit | None:
+def choose(width: int, height: int, rules: Cropping) -> Fit | None:
     """The bucket of the nearest aspect ratio; None: the picture is below one step.
 
     With `bucket_no_upscale` a picture is only ever made smaller, to the area, and cut
@@ -77,7 +84,7 @@ def covering(width: int, height: int, bucket: Size) -> Size:
     return int(width * scale + 0.5), int(height * scale + 0.5)
 
 
-def _reduced(width: int, height: int, rules: BucketRules) -> Size:
+def _reduced(width: int, height: int, rules: Cropping) -> Size:
     """At most about the area, one side in whole steps: the one that distorts less."""
     ratio = width / height
 

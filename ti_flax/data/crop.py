@@ -7,27 +7,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ti_flax.data import buckets
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.decode import SkippedError
-
-
-class Cropping(NamedTuple):
-    """The keys that say how pictures are cut, by their names."""
-
-    resolution: int
-    center_crop: bool = True
-    random_crop: bool = False
-    crop_variants: int = 4
-    enable_bucket: bool = False
-    min_bucket_reso: int | None = None
-    max_bucket_reso: int | None = None
-    bucket_reso_steps: int = 64
-    bucket_no_upscale: bool = False
-    max_buckets: int = 4
-
-    @property
-    def buckets(self) -> buckets.BucketRules:
-        rules = buckets.BucketRules
-        return rules(*(getattr(self, key) for key in rules._fields))
 
 
 class Cut(NamedTuple):
@@ -67,7 +48,11 @@ class Cut(NamedTuple):
         ]
 
     def sizes(self) -> list[list[list[int]]]:
-        """`Pictures.sizes` of each crop and of its mirror image."""
+        """[C, 2, 6] in pixels, of each crop and of its mirror image.
+
+        (height, width) as in the file, (top, left) of the crop in the resized picture,
+        (height, width) of the crop.
+        """
         (width, height), right_end = self.original, self.resized[0] - self.size[0]
         return [
             [
@@ -91,7 +76,7 @@ def cut(width: int, height: int, rules: Cropping) -> Cut:
     """
     side = rules.resolution
     if rules.enable_bucket:
-        fit = buckets.choose(width, height, rules.buckets)
+        fit = buckets.choose(width, height, rules)
         if fit is None:
             raise SkippedError(
                 f"{width}x{height} px, less than bucket_reso_steps "

@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ti_flax.data import contact_sheet, masks
+from ti_flax.data.buckets import Cropping
 from ti_flax.data.captions import Captions, read_captions
 from ti_flax.data.contact_sheet import Seen
-from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import arguments, errors
 

@@ -42,16 +42,7 @@ class Pictures(NamedTuple):
         pairs = zip(self.crops, self.cuts, strict=True)
         return [crops[cut.middle] for crops, cut in pairs]
 
-    @property
-    def sizes(self) -> Int32[np.ndarray, "N C 2 6"]:
-        """In pixels, of each crop and of its mirror image.
-
-        (height, width) as in the file, (top, left) of the crop in the resized picture,
-        (height, width) of the crop.
-        """
-        return np.array([cut.sizes() for cut in self.cuts], np.int32)
-
-    def buckets(self) -> dict[tuple[int, int], Int32[np.ndarray, "_"]]:
+    def buckets(self) -> dict[buckets.Size, Int32[np.ndarray, "_"]]:
         """Numbers of the pictures of each (width, height), from the narrowest up."""
         sizes = [cut.size for cut in self.cuts]
         numbers = np.arange(len(sizes), dtype=np.int32)
@@ -83,7 +74,7 @@ class Pictures(NamedTuple):
         return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
 
-def read_pictures(folder: Path, rules: crop.Cropping) -> Pictures:
+def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
     """Reads every picture of `folder`, cut as `rules` say.
 
     The order is that of the names without regard to case, on every file system. A
@@ -144,7 +135,7 @@ class _Read(NamedTuple):
     changes: list[str]
 
 
-def _read(path: Path, count: int, rules: crop.Cropping) -> _Read:
+def _read(path: Path, count: int, rules: buckets.Cropping) -> _Read:
     picture, changes = read_picture(path)
     how = crop.cut(*picture.size, rules)
     if any(map(operator.gt, how.resized, picture.size)):
@@ -152,7 +143,7 @@ def _read(path: Path, count: int, rules: crop.Cropping) -> _Read:
     return _Read(how.crops(picture), how, count, changes)
 
 
-def _merge_buckets(read: dict[Path, _Read], rules: crop.Cropping) -> list[str]:
+def _merge_buckets(read: dict[Path, _Read], rules: buckets.Cropping) -> list[str]:
     """Cuts the pictures of buckets above `max_buckets` anew; a line for each bucket.
 
     They are read a second time: all originals together may not fit into memory.

@@ -11,7 +11,7 @@ from ti_flax.generation import generate
 from ti_flax.quickstart import contact_sheet
 from ti_flax.runtime import atomic
 from ti_flax.training import run
-from ti_flax.training.inputs import cropping
+from ti_flax.training.cropping import cropping
 
 _log = logging.getLogger(__name__)
 

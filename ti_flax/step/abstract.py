@@ -26,6 +26,11 @@ class BucketShape(NamedTuple):
     pictures: int = 5
     listed: int | None = None
 
+    @property
+    def latents(self) -> int:
+        """Of one picture."""
+        return self.height * self.width
+
 
 class RunShapes(NamedTuple):
     """How large a run's arrays are, in each of its slots.
@@ -40,6 +45,11 @@ class RunShapes(NamedTuple):
     views: int = 2
     prompts: Mapping[str, tuple[int, int]] | None = None
     masked: bool = False
+
+    @property
+    def largest(self) -> BucketShape:
+        """The bucket whose pictures have the most latents."""
+        return max(self.buckets, key=lambda each: each.latents)
 
     @classmethod
     def square(cls, latent_side: int, **others: Any) -> "RunShapes":

@@ -1,8 +1,7 @@
 """Concepts into the slots of a bank: side by side, or one in the place of another."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +61,7 @@ class Slot(NamedTuple):
 
 def stack(slots: Sequence[Slot]) -> tuple[Rows, Bank]:
     """Initial rows and bank of concepts side by side, padded to the largest."""
-    sizes = functools.reduce(_larger, map(_sizes, slots))
+    sizes = jax.tree.map(lambda *each: max(each), *map(_sizes, slots))
     padded = [_pad(slot, sizes) for slot in slots]
     bank = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
     # A copy: the state's rows are given up in the first dispatch.
@@ -136,11 +135,6 @@ def _sizes(slot: Slot) -> _Sizes:
             for each in slot.buckets
         ),
     )
-
-
-def _larger(one: Any, other: Any) -> Any:
-    """The larger of each number of two equal trees of them."""
-    return jax.tree.map(max, one, other)
 
 
 def _num_prompts(slot: Slot) -> int:

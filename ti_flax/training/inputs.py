@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +11,6 @@ from jaxtyping import Float32, Int32
 
 from ti_flax.checkpoints import identity
 from ti_flax.config import run_config
-from ti_flax.data.crop import Cropping
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.data.masks import Masks
 from ti_flax.formats import find
@@ -30,6 +28,7 @@ from ti_flax.text.initial_rows import (
     warn_of_unused_pieces,
 )
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
+from ti_flax.training.cropping import cropping, latents
 from ti_flax.training.masking import read_masks
 from ti_flax.training.prompts import Prompts, read_prompts
 
@@ -42,6 +41,15 @@ _log = logging.getLogger(__name__)
 Tables = Mapping[str, Float32[np.ndarray, "V _"]]
 
 
+class Bucket(NamedTuple):
+    """The pictures of one size."""
+
+    latents: tuple[int, int]  # height, width
+    # Numbers of the pictures; and places among them, each as often as it counts.
+    numbers: Int32[np.ndarray, "_"]
+    listed: Int32[np.ndarray, "_"]
+
+
 class Inputs(NamedTuple):
     """All that a run reads and checks before its weights.
 
@@ -51,6 +59,7 @@ class Inputs(NamedTuple):
     pictures: Pictures
     # Numbers of the pictures, each as often as it counts.
     listed: Int32[np.ndarray, "M"]
+    buckets: list[Bucket]
     # Of each picture's crops, white where the concept is; None: everywhere.
     masks: list[Masks] | None
     mesh: jax.sharding.Mesh
@@ -62,20 +71,6 @@ class Inputs(NamedTuple):
     # The initial rows [K, D], given the vocabularies' tables [V, D].
     initial_rows: Callable[[Tables], dict[str, np.ndarray]]
     previews: previews.Previews | None
-
-    @property
-    def latents(self) -> dict[tuple[int, int], tuple[int, int]]:
-        """Latents (height, width) of a picture by its (width, height)."""
-        downscale = self.model.family.downscale
-        return {
-            (width, height): (height // downscale, width // downscale)
-            for width, height in self.pictures.buckets()
-        }
-
-    @property
-    def most_latents(self) -> int:
-        """Of the largest picture."""
-        return max(map(math.prod, self.latents.values()))
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of what a resumed run must share, by the key that says where it is.
@@ -118,9 +113,7 @@ def read_inputs(config: run_config.Config) -> Inputs:
         attention.make_plan(config.attention, mesh),
         choices=Choices.of(config),
     )
-    model.family.latent_side(config.resolution)
-    if config.enable_bucket:
-        model.family.latent_side(config.bucket_reso_steps, "bucket_reso_steps")
+    buckets = _buckets(config, model.family, pictures, order)
     tokenizers = _load_tokenizers(config, model)
     tokenize = {
         encoder.name: _prompt_tokenizer(config, tokenizers[encoder.name], encoder)
@@ -133,6 +126,7 @@ def read_inputs(config: run_config.Config) -> Inputs:
     return Inputs(
         pictures=pictures,
         listed=order,
+        buckets=buckets,
         masks=masks,
         mesh=mesh,
         model=model,
@@ -144,9 +138,19 @@ def read_inputs(config: run_config.Config) -> Inputs:
     )
 
 
-def cropping(config: run_config.Config) -> Cropping:
-    """How the keys say that pictures are cut."""
-    return Cropping(**{key: getattr(config, key) for key in Cropping._fields})
+def _buckets(
+    config: run_config.Config,
+    family: Family,
+    pictures: Pictures,
+    order: Int32[np.ndarray, "M"],
+) -> list[Bucket]:
+    """The pictures by their size, from the narrowest up."""
+    found = pictures.buckets()
+    places = (
+        np.searchsorted(numbers, order[np.isin(order, numbers)]).astype(np.int32)
+        for numbers in found.values()
+    )
+    return list(map(Bucket, latents(config, family, found), found.values(), places))
 
 
 def _tell(pictures: Pictures) -> None:

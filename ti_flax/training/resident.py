@@ -93,10 +93,10 @@ def jit_encode(family: Family) -> jax.stages.Wrapped:
 def encode_buckets(
     config: run_config.Config, inputs: Inputs, params: Params, progress: bool
 ) -> list[Encoded]:
-    """The pictures of each size, encoded, in the order of `Pictures.buckets`."""
+    """The pictures of each size, encoded."""
     pictures, family, flip = inputs.pictures, inputs.model.family, config.random_flip
     spans, encoded = inputs.prompts.spans, []
-    for numbers in pictures.buckets().values():
+    for _, numbers, listed in inputs.buckets:
         crops = [crop for number in numbers for crop in pictures.crops[number]]
         moments = encode_pictures(
             family, params, crops, flip, ENCODE_BATCH_SIZE, progress
@@ -110,13 +110,14 @@ def encode_buckets(
                 config.unmasked_weight,
                 config.normalize_masked_area_loss,
             )
-        sizes = pictures.sizes[numbers][:, :, : 1 + flip]
-        listed = inputs.listed[np.isin(inputs.listed, numbers)]
+        sizes = np.array(
+            [pictures.cuts[number].sizes() for number in numbers], np.int32
+        )
         encoded.append(
             Encoded(
                 moments=moments.reshape(len(numbers), -1, *moments.shape[2:]),
-                sizes=sizes.reshape(len(numbers), -1, 6),
-                pictures=np.searchsorted(numbers, listed).astype(np.int32),
+                sizes=sizes[:, :, : 1 + flip].reshape(len(numbers), -1, 6),
+                pictures=listed,
                 prompt_spans=spans[numbers],
                 loss_weights=weights,
             )

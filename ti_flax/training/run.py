@@ -112,9 +112,10 @@ def prepare(
     writer.check(inputs)
     phases.end("checks")
     _log.info("reading %s", inputs.model.source.path)
-    recipe = make_recipe(config, inputs.model.family, inputs.most_latents, inputs.mesh)
+    shapes, family = run_shapes(config, inputs), inputs.model.family
+    recipe = make_recipe(config, family, shapes.largest.latents, inputs.mesh)
     train_steps = dispatch.compile_train_steps(
-        recipe, abstract_arguments(recipe, run_shapes(config, inputs))
+        recipe, abstract_arguments(recipe, shapes)
     )
     resident = load(config, inputs, progress)
     phases.end("weights and pictures")
