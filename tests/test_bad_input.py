@@ -344,6 +344,10 @@ CASES = {
     "no such folder of pictures": given(train_data_dir="nowhere"),
     "an empty folder": folder_without_pictures,
     "only broken pictures": broken_picture,
+    "steps of buckets above the resolution": given(enable_bucket="true"),
+    "sides of buckets in the wrong order": given(
+        min_bucket_reso="512", max_bucket_reso="256"
+    ),
     "a word that the model knows": given(placeholder_token="a"),
     "a word that the model reads whole": given(
         pretrained_model_name_or_path=quickstart_settings.MODEL,

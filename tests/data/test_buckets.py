@@ -10,6 +10,7 @@ from PIL import Image
 from ti_flax.data import buckets, crop, doctor, masks
 from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
+from ti_flax.runtime.errors import UserError
 
 # What sd-scripts prints as its buckets, of resolution 512 (256 to 1024) and of 1024
 # (512 to 2048), steps of 64: those at least as wide as high; the others are turned.
@@ -40,6 +41,13 @@ def test_sizes_are_whole_steps_within_their_bounds(resolution, step, least):
         assert max(width, height) < 2 * resolution + step
         assert (height, width) in found
     assert any(width == height for width, height in found)
+
+
+@pytest.mark.parametrize(("resolution", "step"), [(32, 64), (56, 64), (8, 16)])
+def test_a_step_above_the_resolution_is_one_line(folder, resolution, step):
+    rules = Cropping(resolution, enable_bucket=True, bucket_reso_steps=step)
+    with pytest.raises(UserError, match=f"at most the resolution, {resolution}, found"):
+        read_pictures(folder, rules)
 
 
 @pytest.mark.parametrize(

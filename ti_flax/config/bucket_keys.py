@@ -68,6 +68,7 @@ class BucketKeys(Settings):
         least, most = self.min_bucket_reso, self.max_bucket_reso
         if least is not None and most is not None and least > most:
             raise ValueError(
-                f"expected min_bucket_reso <= max_bucket_reso, found {least} > {most}"
+                f"expected min_bucket_reso <= max_bucket_reso, found {least} > {most}; "
+                "lower the first or raise the second"
             )
         return self

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ti_flax.runtime.errors import UserError
+
 Size = tuple[int, int]
 
 
@@ -46,6 +48,9 @@ def sizes(rules: Cropping) -> list[Size]:
     """Every bucket: sides in whole steps, at most the area, and the square.
 
     The least side is rounded down to a whole step, the greatest up.
+
+    Raises:
+        UserError: a step is longer than the resolution, so that there is none.
     """
     step = rules.bucket_reso_steps
     least = rules.min_bucket_reso or rules.resolution // 2
@@ -57,6 +62,11 @@ def sizes(rules: Cropping) -> list[Size]:
         height = min(most, rules.area // width // step * step)
         if height >= least:
             found |= {(width, height), (height, width)}
+    if not found:
+        raise UserError(
+            f"bucket_reso_steps: expected at most the resolution, {rules.resolution}, "
+            f"found {step}; set bucket_reso_steps to 8, or a larger resolution"
+        )
     return sorted(found)
 
 
