@@ -103,11 +103,72 @@ def test_every_size_is_covered_and_never_stretched():
 def test_the_smallest_buckets_are_merged_into_the_nearest():
     square, tall, taller, wide = (512, 512), (448, 576), (384, 640), (640, 384)
     chosen = [square] * 3 + [tall] * 2 + [taller] + [wide] * 4
-    assert buckets.merged(chosen, 4) == {}
-    assert buckets.merged(chosen, 3) == {taller: tall}
+
+    def merged(most):
+        moved = buckets.merged(chosen, chosen, Cropping(512, max_buckets=most))
+        numbers = [
+            n for n, size in enumerate(chosen) if size in map(chosen.__getitem__, moved)
+        ]
+        assert sorted(moved) == numbers  # a bucket's pictures move together
+        return {chosen[number]: target for number, target in moved.items()}
+
+    assert merged(4) == {}
+    assert merged(3) == {taller: tall}
     # Three of each: the first in order is given up.
-    assert buckets.merged(chosen, 2) == {taller: square, tall: square}
-    assert buckets.merged(chosen, 1) == dict.fromkeys((taller, tall, wide), square)
+    assert merged(2) == {taller: square, tall: square}
+    assert merged(1) == dict.fromkeys((taller, tall, wide), square)
+
+
+NO_UPSCALE = Cropping(512, enable_bucket=True, bucket_no_upscale=True, max_buckets=3)
+
+
+@pytest.mark.parametrize(
+    ("given_up", "kept", "goes_to"),
+    [
+        # The nearest ratio is not covered, or not by every side.
+        ((300, 200), [(640, 384), (256, 256), (256, 128)], (256, 128)),
+        ((300, 200), [(448, 256), (192, 192), (64, 128)], (192, 192)),
+        ((300, 500), [(256, 512), (192, 448), (320, 448)], (192, 448)),
+        # Of those that are covered the nearest ratio, not the largest.
+        ((200, 600), [(192, 128), (64, 256), (128, 128)], (64, 256)),
+        # None is covered: the nearest of all to the bucket that is given up, a square.
+        ((100, 70), [(640, 384), (512, 512), (384, 640)], (512, 512)),
+        # As large as a camera's: all are covered.
+        ((6000, 4000), [(640, 384), (512, 512), (384, 640)], (640, 384)),
+    ],
+)
+def test_without_upscaling_a_picture_goes_where_it_is_not_enlarged(
+    given_up, kept, goes_to
+):
+    fit = buckets.choose(*given_up, NO_UPSCALE)
+    chosen = [*(size for size in kept for _ in range(2)), fit.bucket]
+    originals = [*chosen[:-1], given_up]
+    assert buckets.merged(chosen, originals, NO_UPSCALE) == {6: goes_to}
+
+
+@pytest.mark.parametrize("most", [2, 4, 7])
+def test_no_picture_is_enlarged_that_covers_a_bucket(most):
+    rules, needless = NO_UPSCALE._replace(max_buckets=most), 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        originals = [(int(w), int(h)) for w, h in rng.integers(64, 900, (30, 2))]
+        chosen = [buckets.choose(*size, rules).bucket for size in originals]
+
+        def enlarged(after, originals=originals):
+            pairs = zip(originals, after, strict=True)
+            return [crop.covered(*size, to, rules).enlarged for size, to in pairs]
+
+        def merged(chosen=chosen, originals=originals, **keys):
+            moved = buckets.merged(chosen, originals, rules._replace(**keys))
+            return [moved.get(number, size) for number, size in enumerate(chosen)]
+
+        after = merged()
+        assert len({*after}) == most < len({*chosen})
+        for (width, height), larger in zip(originals, enlarged(after), strict=True):
+            assert larger == (not any(w <= width and h <= height for w, h in after))
+        needless += sum(enlarged(merged(bucket_no_upscale=False)))
+        needless -= sum(enlarged(after))
+    assert needless > 0  # by the nearest ratio alone
 
 
 def ramp(width, height):
@@ -182,6 +243,33 @@ def test_few_buckets_are_kept_and_the_others_told(folder):
         "bucket 32x104 (1): cut to 48x80; max_buckets 4 would keep all buckets",
         "bucket 64x64 (1): cut to 48x80; max_buckets 4 would keep all buckets",
     ]
+
+
+def notes_of(folder, rules, name):
+    return [n for n in read_pictures(folder, rules).notes if n.startswith(f"{name}: ")]
+
+
+@pytest.mark.parametrize("no_upscale", [False, True])
+def test_a_picture_that_is_enlarged_by_a_merge_alone_is_told(tmp_path, no_upscale):
+    for number, size in enumerate([(90, 70), (91, 70), (64, 64), (65, 64), (20, 240)]):
+        Image.fromarray(ramp(*size)).save(tmp_path / f"{number}.png")
+    rules = RULES._replace(bucket_no_upscale=no_upscale, min_bucket_reso=16)
+    rules = rules._replace(max_bucket_reso=256)
+    name, told = "4.png", ["4.png: enlarged from 20x240 px"]
+    assert notes_of(tmp_path, rules, name) == []
+    rules = rules._replace(max_buckets=2)
+    assert notes_of(tmp_path, rules, name) == told
+    (line,) = (n for n in read_pictures(tmp_path, rules).notes if "bucket" in n)
+    assert "(1): cut to 64x64; max_buckets 3" in line
+
+
+def test_a_picture_that_is_enlarged_but_for_a_merge_is_not_told(tmp_path):
+    for number, size in enumerate([(288, 224), (144, 112), (144, 127)]):
+        Image.fromarray(ramp(*size)).save(tmp_path / f"{number}.png")
+    rules = Cropping(128, enable_bucket=True, bucket_reso_steps=16)
+    told = ["2.png: enlarged from 144x127 px"]  # to 128x128
+    assert notes_of(tmp_path, rules, "2.png") == told
+    assert notes_of(tmp_path, rules._replace(max_buckets=1), "2.png") == []
 
 
 def test_what_is_below_a_step_is_named(folder):

@@ -111,27 +111,47 @@ def _reduced(width: int, height: int, rules: Cropping) -> Size:
     return int(down * ratio + 0.5), down
 
 
-def merged(chosen: Sequence[Size], most: int) -> dict[Size, Size]:
-    """Where pictures of a bucket go instead, so that `most` buckets are left.
+def merged(
+    chosen: Sequence[Size], originals: Sequence[Size], rules: Cropping
+) -> dict[int, Size]:
+    """Where pictures go instead, so that `max_buckets` buckets are left.
 
     Args:
         chosen: the bucket of each picture.
-        most: buckets that may be left.
+        originals: the size of each picture.
+        rules: `max_buckets` and `bucket_no_upscale` count.
 
     Returns:
-        The buckets that are given up: that of the fewest pictures first, into the one
-        of the nearest aspect ratio, by its logarithm.
+        The new bucket of each picture whose bucket is given up, by the picture's
+        number. That of the fewest pictures is given up first, for the one of the
+        nearest aspect ratio, by its logarithm; with `bucket_no_upscale` each picture
+        goes to the nearest that it covers without being enlarged, where there is one.
     """
-    counts = dict(sorted(collections.Counter(chosen).items()))
-    moved: dict[Size, Size] = {}
-    while len(counts) > most:
-        least = min(counts, key=lambda size: counts[size])
-        count = counts.pop(least)
-        target = min(counts, key=lambda size: abs(_log_ratio(size) - _log_ratio(least)))
-        counts[target] += count
-        moved = {old: target if new == least else new for old, new in moved.items()}
-        moved[least] = target
+    left, moved = [*chosen], {}
+    while len(counts := collections.Counter(left)) > rules.max_buckets:
+        least = min(counts, key=lambda size: (counts[size], size))
+        nearest = sorted(
+            counts.keys() - {least},
+            key=lambda size: (abs(_log_ratio(size) - _log_ratio(least)), size),
+        )
+        for number, bucket in enumerate(left):
+            if bucket == least:
+                left[number] = moved[number] = (
+                    _first_covered(originals[number], nearest)
+                    if rules.bucket_no_upscale
+                    else nearest[0]
+                )
     return moved
+
+
+def _first_covered(picture: Size, ordered: Sequence[Size]) -> Size:
+    """The first bucket that is nowhere larger than the picture, or else the first."""
+    covered = (
+        bucket
+        for bucket in ordered
+        if bucket[0] <= picture[0] and bucket[1] <= picture[1]
+    )
+    return next(covered, ordered[0])
 
 
 def _log_ratio(size: Size) -> float:

@@ -1,5 +1,6 @@
 """What is cut out of a picture: a square, a bucket, several crops of either."""
 
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,11 @@ class Cut(NamedTuple):
         return [
             whole[top : top + height, left : left + width] for top, left in self.corners
         ]
+
+    @property
+    def enlarged(self) -> bool:
+        """Whether the picture is made larger along one side or both."""
+        return any(map(operator.gt, self.resized, self.original))
 
     def sizes(self) -> list[list[list[int]]]:
         """[C, 2, 6] in pixels, of each crop and of its mirror image.

@@ -1,10 +1,10 @@
 """A folder of pictures: what is read, refused, turned upright, cropped and encoded."""
 
+import collections
 import hashlib
 import math
-import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,24 +90,23 @@ def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
         UserError: `folder` is missing, not a folder or without a readable picture.
     """
     files, hidden = _list_folder(folder)
-    read: dict[Path, _Read] = {}
-    notes: list[str] = []
+    found: dict[Path, _Read | str] = {}
     first_name: dict[bytes, str] = {}
     for path, count in files:
         shown = _printable(path.relative_to(folder).as_posix())
         try:
             if not count:
                 raise SkippedError("its pictures count 0 times")
-            found = _read(path, count, rules)
-            same_as = first_name.setdefault(_digest(found.crops), shown)
+            each = _read(path, count, rules)
+            same_as = first_name.setdefault(_digest(each.crops), shown)
             if same_as != shown:
                 raise SkippedError(f"the same picture as {same_as}")
+            found[path] = each
         except SkippedError as reason:
-            notes.append(f"skipped {shown}: {reason}")
-            continue
-        read[path] = found
-        if found.changes:
-            notes.append(f"{shown}: {', '.join(found.changes)}")
+            found[path] = str(reason)  # the error itself would hold the pixels
+    read = {path: each for path, each in found.items() if isinstance(each, _Read)}
+    bucket_notes = _merge_buckets(read, rules)
+    notes = _notes(folder, found | read)
     if hidden:
         notes.append(f"skipped {len(hidden)} hidden: {_shorten(hidden, ', ')}")
     if not read:
@@ -116,7 +115,7 @@ def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
             f"train_data_dir: no readable picture in {_printable(str(folder))}"
             f" ({seen}); put the concept's pictures there, as .jpg or .png files"
         )
-    notes += _merge_buckets(read, rules)
+    notes += bucket_notes
     return Pictures(
         tuple(each.crops for each in read.values()),
         tuple(each.cut for each in read.values()),
@@ -127,7 +126,7 @@ def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
 
 
 class _Read(NamedTuple):
-    """One picture, how often it counts, and in words what was done to it."""
+    """One picture, how often it counts, and in words what decoding did to it."""
 
     crops: list[UInt8[np.ndarray, "_ _ 3"]]
     cut: crop.Cut
@@ -138,27 +137,46 @@ class _Read(NamedTuple):
 def _read(path: Path, count: int, rules: buckets.Cropping) -> _Read:
     picture, changes = read_picture(path)
     how = crop.cut(*picture.size, rules)
-    if any(map(operator.gt, how.resized, picture.size)):
-        changes.append(f"enlarged from {picture.width}x{picture.height} px")
     return _Read(how.crops(picture), how, count, changes)
 
 
+def _notes(folder: Path, found: Mapping[Path, _Read | str]) -> list[str]:
+    """A line for each file that is skipped, for a reason, or not used as it is."""
+    notes = []
+    for path, each in found.items():
+        shown = _printable(path.relative_to(folder).as_posix())
+        if isinstance(each, str):
+            notes.append(f"skipped {shown}: {each}")
+            continue
+        changes, (width, height) = [*each.changes], each.cut.original
+        if each.cut.enlarged:
+            changes.append(f"enlarged from {width}x{height} px")
+        if changes:
+            notes.append(f"{shown}: {', '.join(changes)}")
+    return notes
+
+
 def _merge_buckets(read: dict[Path, _Read], rules: buckets.Cropping) -> list[str]:
-    """Cuts the pictures of buckets above `max_buckets` anew; a line for each bucket.
+    """Cuts the pictures of buckets above `max_buckets` anew; a line for each move.
 
     They are read a second time: all originals together may not fit into memory.
     """
+    if not rules.enable_bucket:
+        return []
     chosen = [each.cut.size for each in read.values()]
-    moved = buckets.merged(chosen, rules.max_buckets) if rules.enable_bucket else {}
-    for path, each in read.items():
-        if (target := moved.get(each.cut.size)) is not None:
-            picture, _ = read_picture(path)
-            how = crop.covered(*picture.size, target, rules)
-            read[path] = each._replace(crops=how.crops(picture), cut=how)
+    originals = [each.cut.original for each in read.values()]
+    moved = buckets.merged(chosen, originals, rules)
+    paths = list(read)
+    for number, target in moved.items():
+        picture, _ = read_picture(paths[number])
+        how = crop.covered(*picture.size, target, rules)
+        each = read[paths[number]]
+        read[paths[number]] = each._replace(crops=how.crops(picture), cut=how)
+    moves = collections.Counter((chosen[number], to) for number, to in moved.items())
     return [
-        f"bucket {old[0]}x{old[1]} ({chosen.count(old)}): cut to {new[0]}x{new[1]}; "
+        f"bucket {old[0]}x{old[1]} ({count}): cut to {new[0]}x{new[1]}; "
         f"max_buckets {len(set(chosen))} would keep all buckets"
-        for old, new in moved.items()
+        for (old, new), count in moves.items()
     ]
 
 
