@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ti_flax.data import contact_sheet, doctor
+from ti_flax.data import contact_sheet, doctor, masks
 from ti_flax.data.buckets import Cropping
 from ti_flax.runtime.errors import UserError
 
@@ -106,3 +106,62 @@ def test_a_page_that_cannot_be_written_is_told(folder, tmp_path):
     seen = doctor.examine(folder, Cropping(64))
     with pytest.raises(UserError, match=r"contact_sheet: .* cannot be written"):
         contact_sheet.write(tmp_path / "no" / "s.html", folder, seen)
+
+
+RULES = {
+    "square": Cropping(64),
+    "squashed": Cropping(64, center_crop=False),
+    "crops": Cropping(64, random_crop=True),
+    "buckets": Cropping(64, enable_bucket=True, bucket_reso_steps=8, random_crop=True),
+    "merged": Cropping(
+        64, enable_bucket=True, bucket_reso_steps=8, random_crop=True, max_buckets=1
+    ),
+}
+
+
+def draw_masked(folder, name, size, source):
+    """The concept is red, what surrounds it blue or transparent."""
+    width, height = size
+    concept = np.zeros((height, width), bool)
+    concept[: height // 2, : width // 2] = concept[height // 2 :, width // 2 :] = True
+    pixels = np.where(concept[..., None], (220, 60 + 5 * name, 60), (60, 60, 220))
+    picture = Image.fromarray(pixels.astype(np.uint8))
+    mask = Image.fromarray(concept.astype(np.uint8) * 255)
+    if source == "alpha_mask":
+        picture.putalpha(mask)
+    picture.save(folder / f"{name}.png")
+    if source == "conditioning_data_dir":
+        mask.save(folder.parent / "masks" / f"{name}.webp", lossless=True)
+    elif source == "beside":
+        mask.save(folder / f"{name}-masklabel.png")
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("source", ["beside", "alpha_mask", "conditioning_data_dir"])
+def test_each_crop_is_shown_with_its_mask(source, rules, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (tmp_path / "masks").mkdir()
+    for number, size in enumerate([(200, 120), (130, 230), (128, 128), (64, 300)]):
+        draw_masked(folder, number, size, source)
+    draw(folder / "unmasked.png", (110, 80))
+    where = {"alpha_mask": True, "conditioning_data_dir": tmp_path / "masks"}
+    given = {key: where[key] for key in where if key == source}
+    seen = doctor.examine(folder, RULES[rules], masks.Source(**given))
+    contact_sheet.write(tmp_path / "s.html", folder, seen)
+    *masked, (whole) = figures((tmp_path / "s.html").read_text())
+    assert len(masked) == 4 and "no mask" in whole
+    crops = seen.pictures.cuts[3].corners
+    assert len(images(masked[3])) == 2 * len({*crops})
+    for figure in masked:
+        shown = images(figure)
+        for plain, dark in zip(shown[::2], shown[1::2], strict=True):
+            plain, dark = plain.astype(float), dark.astype(float)
+            red = (plain[..., 0] > 190) & (plain[..., 2] < 90)
+            other = (plain[..., 2] > 190) & (plain[..., 1:].min(-1) > 40)
+            # All but edges; a crop at the end may be of one colour or two.
+            assert (red | other).mean() > 0.75 and red.any()
+            assert np.abs(dark - plain)[red].mean() < 8
+            if other.any():
+                assert np.abs(dark - 0.2 * plain)[other].mean() < 12
+        assert other.any()

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from pydantic import ValidationError
 
-from ti_flax.data import doctor
+from ti_flax.config.mask_keys import MaskKeys
+from ti_flax.data import doctor, masks
 from ti_flax.data.buckets import Cropping
 from ti_flax.runtime import errors
 
@@ -20,9 +22,11 @@ def draw(seed):
 
 @pytest.fixture
 def folder(tmp_path):
+    place = tmp_path / "pictures"
+    place.mkdir()
     for number in range(3):
-        draw(number).save(tmp_path / f"{number}.png")
-    return tmp_path
+        draw(number).save(place / f"{number}.png")
+    return place
 
 
 def examine(folder):
@@ -178,3 +182,190 @@ def test_masks_are_counted_and_those_that_do_not_fit_told(tmp_path, capsys):
     faults = doctor.examine(tmp_path, Cropping(64)).faults
     assert faults[0] == "no mask for 2.png; learned whole"
     assert faults[1].startswith("mask of 1.png: expected 64x64 px as the picture has")
+
+
+def mask(path, size=(96, 96), top=255, bottom=0):
+    values = np.full(size[::-1], bottom, np.uint8)
+    values[: size[1] // 2] = top
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def alpha(folder, name, **values):
+    mask(folder.parent / "masks" / "alpha.bmp", **values)
+    picture = Image.open(folder / name).convert("RGB")
+    picture.putalpha(Image.open(folder.parent / "masks" / "alpha.bmp"))
+    picture.save(folder / name)
+
+
+def mask_all(folder, flag):
+    """Each picture has the mask that the flag reads."""
+    for number in range(3):
+        if flag == "alpha_mask":
+            alpha(folder, f"{number}.png")
+        else:
+            mask(folder.parent / "masks" / f"{number}.bmp")
+
+
+def given(folder, flag):
+    if flag == "alpha_mask":
+        return ["--alpha_mask"]
+    return ["--conditioning_data_dir", folder.parent / "masks"]
+
+
+CROPPINGS = {
+    "square": [],
+    "squashed": ["--no_center_crop"],
+    "crops": ["--random_crop"],
+    "buckets": ["--enable_bucket", "--bucket_reso_steps", 8, "--random_crop"],
+}
+
+
+@pytest.mark.parametrize("cropping", CROPPINGS)
+@pytest.mark.parametrize("flag", ["alpha_mask", "conditioning_data_dir"])
+def test_masks_are_read_from_where_the_flag_says(
+    flag, cropping, folder, monkeypatch, capsys
+):
+    mask_all(folder, flag)
+    mask(folder / "0-masklabel.png", size=(9, 9))  # would be a fault
+    arguments = [folder, "--resolution", 64, *CROPPINGS[cropping]]
+    code = run(monkeypatch, *arguments, *given(folder, flag))
+    told = capsys.readouterr().out
+    assert f"masks: of 3 pictures, read with masked_loss and {flag}\n" in told
+    lines = [line for line in told.splitlines() if "mask" in line]
+    if flag == "alpha_mask":  # that it is put on white is a note
+        assert code == 1 and len(lines) == 4
+        assert all(line.endswith("(alpha_mask: a mask)") for line in lines[:3])
+    else:
+        assert code == 0 and len(lines) == 1
+    assert run(monkeypatch, *arguments) == 1
+    assert "mask of 0.png: expected 96x96 px" in capsys.readouterr().out
+
+
+def wrong_size(folder):
+    mask(folder.parent / "masks" / "1.bmp", size=(96, 95))
+
+
+def unreadable(folder):
+    (folder.parent / "masks" / "1.bmp").write_bytes(b"no picture")
+
+
+def black(folder):
+    mask(folder.parent / "masks" / "1.bmp", top=0)
+
+
+def black_where_it_is_used(folder):
+    """The middle square of a wide picture is; white are its edges."""
+    draw(1).resize((300, 96)).save(folder / "1.png")
+    values = np.zeros((96, 300), np.uint8)
+    values[:, :90] = values[:, -90:] = 255
+    Image.fromarray(values).save(folder.parent / "masks" / "1.bmp")
+
+
+def missing(folder):
+    (folder.parent / "masks" / "1.bmp").unlink()
+
+
+def all_missing(folder):
+    for number in range(3):
+        (folder.parent / "masks" / f"{number}.bmp").rename(
+            folder.parent / f"masks/of {number}.bmp"
+        )
+
+
+def all_white(folder):
+    for number in range(3):
+        mask(folder.parent / "masks" / f"{number}.bmp", bottom=255)
+
+
+def transparent_all_over(folder):
+    alpha(folder, "1.png", top=0)
+
+
+def opaque(folder):
+    draw(1).save(folder / "1.png")
+
+
+def all_opaque(folder):
+    for number in range(3):
+        draw(number).save(folder / f"{number}.png")
+
+
+MASK_FAULTS = {
+    wrong_size: "mask of 1.png: expected 96x96 px as the picture has, found 96x95",
+    unreadable: "mask of 1.png: empty, damaged or not a picture",
+    black: "mask of 1.png: it is all black where the picture is used",
+    black_where_it_is_used: "mask of 1.png: it is all black where the picture is used",
+    missing: "no mask for 1.png; learned whole",
+    all_missing: masks.NONE_FOUND,
+    all_white: masks.NONE_FOUND,
+    transparent_all_over: "mask of 1.png: it is all transparent where the picture is",
+    opaque: "no mask for 1.png; learned whole",
+    all_opaque: masks.NONE_FOUND,
+}
+OF_ALPHA = (transparent_all_over, opaque, all_opaque)
+
+
+@pytest.mark.parametrize("change", MASK_FAULTS, ids=lambda change: change.__name__)
+def test_faults_of_masks_are_told(change, folder, monkeypatch, capsys):
+    flag = "alpha_mask" if change in OF_ALPHA else "conditioning_data_dir"
+    mask_all(folder, flag)
+    change(folder)
+    arguments = [folder, "--resolution", 64, *given(folder, flag)]
+    assert run(monkeypatch, *arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (told,) = (
+        line
+        for line in lines
+        if "mask" in line and "put on white" not in line and "masks: " not in line
+    )
+    assert told.startswith(MASK_FAULTS[change])
+
+
+@pytest.mark.parametrize("flag", ["alpha_mask", "conditioning_data_dir"])
+def test_a_transparent_picture_names_the_flag_that_shows_its_alpha(flag, folder):
+    transparent(folder)
+    mask_all(folder, "conditioning_data_dir")
+    told = "9.png: transparency put on white (alpha_mask: a mask)"
+    assert examine(folder)[0] == f"{told}; see it with --alpha_mask"
+    source = masks.Source(**{flag: flag == "alpha_mask" or folder.parent / "masks"})
+    assert doctor.examine(folder, Cropping(64), source).faults[0] == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["--conditioning_data_dir", "no/folder"],
+            "conditioning_data_dir: expected a folder of masks, found no/folder",
+        ),
+        (["--conditioning_data_dir", ""], "expected a path, found an empty text"),
+        (
+            ["--conditioning_data_dir=.", "--alpha_mask"],
+            "expected alpha_mask or conditioning_data_dir, found both; remove one",
+        ),
+    ],
+)
+def test_a_wrong_source_of_masks_is_a_mistake(
+    arguments, told, folder, monkeypatch, capsys
+):
+    assert run(monkeypatch, folder, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and told in error and error.count("\n") == 1
+
+
+def test_two_sources_of_masks_are_refused_as_in_a_run(folder, monkeypatch, capsys):
+    keys = {"alpha_mask": True, "conditioning_data_dir": folder}
+    with pytest.raises(ValidationError) as raised:
+        MaskKeys(masked_loss=True, **keys)
+    run(monkeypatch, folder, "--alpha_mask", "--conditioning_data_dir", folder)
+    line = capsys.readouterr().err.removeprefix("error: ").strip()
+    assert line and line in str(raised.value)
+
+
+def test_a_path_begins_at_home_as_in_a_run(folder, monkeypatch, capsys):
+    mask_all(folder, "conditioning_data_dir")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    arguments = [folder, "--resolution", 64, "--conditioning_data_dir", "~/masks"]
+    assert run(monkeypatch, *arguments) == 0
+    assert "masks: of 3 pictures" in capsys.readouterr().out

@@ -23,6 +23,7 @@ SUFFIXES = {
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
 }
 ENDINGS = tuple(itertools.chain(*SUFFIXES.values()))
+TRANSPARENT = "transparency put on white (alpha_mask: a mask)"
 
 
 class SkippedError(Exception):
@@ -117,7 +118,7 @@ def _decode(path: Path) -> tuple[Image.Image, list[str]]:
     if picture.has_transparency_data:
         picture, transparent = _put_on_white(picture)
         if transparent:
-            changes.append("transparency put on white (alpha_mask: a mask)")
+            changes.append(TRANSPARENT)
     return picture.convert("RGB"), changes
 
 

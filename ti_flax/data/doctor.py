@@ -5,6 +5,7 @@ is said. 2: there is nothing to train on.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ti_flax.data import contact_sheet, masks
+from ti_flax.data import contact_sheet, decode, masks
 from ti_flax.data.buckets import Cropping
 from ti_flax.data.captions import Captions, read_captions
 from ti_flax.data.contact_sheet import Seen
@@ -32,16 +33,17 @@ _ALIKE = 0.97
 _THUMBNAIL = 32, 32
 # A prompt has 75 tokens beside its marks, and every word is at least one.
 _MOST_WORDS = 75
+_BESIDE = masks.Source()
 
 
-def examine(folder: Path, rules: Cropping) -> Seen:
+def examine(folder: Path, rules: Cropping, source: masks.Source = _BESIDE) -> Seen:
     """The folder as training would read it, and a line for each fault.
 
     Raises:
-        UserError: there is nothing to train on.
+        UserError: there is nothing to train on, or no folder `source` names.
     """
     pictures = read_pictures(folder, rules)
-    faults = [*pictures.notes]
+    faults = [_with_hint(note, source) for note in pictures.notes]
     for first, second, mirrored in _near_duplicates(pictures.images):
         names = pictures.names[second], pictures.names[first]
         mirror = ", mirrored" if mirrored else ""
@@ -54,7 +56,7 @@ def examine(folder: Path, rules: Cropping) -> Seen:
         faults += _caption_faults(captions, pictures.names)
     except errors.UserError as error:
         faults.append(str(error))
-    cut, mask_faults = _read_masks(folder, pictures)
+    cut, mask_faults = _read_masks(folder, pictures, source)
     faults += mask_faults
     if len(pictures.names) < _FEWEST:
         faults.append(
@@ -62,6 +64,11 @@ def examine(folder: Path, rules: Cropping) -> Seen:
             "tell the concept from its surroundings"
         )
     return Seen(pictures, captions, cut, faults)
+
+
+def _with_hint(note: str, source: masks.Source) -> str:
+    offered = decode.TRANSPARENT in note and not source.keys
+    return f"{note}; see it with --alpha_mask" if offered else note
 
 
 def _caption_faults(captions: Captions, names: Sequence[str]) -> list[str]:
@@ -83,25 +90,39 @@ def _caption_faults(captions: Captions, names: Sequence[str]) -> list[str]:
 
 
 def _read_masks(
-    folder: Path, pictures: Pictures
+    folder: Path, pictures: Pictures, source: masks.Source
 ) -> tuple[dict[str, masks.Masks | None], list[str]]:
     """As `Seen` has them; pictures without, where others have one, and what is none."""
-    names, files = pictures.names, masks.beside(folder, pictures.names)
-    without = [name for name in names if name not in files]
+    names = pictures.names
+    files = masks.files_of(source, folder, names)
+    read: dict[str, masks.Masks | None] = dict.fromkeys(names)
     faults = []
-    if files and without:
-        faults.append(f"no mask for {errors.listed(without)}; learned whole")
     try:
-        cut = masks.read_masks(files, names, pictures.cuts)
+        found = masks.read_masks(files, names, pictures.cuts, source.alpha_mask)
+        read |= zip(names, found, strict=True)
     except errors.UserError as error:
-        return dict.fromkeys(files), [*faults, str(error)]
-    by_name = dict(zip(names, cut, strict=True))
-    return {name: by_name[name] for name in files}, faults
+        faults.append(str(error))
+    white = {
+        name for name, mask in read.items() if mask is not None and masks.is_white(mask)
+    }
+    # Alpha that is white is what an opaque picture has, a file what somebody made.
+    having = [
+        name
+        for name in names
+        if name in files and not (source.alpha_mask and name in white)
+    ]
+    without = [name for name in names if name not in having]
+    if source.keys and len(white) == len(names):
+        faults.append(masks.NONE_FOUND)
+    elif having and without:
+        faults.insert(0, f"no mask for {errors.listed(without)}; learned whole")
+    return {name: read[name] for name in having}, faults
 
 
-def describe_masks(cut: Collection[str]) -> str:
+def describe_masks(cut: Collection[str], source: masks.Source = _BESIDE) -> str:
     """One line: how many pictures have a mask, and what reads it."""
-    told = f"of {len(cut)} pictures, read with masked_loss" if cut else "none"
+    keys = " and ".join(["masked_loss", *source.keys])
+    told = f"of {len(cut)} pictures, read with {keys}" if cut else "none"
     return f"masks: {told}"
 
 
@@ -151,19 +172,52 @@ def main() -> None:
         metavar="FILE",
         help="write an HTML page of the pictures as cropped, masks, captions and notes",
     )
+    _add_mask_source(parser)
     _add_cropping(parser)
     given = parser.parse()
-    folder, seen = given.folder, examine(given.folder, _cropping(given))
+    folder, source = given.folder, _mask_source(given)
+    seen = examine(folder, _cropping(given), source)
     for fault in seen.faults:
         print(fault)
     print(describe_captions(seen.captions))
-    print(describe_masks(seen.masks))
+    print(describe_masks(seen.masks, source))
     print(f"{len(seen.pictures.names)} pictures to train on, {len(seen.faults)} notes")
     if given.contact_sheet is not None:
         contact_sheet.write(given.contact_sheet, folder, seen)
         print(f"wrote {given.contact_sheet}")
     if seen.faults:
         sys.exit(FAULTS_EXIT_CODE)
+
+
+def _add_mask_source(parser: arguments.Parser) -> None:
+    """The keys of a run that say where masks are."""
+    parser.add_argument(
+        "--alpha_mask",
+        action="store_true",
+        help="the alpha channel of a picture is its mask; default: NAME-masklabel.png",
+    )
+    parser.add_argument(
+        "--conditioning_data_dir",
+        type=_place,
+        metavar="DIR",
+        help="folder of the masks, each with the name of its picture",
+    )
+
+
+def _place(given: str) -> Path:
+    """As `config.fields` has it for training."""
+    if not given:  # would mean the current folder
+        raise argparse.ArgumentTypeError("expected a path, found an empty text")
+    return Path(os.path.expanduser(given))
+
+
+def _mask_source(given: argparse.Namespace) -> masks.Source:
+    source = masks.Source(given.alpha_mask, given.conditioning_data_dir)
+    if len(source.keys) > 1:
+        raise errors.UserError(
+            "expected alpha_mask or conditioning_data_dir, found both; remove one"
+        )
+    return source
 
 
 def _add_cropping(parser: arguments.Parser) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -17,6 +18,23 @@ Masks = UInt8[np.ndarray, "C _ _"]
 
 # OneTrainer's name of the mask of NAME.jpg: NAME-masklabel.png.
 _LABEL = "-masklabel"
+NONE_FOUND = (
+    "masked_loss: expected NAME-masklabel.png beside pictures NAME.jpg, a "
+    "conditioning_data_dir with masks, or alpha_mask and transparent pictures, "
+    "found no mask; make some, or leave masked_loss out"
+)
+
+
+class Source(NamedTuple):
+    """The keys that say where masks are, by their names; else they are beside."""
+
+    alpha_mask: bool = False
+    conditioning_data_dir: Path | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """Those that are given."""
+        return [key for key, value in self._asdict().items() if value]
 
 
 def masks_among(names: Collection[str]) -> set[str]:
@@ -52,6 +70,20 @@ def in_folder(masks: Path, pictures: Sequence[str]) -> dict[str, Path]:
     places = {picture: masks / picture for picture in pictures}
     above = {picture: masks / PurePosixPath(picture).name for picture in pictures}
     return _first_of(above, ENDINGS) | _first_of(places, ENDINGS)
+
+
+def files_of(source: Source, folder: Path, pictures: Sequence[str]) -> dict[str, Path]:
+    """The file that holds a picture's mask, of those that have one; with `alpha_mask`
+    each picture itself.
+
+    Raises:
+        UserError: there is no folder `conditioning_data_dir`.
+    """
+    if source.conditioning_data_dir is not None:
+        return in_folder(source.conditioning_data_dir, pictures)
+    if source.alpha_mask:
+        return {picture: folder / picture for picture in pictures}
+    return beside(folder, pictures)
 
 
 def read_masks(
@@ -97,17 +129,23 @@ def _mask(file: Path | None, picture: str, cut: Cut, alpha: bool) -> Masks:
         )
     crops = np.stack(cut.crops(mask, Image.Resampling.BOX))
     if not crops.any((1, 2)).all():
+        dark, light = ("transparent", "opaque") if alpha else ("black", "white")
         raise UserError(
-            f"mask of {one_line(picture)}: it is all black where the picture is used "
-            f"({file}); make white what is to be learned"
+            f"mask of {one_line(picture)}: it is all {dark} where the picture is used "
+            f"({file}); make {light} what is to be learned"
         )
     return crops
+
+
+def is_white(mask: Masks) -> bool:
+    """Whether a picture is learned whole with this mask."""
+    return bool((mask == 255).all())
 
 
 def without_mask(pictures: Sequence[str], masks: Sequence[Masks]) -> str:
     """The pictures whose mask is all white, for a line; empty where there are none."""
     pairs = zip(pictures, masks, strict=True)
-    return listed(name for name, mask in pairs if (mask == 255).all())
+    return listed(name for name, mask in pairs if is_white(mask))
 
 
 def loss_weights(

@@ -30,20 +30,11 @@ def read_masks(
                 listed(path.name for path in unread.values()),
             )
         return None
-    if config.conditioning_data_dir is not None:
-        files = masks.in_folder(config.conditioning_data_dir, names)
-    elif config.alpha_mask:
-        files = {name: folder / name for name in names}
-    else:
-        files = masks.beside(folder, names)
+    source = masks.Source(config.alpha_mask, config.conditioning_data_dir)
+    files = masks.files_of(source, folder, names)
     found = masks.read_masks(files, names, pictures.cuts, config.alpha_mask)
-    without = masks.without_mask(names, found)
-    if all((mask == 255).all() for mask in found):
-        raise UserError(
-            "masked_loss: expected NAME-masklabel.png beside pictures NAME.jpg, a "
-            "conditioning_data_dir with masks, or alpha_mask and transparent pictures, "
-            "found no mask; make some, or leave masked_loss out"
-        )
-    if without:
+    if all(map(masks.is_white, found)):
+        raise UserError(masks.NONE_FOUND)
+    if without := masks.without_mask(names, found):
         _log.warning("masked_loss: no mask, or one all white: %s", without)
     return found
