@@ -165,3 +165,21 @@ def test_each_crop_is_shown_with_its_mask(source, rules, tmp_path):
             if other.any():
                 assert np.abs(dark - 0.2 * plain)[other].mean() < 12
         assert other.any()
+
+
+def test_a_faulty_mask_is_told_at_its_picture(tmp_path):
+    folder = tmp_path / "pictures"
+    for seed in range(3):
+        draw(folder / f"{seed}.png", seed=seed)
+    Image.new("L", (64, 63), 255).save(folder / "0-masklabel.png")
+    Image.new("L", (64, 64), 255).save(folder / "1-masklabel.png")
+    contact_sheet.write(
+        tmp_path / "s.html", folder, doctor.examine(folder, RULES["square"])
+    )
+    text = (tmp_path / "s.html").read_text()
+    faulty, masked, without = figures(text)
+    assert "mask of 0.png: expected 64x64 px" in faulty
+    assert text.count("mask of 0.png") == 1
+    assert "mask not read" in faulty and "no mask" not in faulty
+    assert len(images(masked)) == 2 and "not read" not in masked
+    assert "no mask" in without and "not read" not in without

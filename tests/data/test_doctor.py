@@ -322,6 +322,41 @@ def test_faults_of_masks_are_told(change, folder, monkeypatch, capsys):
     assert told.startswith(MASK_FAULTS[change])
 
 
+@pytest.mark.parametrize("flagged", [False, True])
+def test_each_faulty_mask_is_told_and_the_others_are_read(flagged, folder):
+    draw(3).save(folder / "3.png")
+    files = [folder / f"{number}-masklabel.png" for number in range(3)]
+    if flagged:
+        files = [folder.parent / "masks" / f"{number}.png" for number in range(3)]
+    mask(files[0], size=(95, 96))
+    mask(files[1])
+    mask(files[2], top=0)
+    keys = {"conditioning_data_dir": folder.parent / "masks"} if flagged else {}
+    seen = doctor.examine(folder, Cropping(64), masks.Source(**keys))
+    begin = [
+        "no mask for 3.png; learned whole",
+        "mask of 0.png: expected",
+        "mask of 2.png: it is all black",
+    ]
+    assert len(seen.faults) == 3
+    assert all(map(str.startswith, seen.faults, begin))
+    assert {name: each is None for name, each in seen.masks.items()} == {
+        "0.png": True,
+        "1.png": False,
+        "2.png": True,
+    }
+
+
+def test_a_faulty_alpha_does_not_hide_which_pictures_are_opaque(folder):
+    alpha(folder, "0.png", top=0)
+    alpha(folder, "1.png")
+    seen = doctor.examine(folder, Cropping(64), masks.Source(alpha_mask=True))
+    told = [fault for fault in seen.faults if "put on white" not in fault]
+    assert told[0] == "no mask for 2.png; learned whole"
+    assert told[1].startswith("mask of 0.png: it is all transparent")
+    assert sorted(seen.masks) == ["0.png", "1.png"] and len(told) == 2
+
+
 @pytest.mark.parametrize("flag", ["alpha_mask", "conditioning_data_dir"])
 def test_a_transparent_picture_names_the_flag_that_shows_its_alpha(flag, folder):
     transparent(folder)

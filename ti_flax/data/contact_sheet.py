@@ -26,6 +26,8 @@ class _Entry(NamedTuple):
     name: str
     # Of each crop: the picture, and where it has a mask, the masked picture.
     crops: list[list[str]]
+    # What stands in place of the masked picture where there is none.
+    unmasked: str
     cut: str
     share: float
     # Of each caption the texts around the places of the new word.
@@ -39,8 +41,8 @@ class Seen(NamedTuple):
     pictures: Pictures
     # None where they cannot be read, which is a fault.
     captions: Captions | None
-    # By the names of the pictures that have one; None where masks cannot be used,
-    # which is a fault.
+    # By the names of the pictures that have one; None where it cannot be used, which
+    # is a fault.
     masks: dict[str, Masks | None]
     faults: list[str]
 
@@ -51,7 +53,7 @@ def write(path: Path, folder: Path, seen: Seen) -> None:
     Args:
         path: of the page.
         folder: that the pictures are of.
-        seen: what is in it; faults that begin with a picture's name stand at it.
+        seen: what is in it; faults of a picture or of its mask stand at it.
 
     Raises:
         UserError: the page cannot be written.
@@ -86,6 +88,7 @@ def _entries(seen: Seen) -> list[_Entry]:
             _Entry(
                 name=shown,
                 crops=_crops(cut, pictures.crops[index], mask),
+                unmasked="mask not read" if name in seen.masks else "no mask",
                 cut=f"{cut.size[0]} x {cut.size[1]} px of "
                 f"{cut.original[0]} x {cut.original[1]}",
                 share=pictures.repeats[index] / sum(pictures.repeats),
@@ -93,7 +96,9 @@ def _entries(seen: Seen) -> list[_Entry]:
                     _around_the_word(line) for line in texts[index].split("\n") if line
                 ],
                 notes=[
-                    fault for fault in seen.faults if fault.startswith(f"{shown}: ")
+                    fault
+                    for fault in seen.faults
+                    if fault.startswith((f"{shown}: ", f"mask of {shown}: "))
                 ],
             )
         )

@@ -97,11 +97,11 @@ def _read_masks(
     files = masks.files_of(source, folder, names)
     read: dict[str, masks.Masks | None] = dict.fromkeys(names)
     faults = []
-    try:
-        found = masks.read_masks(files, names, pictures.cuts, source.alpha_mask)
-        read |= zip(names, found, strict=True)
-    except errors.UserError as error:
-        faults.append(str(error))
+    for name, cut in zip(names, pictures.cuts, strict=True):
+        try:
+            (read[name],) = masks.read_masks(files, [name], [cut], source.alpha_mask)
+        except errors.UserError as error:
+            faults.append(str(error))
     white = {
         name for name, mask in read.items() if mask is not None and masks.is_white(mask)
     }
