@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,8 +35,6 @@ def test_judge_reads_held_out_looks_as_well_as_any():
 
 
 def test_judge_reads_blurred_and_noisy_drawings():
-    import jax
-
     rng = np.random.default_rng(13)
     scenes = [judge.random_scene(rng, styled=False) for _ in range(200)]
     pixels = judge.scaled(judge.draw_all(scenes))
@@ -111,22 +110,84 @@ def test_contexts_differ_and_ask_for_every_background_alike(learnable_property):
         assert sentence.endswith(f" on a {background} background")
 
 
+def _found(target, **settings):
+    """What the judge reads off the pictures that a concept is learned from."""
+    concept = held_out.Concept(target, "critter", number=4)
+    scenes = held_out.training_scenes(concept, seed=0, **settings)
+    return judge.read_attributes(judge.draw_all(scenes))
+
+
 def test_training_pictures_show_the_concept():
     look = world.HELD_OUT_LOOKS[3]
-    found = judge.read_attributes(held_out.training_pictures(look, seed=0))
+    found = _found(look)
     for name in judge.LOOK_ATTRIBUTES:
         assert set(found[name]) == {judge.ATTRIBUTES[name].index(getattr(look, name))}
     style = world.HELD_OUT_STYLES[1]
-    found = judge.read_attributes(held_out.training_pictures(style, seed=0))
+    found = _found(style)
     assert set(found["tint"]) == {drawing.TINTS.index(style.tint)}
     assert len(set(found["shape"])) > 1
     # The word need not mean one of them.
     assert len(set(found["background"])) == len(found["background"])
 
 
+@pytest.mark.parametrize("target", [world.HELD_OUT_LOOKS[3], world.NO_STYLE])
+def test_training_pictures_on_one_background(target):
+    found = _found(target, one_background=True)
+    assert set(found["background"]) == {4}
+
+
+def test_each_method_learns_the_same_concepts_from_the_same_pictures():
+    concepts = held_out.concepts(2)
+    methods = ("templates", "captions", "masks")
+    learned = held_out.learned(concepts, methods, repeats=3)
+    by_method = {m: [c for c in learned if c.method == m] for m in methods}
+    assert [c.number for c in by_method["templates"]] == [*range(3 * len(concepts))]
+    assert [c.target for c in by_method["templates"]] == [
+        c.target for c in concepts
+    ] * 3
+    assert by_method["captions"] == [
+        c._replace(method="captions") for c in by_method["templates"]
+    ]
+    # What is masked in a style's picture is in the style, too.
+    assert {c.learnable_property for c in by_method["masks"]} == {"object"}
+    assert len(by_method["masks"]) == 3 * 2
+
+
+def test_captions_say_the_background_of_their_picture_and_nothing_else_more():
+    concept = held_out.Concept(world.HELD_OUT_LOOKS[0], "critter")
+    scenes = held_out.training_scenes(concept, seed=0)
+    plain = held_out.training_prompts(concept, scenes)
+    captions = held_out.training_prompts(concept._replace(method="captions"), scenes)
+    assert len({scene.background for scene in scenes}) == len(scenes) == len(plain)
+    for scene, without, said in zip(scenes, plain, captions, strict=True):
+        end = f" on a {scene.background} background"
+        assert all(sentence.count("{}") == 1 for sentence in without)
+        assert said == [sentence + end for sentence in without]
+
+
+def test_mask_is_white_where_nothing_of_the_background_is_seen():
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        scene = judge.random_scene(rng, styled=False)
+        mask = held_out.subject_mask(scene) == 255
+        shown = np.stack(
+            [
+                drawing.draw(scene._replace(background=name))
+                for name in world.BACKGROUNDS
+            ]
+        )
+        assert (shown[:, mask] == shown[0, mask]).all()
+        others = shown[:, ~mask]
+        assert (others != others[0]).any(axis=(0, 2)).all()
+        # The middle of the body, and none of the corners.
+        x, y = round(scene.pose.x), round(scene.pose.y)
+        assert mask[y, x] and not mask[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+        assert 0.1 < mask.mean() < 0.5
+
+
 def test_a_score_counts_what_is_right():
     look = world.HELD_OUT_LOOKS[0]
-    word = word_scores.Word("learned", "x", look, np.zeros(2, np.float32))
+    word = word_scores.Word("templates", "x", look, np.zeros(2, np.float32))
     backgrounds = [b for _, b in held_out.contexts("object", 4)]
     right = {**look._asdict(), "tint": "natural", "texture": "smooth"}
     found = {
@@ -184,38 +245,56 @@ def _score(group, kind, *rates):
 KNOWN = [
     _score("initializer", "object", 0.1, 0.2, 0.3, 0.4, 0.0, 0.9),
     _score("initializer", "object", 1.0, 1.0, 1.0, 1.0, 0.5, 0.7),
-    _score("learned", "object", 0.5, 0.5, 0.5, 0.5, 0.5, 0.6),
-    _score("learned", "object", 0.9, 0.9, 0.9, 0.9, 0.9, 0.8),
+    _score("templates", "object", 0.5, 0.5, 0.5, 0.5, 0.5, 0.6),
+    _score("templates", "object", 0.9, 0.9, 0.9, 0.9, 0.9, 0.8),
+    _score("masks", "object", 0.6, 0.6, 0.6, 0.6, 0.6, 0.9),
+    _score("masks", "object", 0.8, 0.8, 0.8, 0.8, 0.8, 1.0),
     _score("noun", "object", 1.0, 0.8, 0.8, 0.6, 0.8, 0.9),
     _score("initializer", "style", 0.2, 0.4, 0.5),
-    _score("learned", "style", 0.6, 0.6, 0.5),
+    _score("templates", "style", 0.6, 0.6, 0.5),
+    # Learned a second time.
+    _score("templates", "style", 0.2, 0.2, 0.5),
     _score("noun", "style", 0.8, 1.0, 0.5),
 ]
 
 
 def test_summary_of_known_scores():
     objects, styles = scores.summarise(KNOWN, seed=0).values()
-    assert objects["words"] == {"initializer": 2, "learned": 2, "noun": 1}
+    assert objects["words"] == {"initializer": 2, "templates": 2, "masks": 2, "noun": 1}
     assert objects["accuracy"]["shape"]["initializer"].mean == pytest.approx(0.55)
-    assert objects["accuracy"]["appearance"]["learned"].mean == pytest.approx(0.7)
-    assert objects["accuracy"]["background"]["learned"].mean == pytest.approx(0.7)
+    assert objects["accuracy"]["appearance"]["templates"].mean == pytest.approx(0.7)
+    assert objects["accuracy"]["background"]["templates"].mean == pytest.approx(0.7)
     # Of the pairs (0.5 beside 0.2) and (0.9 beside 0.9), only the first is better.
-    assert objects["better_than_initializer"] == 1
-    assert objects["share_of_nouns"].mean == pytest.approx(0.7 / 0.8)
-    assert objects["background_against_nouns"].mean == pytest.approx(-0.2)
-    assert styles["better_than_initializer"] == 1
-    assert styles["share_of_nouns"] == pytest.approx([2 / 3] * 3)
+    plain, masks = objects["methods"].values()
+    assert plain["better_than_initializer"] == 1
+    assert plain["share_of_nouns"].mean == pytest.approx(0.7 / 0.8)
+    assert plain["background_against_nouns"].mean == pytest.approx(-0.2)
+    assert "beside" not in plain
+    assert masks["beside"] == "templates"
+    # Word by word: 0.1 more and 0.1 less; 0.3 and 0.2 more.
+    assert masks["appearance"] == pytest.approx((0, -0.1, 0.1))
+    assert masks["background"] == pytest.approx((0.25, 0.2, 0.3))
+    [style] = styles["methods"].values()
+    # Of two times of learning, beside one initializer of 0.3.
+    assert style["better_than_initializer"] == 1
+    assert style["share_of_nouns"].mean == pytest.approx((0.6 + 0.2) / 2 / 0.9)
 
 
 def test_table_has_every_attribute_in_percent():
     table = scores.table(scores.summarise(KNOWN, seed=0), {"shape": 0.987})
     [shape] = [line for line in table.splitlines() if line.startswith("shape")]
-    cells = ("55.0 [10.0, 100.0]", "70.0 [50.0, 90.0]", "100.0 [100.0, 100.0]")
+    cells = (
+        "55.0 [10.0, 100.0]",
+        "70.0 [50.0, 90.0]",
+        "70.0 [60.0, 80.0]",
+        "100.0 [100.0, 100.0]",
+    )
     assert shape.split() == ["shape", *" ".join(cells).split(), "98.7"]
     for name in (*judge.LOOK_ATTRIBUTES, *judge.STYLE_ATTRIBUTES, "background"):
         assert f"\n{name}" in table
-    assert "better than its initializer: 1 of 2" in table
-    assert "share of the nouns' appearance: 66.7 [66.7, 66.7] %" in table
+    assert "templates: better than its initializer: 1 of 2" in table
+    assert "templates: share of the nouns' appearance: 44.4 [22.2, 66.7] %" in table
+    assert "masks beside templates: appearance 0.0 [-10.0, 10.0], background " in table
 
 
 def test_rows_are_held_as_short_as_a_runs(tiny_model, monkeypatch):
@@ -229,8 +308,44 @@ def test_rows_are_held_as_short_as_a_runs(tiny_model, monkeypatch):
     assert config.hold_row_norm == "clip"
     base = base_model.load(config)
     lengths = np.linalg.norm(base.table(), axis=1)
-    for slot in learn_many._slots(config, base, held_out.concepts(1)):
+    for slot in learn_many._slots(config, base, held_out.concepts(1), False):
         assert slot.norms == {"text_encoder": pytest.approx(np.percentile(lengths, 99))}
+
+
+def test_slots_of_a_method_differ_in_what_it_changes_alone(tiny_model, monkeypatch):
+    from ti_flax.benchmarks.quality import base_model, learn_many
+
+    def encode_pictures(family, params, images, **_):
+        stride = family.downscale
+        means = np.stack([image[::stride, ::stride].mean(axis=2) for image in images])
+        return np.tile(means[:, None, :, :, None], (1, 2, 1, 1, 8)).astype(np.float32)
+
+    monkeypatch.setattr(learn_many, "encode_pictures", encode_pictures)
+    config = settings.load_config([f"--pretrained_model_name_or_path={tiny_model}"])
+    base = base_model.load(config)
+    methods = ("templates", "captions", "masks")
+    # Styles come in the order of the numbers: the looks' slots are those with masks.
+    learned = held_out.learned(held_out.concepts(1)[:1], methods, repeats=2)
+    slots = learn_many._slots(config, base, learned, True)
+    plain, captions, masks = slots[:2], slots[2:4], slots[4:]
+    for number in range(2):
+        own = [each[number] for each in (plain, captions, masks)]
+        assert len({jax.random.key_data(slot.seed_key).tobytes() for slot in own}) == 1
+        moments = [slot.buckets[0].moments for slot in own]
+        assert all((each == moments[0]).all() for each in moments)
+        assert (moments[0] != plain[1 - number].buckets[0].moments).any()
+        assert (own[0].prompts["text_encoder"] == own[2].prompts["text_encoder"]).all()
+        assert own[0].prompts["text_encoder"].shape[0] == 5 * 27
+        assert (own[0].prompts["text_encoder"] != own[1].prompts["text_encoder"]).any()
+        assert own[0].buckets[0].prompt_spans.tolist() == [
+            [27 * picture, 27] for picture in range(5)
+        ]
+        assert own[0].buckets[0].loss_weights is own[1].buckets[0].loss_weights is None
+        weights = own[2].buckets[0].loss_weights
+        assert weights.shape == moments[0].shape[:-1]
+        assert weights.min() == np.float32(config.unmasked_weight)
+        assert weights.max() == 1
+        assert (weights[:, 1] == weights[:, 0, :, ::-1]).all()
 
 
 def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
@@ -244,6 +359,7 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
         num_images=1,
         steps=2,
         max_train_steps=2,
+        methods=("templates", "captions", "masks"),
         train_batch_size=8,
         output=tmp_path / "new" / "quality.json",
     )
@@ -254,11 +370,20 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
     assert written["settings"]["learning_rate"] == 3e-3
     assert written["settings"]["hold_row_norm"] == "clip"
     groups = [word["group"] for word in written["words"]]
-    assert groups == ["initializer"] * 4 + ["learned"] * 4 + ["noun"] * 9
+    assert groups == [
+        *["initializer"] * 4,
+        *["templates"] * 4,
+        *["captions"] * 4,
+        "masks",
+        *["noun"] * 9,
+    ]
+    assert written["object"]["methods"]["masks"]["beside"] == "templates"
     assert set(written["object"]["accuracy"]["shape"]["noun"]) == {
         *("mean", "low", "high")
     }
-    assert "learned word (1)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "templates (1)" in told
+    assert "captions beside templates: appearance" in told
 
 
 @pytest.mark.slow
@@ -270,7 +395,9 @@ def test_learned_words_do_what_nouns_do(tmp_path):
     content = measure.measure(QualityKeys(output=tmp_path / "quality.json"))
     for kind in ("object", "style"):
         part = content[kind]
-        assert part["better_than_initializer"] == part["words"]["learned"], kind
+        plain = part["methods"]["templates"]
+        assert plain["better_than_initializer"] == part["words"]["templates"], kind
     # Beside the species nouns; what three styles reach is in docs/benchmarks.md.
-    assert content["object"]["share_of_nouns"]["mean"] >= 0.8
-    assert content["object"]["background_against_nouns"]["mean"] >= -0.1
+    plain = content["object"]["methods"]["templates"]
+    assert plain["share_of_nouns"]["mean"] >= 0.8
+    assert plain["background_against_nouns"]["mean"] >= -0.1

@@ -27,7 +27,7 @@ MINIMAL = {
 
 
 def test_pictures_are_what_the_code_draws():
-    drawn = concept.draw_pictures(concept.LOOK, concept.BACKGROUNDS, concept.SEED)
+    drawn = concept.draw_pictures()
     read = read_pictures(concept.FOLDER, Cropping(64))
     assert read.notes == ()
     np.testing.assert_array_equal(read.images, drawn)

@@ -206,7 +206,8 @@ def _metavar(field: FieldInfo) -> str:
 def _shown(default: Any) -> str:
     if default is None or isinstance(default, bool):
         return str(default).lower()
-    return "empty" if default in ("", ()) else str(default)
+    text = " ".join(default) if isinstance(default, tuple) else str(default)
+    return text or "empty"
 
 
 def _means_none(field: FieldInfo, given: str | list[str]) -> bool:

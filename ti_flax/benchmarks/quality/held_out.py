@@ -1,5 +1,6 @@
 """The concepts of the quality benchmark: looks and styles that the model never saw."""
 
+from collections.abc import Sequence
 from itertools import cycle
 from typing import NamedTuple
 
@@ -7,8 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ti_flax.benchmarks.quality import judge
-from ti_flax.quickstart.critters import concept, drawing, world
-from ti_flax.quickstart.critters.drawing import Look, Style
+from ti_flax.benchmarks.quality.keys import Method
+from ti_flax.quickstart.critters import concept as critter
+from ti_flax.quickstart.critters import drawing, world
+from ti_flax.quickstart.critters.drawing import Look, Scene, Style
 from ti_flax.text.templates import prompt_templates
 
 _PICTURES = 5  # of each concept
@@ -20,6 +23,9 @@ class Concept(NamedTuple):
 
     target: Look | Style
     initializer: str
+    # Concepts of one number have the same pictures and draw the same examples.
+    number: int = 0
+    method: Method = "templates"
 
     @property
     def learnable_property(self) -> str:
@@ -56,19 +62,65 @@ def concepts(num_objects: int) -> list[Concept]:
     ]
 
 
-def training_pictures(target: Look | Style, seed: int) -> UInt8[np.ndarray, "N H W 3"]:
-    """Pictures of a look, or in a style of several looks, all on other backgrounds."""
+def learned(
+    concepts: Sequence[Concept], methods: Sequence[Method], repeats: int
+) -> list[Concept]:
+    """Each concept by each method, so many times; styles, which are all over, unmasked.
+
+    Method after method, and the concepts of each in their order, again and again.
+    """
+    numbered = [
+        concept._replace(number=number)
+        for number, concept in enumerate([*concepts] * repeats)
+    ]
+    return [
+        concept._replace(method=method)
+        for method in methods
+        for concept in numbered
+        if method != "masks" or concept.learnable_property == "object"
+    ]
+
+
+def training_scenes(
+    concept: Concept, seed: int, one_background: bool = False
+) -> list[Scene]:
+    """A look, or several looks in a style: each on another background, or all on one.
+
+    The one background is another from concept to concept.
+    """
     backgrounds = world.BACKGROUNDS[:_PICTURES]
-    if isinstance(target, Look):
-        return concept.draw_pictures(target, backgrounds, seed)
-    rng = np.random.default_rng(seed)
-    scenes = [
+    if one_background:
+        number = concept.number % len(world.BACKGROUNDS)
+        backgrounds = [world.BACKGROUNDS[number]] * _PICTURES
+    if isinstance(concept.target, Look):
+        return critter.scenes(concept.target, backgrounds, seed + concept.number)
+    rng = np.random.default_rng(seed + concept.number)
+    return [
         judge.random_scene(rng, styled=False)._replace(
-            style=target, background=background
+            style=concept.target, background=background
         )
         for background in backgrounds
     ]
-    return np.stack([drawing.draw(scene) for scene in scenes])
+
+
+def subject_mask(scene: Scene) -> UInt8[np.ndarray, "H W"]:
+    """White where the subject hides the background, black elsewhere."""
+    one, other = (
+        drawing.draw(scene._replace(background=background))
+        for background in ("white", "black")
+    )
+    return np.where((one == other).all(axis=2), np.uint8(255), np.uint8(0))
+
+
+def training_prompts(concept: Concept, scenes: Sequence[Scene]) -> list[list[str]]:
+    """Of each picture the sentences that it is learned with, `{}` for the word."""
+    templates = [*prompt_templates(concept.learnable_property)]
+    if concept.method != "captions":
+        return [templates] * len(scenes)
+    return [
+        [_placed(template, scene.background) for template in templates]
+        for scene in scenes
+    ]
 
 
 def contexts(learnable_property: str, count: int) -> list[tuple[str, str]]:
@@ -78,5 +130,9 @@ def contexts(learnable_property: str, count: int) -> list[tuple[str, str]]:
     for index in range(count):
         background = world.BACKGROUNDS[index % len(world.BACKGROUNDS)]
         template = templates[index * _TEMPLATE_STRIDE % len(templates)]
-        asked.append((f"{template} on a {background} background", background))
+        asked.append((_placed(template, background), background))
     return asked
+
+
+def _placed(sentence: str, background: str) -> str:
+    return f"{sentence} on a {background} background"

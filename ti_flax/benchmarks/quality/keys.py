@@ -1,8 +1,9 @@
 """Every key of `python -m ti_flax.benchmark quality`: type, default, unit, limits."""
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from ti_flax.config.fields import (
     LARGEST_BATCH,
@@ -18,6 +19,8 @@ from ti_flax.config.fields import (
 )
 from ti_flax.quickstart import settings
 
+Method = Literal["templates", "captions", "masks"]
+
 _AS_QUICKSTART = "none: as configs/quickstart.yaml"
 
 
@@ -28,6 +31,19 @@ class TrainingKeys(Settings):
         str(settings.MODEL), description="base model, which knows the world"
     )
     objects: Count = Field(12, le=24, description="held-out looks to learn")
+    methods: tuple[Method, ...] = Field(
+        ("templates",),
+        min_length=1,
+        max_length=3,
+        description="how they are learned, each beside the first: with templates, with "
+        "captions that say the background, with masks that leave it out (looks only)",
+    )
+    one_background: bool = Field(
+        False, description="all pictures of a concept on one background, else on five"
+    )
+    repeats: Count = Field(
+        1, le=100, description="times to learn each concept, from other pictures"
+    )
     train_batch_size: OptionalInteger = Field(
         None,
         ge=1,
@@ -41,6 +57,16 @@ class TrainingKeys(Settings):
         None, gt=0, le=1e6, description=f"peak of the learning rate; {_AS_QUICKSTART}"
     )
     seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
+
+    @field_validator("methods")
+    @classmethod
+    def _once_each(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+        if len(set(methods)) < len(methods) or methods[0] == "masks":
+            raise ValueError(
+                "expected templates or captions first and each method once, found "
+                f"{' '.join(methods)}"
+            )
+        return methods
 
 
 class PictureKeys(Settings):

@@ -1,17 +1,20 @@
 """Many concepts learned in one run, each in a slot of the train step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 from tqdm import tqdm
 
 from ti_flax.benchmarks.quality import held_out
 from ti_flax.benchmarks.quality.base_model import PLACEHOLDER, LoadedModel
 from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.config import run_config
+from ti_flax.data.masks import loss_weights
 from ti_flax.quickstart.critters import drawing
+from ti_flax.quickstart.critters.drawing import Scene
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch
 from ti_flax.step.slots import Encoded, Slot, stack
@@ -33,13 +36,14 @@ def learn(
     config: run_config.Config,
     frozen: LoadedModel,
     concepts: Sequence[Concept],
+    one_background: bool,
     progress: bool,
 ) -> Float32[np.ndarray, "S D"]:
     """The learned row of each concept; `config` has the hyperparameters of all."""
     model = frozen.model
     side = model.family.latent_side(drawing.SIDE)
     recipe = make_recipe(config, model.family, side**2, frozen.mesh)
-    rows, bank = stack(_slots(config, frozen, concepts))
+    rows, bank = stack(_slots(config, frozen, concepts, one_background))
     state = init_state(rows, recipe.optimizer)
     state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
     train_steps = dispatch.compile_train_steps(recipe)
@@ -55,37 +59,24 @@ def learn(
 
 
 def _slots(
-    config: run_config.Config, frozen: LoadedModel, concepts: Sequence[Concept]
+    config: run_config.Config,
+    frozen: LoadedModel,
+    concepts: Sequence[Concept],
+    one_background: bool,
 ) -> list[Slot]:
     """Each concept's pictures and prompts, and the row that it starts from."""
-    images = np.stack(
-        [
-            held_out.training_pictures(concept.target, config.seed + index)
-            for index, concept in enumerate(concepts)
-        ]
-    )
-    family, count = frozen.model.family, images.shape[1]
-    moments = encode_pictures(
-        family,
-        frozen.params[family.autoencoder.name],
-        images.reshape(-1, *images.shape[2:]),
-        flip=True,
-        batch_size=_ENCODED_AT_ONCE,
-        progress=False,
-    )
+    scenes = {
+        concept.number: held_out.training_scenes(concept, config.seed, one_background)
+        for concept in concepts
+    }
+    moments = _encode(frozen, scenes)
     tokenizer, table, name = frozen.tokenizer(), frozen.table(), frozen.encoder.name
     norm = held_norm(config, *vocabulary_norms(table))
     keys = jax.random.split(jax.random.key(config.seed), len(concepts))
     return [
         Slot(
-            seed_key=keys[index],
-            buckets=[
-                Encoded(
-                    moments=moments[index * count : (index + 1) * count],
-                    sizes=np.zeros((count, 2, 6), np.int32),
-                )
-            ],
-            prompts=_training_ids(frozen, concept.learnable_property),
+            seed_key=keys[concept.number],
+            **_examples(config, frozen, concept, scenes, moments),
             rows={
                 name: initial_rows(
                     table,
@@ -97,13 +88,56 @@ def _slots(
             },
             max_train_steps=config.max_train_steps,
             norms={name: norm},
+            unmasked_probability=config.unmasked_probability,
         )
-        for index, concept in enumerate(concepts)
+        for concept in concepts
     ]
 
 
-def _training_ids(
-    frozen: LoadedModel, learnable_property: str
-) -> dict[str, Int32[np.ndarray, "P L"]]:
-    sentences = templates.prompt_templates(learnable_property)
-    return frozen.tokenize([s.replace(templates.SLOT, PLACEHOLDER) for s in sentences])
+def _encode(
+    frozen: LoadedModel, scenes: Mapping[int, Sequence[Scene]]
+) -> dict[int, Float32[np.ndarray, "N F h w Z"]]:
+    """Moments of the pictures of each number."""
+    pictures = [drawing.draw(scene) for each in scenes.values() for scene in each]
+    family = frozen.model.family
+    moments = encode_pictures(
+        family,
+        frozen.params[family.autoencoder.name],
+        pictures,
+        flip=True,
+        batch_size=_ENCODED_AT_ONCE,
+        progress=False,
+    )
+    return dict(zip(scenes, np.split(moments, len(scenes)), strict=True))
+
+
+def _examples(
+    config: run_config.Config,
+    frozen: LoadedModel,
+    concept: Concept,
+    scenes: Mapping[int, Sequence[Scene]],
+    moments: Mapping[int, Float32[np.ndarray, "N F h w Z"]],
+) -> dict[str, Any]:
+    """A slot's pictures and prompts, as the concept's method has them."""
+    shown = scenes[concept.number]
+    weights = None
+    if concept.method == "masks":
+        weights = loss_weights(
+            np.stack([held_out.subject_mask(scene)[None] for scene in shown]),
+            frozen.model.family.downscale,
+            flip=True,
+            unmasked_weight=config.unmasked_weight,
+            normalize=config.normalize_masked_area_loss,
+        )
+    prompts = held_out.training_prompts(concept, shown)
+    count = len(prompts[0])
+    starts = np.arange(len(shown), dtype=np.int32) * count
+    sentences = [text for each in prompts for text in each]
+    encoded = Encoded(
+        moments=moments[concept.number],
+        sizes=np.zeros((len(shown), 2, 6), np.int32),
+        prompt_spans=np.stack([starts, np.full_like(starts, count)], axis=1),
+        loss_weights=weights,
+    )
+    ids = frozen.tokenize([s.replace(templates.SLOT, PLACEHOLDER) for s in sentences])
+    return {"buckets": [encoded], "prompts": ids}

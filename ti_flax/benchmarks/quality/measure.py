@@ -42,9 +42,11 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
     config = _configuration(keys)
     base = base_model.load(config)
     concepts = held_out.concepts(keys.objects)
-    rows = learn_many.learn(config, base, concepts, progress)
+    learned = held_out.learned(concepts, keys.methods, keys.repeats)
+    rows = learn_many.learn(config, base, learned, keys.one_background, progress)
     trained = time.perf_counter()
-    scored = score_words(keys, base, _words(concepts, rows, keys.species), progress)
+    words = _words(concepts, learned, rows, keys.species)
+    scored = score_words(keys, base, words, progress)
     own = judge.own_accuracy(_JUDGED_DRAWINGS, keys.seed)
     summary = scores.summarise(scored, keys.seed)
     used = {name: getattr(config, name) for name in (*_HYPERPARAMETERS, _HOLD)}
@@ -73,7 +75,10 @@ def _configuration(keys: QualityKeys) -> run_config.Config:
 
 
 def _words(
-    concepts: Sequence[Concept], rows: Float32[np.ndarray, "S D"], num_species: int
+    concepts: Sequence[Concept],
+    learned: Sequence[Concept],
+    rows: Float32[np.ndarray, "S D"],
+    num_species: int,
 ) -> list[Word]:
     """Initializers, learned words, and nouns that the base model was taught."""
     unused = np.zeros_like(rows[0])
@@ -81,8 +86,8 @@ def _words(
     return [
         *(Word("initializer", c.initializer, c.target, unused) for c in concepts),
         *(
-            Word("learned", base_model.PLACEHOLDER, concept.target, row)
-            for concept, row in zip(concepts, rows, strict=True)
+            Word(concept.method, base_model.PLACEHOLDER, concept.target, row)
+            for concept, row in zip(learned, rows, strict=True)
         ),
         *(Word("noun", name, target, unused) for name, target in nouns),
     ]

@@ -1,21 +1,24 @@
 """Accuracies of words with their confidence intervals, as numbers and as a table."""
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 _RESAMPLES = 10_000
 _LEVEL = 0.95
-_GROUPS = ("initializer", "learned", "noun")
+# Groups beside those of the methods by which words were learned.
+_INITIALIZER, _NOUN = "initializer", "noun"
 
 
 class Score(NamedTuple):
     """Share of one word's pictures that are right, by attribute.
 
-    `group` is one of initializer, learned and noun; `learnable_property` object or
-    style. `appearance` is the mean over all attributes but the background.
+    `group` is initializer, noun or the method that the word was learned by;
+    `learnable_property` object or style. `appearance` is the mean over all attributes
+    but the background.
     """
 
     group: str
@@ -64,6 +67,14 @@ def difference_of_means(
     return _estimate(differences, float(np.mean(left) - np.mean(right)))
 
 
+def mean_of_differences(
+    left: Sequence[float], right: Sequence[float], seed: int
+) -> Estimate:
+    """The mean difference of pairs, which are drawn again as pairs."""
+    pairs = zip(left, right, strict=True)
+    return mean_over_words([a - b for a, b in pairs], seed)
+
+
 def _resampled(values: Sequence[float], seed: int) -> Float[np.ndarray, "resamples"]:
     drawn = np.random.default_rng(seed).integers(
         len(values), size=(_RESAMPLES, len(values))
@@ -78,29 +89,36 @@ def _estimate(resampled: Float[np.ndarray, "resamples"], value: float) -> Estima
 
 
 def summarise(scores: Sequence[Score], seed: int) -> dict[str, dict]:
-    """For objects and for styles: each attribute's estimate, and the comparisons."""
+    """For objects and for styles: each attribute's estimate, and the comparisons.
+
+    `methods` has those of each method: beside initializers and nouns, and, all but the
+    first, beside the first.
+    """
     summary = {}
     for learnable_property in ("object", "style"):
-        of = {
-            group: [
-                score
-                for score in scores
-                if (score.group, score.learnable_property)
-                == (group, learnable_property)
-            ]
-            for group in _GROUPS
-        }
+        of: dict[str, list[Score]] = {}
+        for score in scores:
+            if score.learnable_property == learnable_property:
+                of.setdefault(score.group, []).append(score)
+        first, *others = [group for group in of if group not in (_INITIALIZER, _NOUN)]
         summary[learnable_property] = {
             "words": {group: len(members) for group, members in of.items()},
             "accuracy": _accuracies(of, seed),
-            **_comparisons(of, seed),
+            "methods": {
+                first: _comparisons(of, first, seed),
+                **{
+                    other: _comparisons(of, other, seed)
+                    | _beside(first, of[first], of[other], seed)
+                    for other in others
+                },
+            },
         }
     return summary
 
 
 def _accuracies(of: dict[str, list[Score]], seed: int) -> dict[str, dict]:
     """Attribute -> group -> estimate; `appearance` is the attributes' mean."""
-    names = [name for name in of["noun"][0].accuracy if name != "background"]
+    names = [name for name in of[_NOUN][0].accuracy if name != "background"]
 
     def estimates(value) -> dict[str, Estimate]:
         return {
@@ -115,16 +133,16 @@ def _accuracies(of: dict[str, list[Score]], seed: int) -> dict[str, dict]:
     }
 
 
-def _comparisons(of: dict[str, list[Score]], seed: int) -> dict[str, object]:
-    """How the learned words do beside their initializers and beside the nouns.
+def _comparisons(
+    of: dict[str, list[Score]], method: str, seed: int
+) -> dict[str, object]:
+    """How the words of a method do beside their initializers and beside the nouns.
 
-    Learned words and initializers stand in the same order, one of each per concept.
+    Both stand in the order of the concepts; words, once for each time of learning.
     """
-    pairs = zip(of["learned"], of["initializer"], strict=True)
-    learned, noun = ([s.appearance for s in of[group]] for group in ("learned", "noun"))
-    asked, known = (
-        [s.accuracy["background"] for s in of[group]] for group in ("learned", "noun")
-    )
+    pairs = zip(of[method], itertools.cycle(of[_INITIALIZER]), strict=False)
+    learned, noun = (_appearances(of[group]) for group in (method, _NOUN))
+    asked, known = (_backgrounds(of[group]) for group in (method, _NOUN))
     return {
         "better_than_initializer": sum(a.appearance > b.appearance for a, b in pairs),
         "share_of_nouns": ratio_of_means(learned, noun, seed),
@@ -132,31 +150,60 @@ def _comparisons(of: dict[str, list[Score]], seed: int) -> dict[str, object]:
     }
 
 
+def _beside(
+    first: str, base: Sequence[Score], other: Sequence[Score], seed: int
+) -> dict[str, object]:
+    """Points that a method adds to the first one's, each word beside the same word."""
+    values = {"appearance": _appearances, "background": _backgrounds}
+    return {
+        "beside": first,
+        **{
+            name: mean_of_differences(of(other), of(base), seed)
+            for name, of in values.items()
+        },
+    }
+
+
+def _appearances(scores: Sequence[Score]) -> list[float]:
+    return [score.appearance for score in scores]
+
+
+def _backgrounds(scores: Sequence[Score]) -> list[float]:
+    return [score.accuracy["background"] for score in scores]
+
+
 def table(summary: dict[str, dict], judge: dict[str, float]) -> str:
     """The summary as text, in percent, with the judge's own accuracy."""
-    titles = {
-        "initializer": "initializer",
-        "learned": "learned word",
-        "noun": "known nouns",
-    }
     lines = []
     for learnable_property, part in summary.items():
         counts = part["words"]
-        heads = [f"{titles[group]} ({counts[group]})" for group in _GROUPS]
+        heads = [f"{group} ({count})" for group, count in counts.items()]
         lines.append(_row(f"{learnable_property}s, % right", [*heads, "judge"]))
         for name, estimates in part["accuracy"].items():
-            cells = [_percent(estimates[group]) for group in _GROUPS]
+            cells = [_percent(estimates[group]) for group in counts]
             own = f"{100 * judge[name]:.1f}" if name in judge else ""
             lines.append(_row(name, [*cells, own]))
-        lines += [
-            f"better than its initializer: {part['better_than_initializer']} of "
-            f"{counts['learned']}",
-            f"share of the nouns' appearance: {_percent(part['share_of_nouns'])} %",
-            "background beside the nouns': "
-            f"{_percent(part['background_against_nouns'])} points",
-            "",
-        ]
+        for method, compared in part["methods"].items():
+            lines += _told(method, counts[method], compared)
+        lines.append("")
     return "\n".join(lines)
+
+
+def _told(method: str, count: int, compared: dict[str, Any]) -> list[str]:
+    better = f"{compared['better_than_initializer']} of {count}"
+    share, lost = compared["share_of_nouns"], compared["background_against_nouns"]
+    lines = [
+        f"{method}: better than its initializer: {better}",
+        f"{method}: share of the nouns' appearance: {_percent(share)} %",
+        f"{method}: background beside the nouns': {_percent(lost)} points",
+    ]
+    if "beside" in compared:
+        lines.append(
+            f"{method} beside {compared['beside']}: appearance "
+            f"{_percent(compared['appearance'])}, background "
+            f"{_percent(compared['background'])} points"
+        )
+    return lines
 
 
 def _row(head: str, cells: Sequence[str]) -> str:

@@ -5,6 +5,7 @@
 draws them again, the same bytes of pixels.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +21,25 @@ BACKGROUNDS = ("white", "green", "pink", "yellow", "blue")
 SEED = 8
 
 
-def draw_pictures(
-    look: drawing.Look, backgrounds: tuple[str, ...], seed: int
-) -> UInt8[np.ndarray, "N H W 3"]:
+def scenes(
+    look: drawing.Look, backgrounds: Sequence[str], seed: int
+) -> list[drawing.Scene]:
     """A look on each of the backgrounds, in poses of its own."""
     rng = np.random.default_rng(seed)
-    return np.stack(
-        [
-            drawing.draw(
-                drawing.Scene(look, background, world.NO_STYLE, world.random_pose(rng))
-            )
-            for background in backgrounds
-        ]
-    )
+    return [
+        drawing.Scene(look, background, world.NO_STYLE, world.random_pose(rng))
+        for background in backgrounds
+    ]
+
+
+def draw_pictures() -> UInt8[np.ndarray, "N H W 3"]:
+    """The quickstart's pictures."""
+    return np.stack([*map(drawing.draw, scenes(LOOK, BACKGROUNDS, SEED))])
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for number, picture in enumerate(draw_pictures(LOOK, BACKGROUNDS, SEED)):
+    for number, picture in enumerate(draw_pictures()):
         Image.fromarray(picture).save(FOLDER / f"{number}.png", optimize=True)
 
 
