@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy.typing import ArrayLike
-from tqdm import tqdm
+
+from ti_flax.runtime.progress import Bar
 
 
 def encode_in_batches(
@@ -28,7 +29,7 @@ def encode_in_batches(
             batch filled up with repeats, so that it is compiled once.
         batch_size: pictures per call, mirror images counted.
         flip: encode the mirror images too.
-        progress: show a progress bar on stderr when that is a terminal.
+        progress: show how many are encoded.
 
     Returns:
         The moments; axis F holds the picture, then its mirror image.
@@ -36,11 +37,11 @@ def encode_in_batches(
     variants = 2 if flip else 1
     total = len(images) * variants
     moments = []
-    with tqdm(
+    with Bar(
         total=total,
         desc="encoding pictures",
         unit="picture",
-        disable=None if progress else True,
+        disable=not progress,
     ) as bar:
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from ti_flax.config import validation
 from ti_flax.config.generate_keys import GenerateKeys
@@ -27,6 +26,7 @@ from ti_flax.models.family import Conditioning, Family
 from ti_flax.models.opening import Choices
 from ti_flax.runtime import jax_settings, sharding
 from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.progress import Bar
 from ti_flax.text import known_words
 from ti_flax.text.tokenizer import (
     PromptTokenizer,
@@ -129,7 +129,7 @@ def _collect(
     """Writes each picture as it comes, and then a grid of them; returns them all."""
     images = []
     first = 0 if output is None else png.next_number(output)
-    bar = tqdm(pixels, "pictures", len(makings), unit="picture", disable=not progress)
+    bar = Bar(pixels, "pictures", len(makings), unit="picture", disable=not progress)
     for picture, making in zip(bar, makings, strict=True):
         images.append(png.to_image(picture, making))
         if output is not None:

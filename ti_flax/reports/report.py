@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, page, plots, trackers
 from ti_flax.runtime import atomic, errors
+from ti_flax.runtime.progress import Bar
 from ti_flax.step.state import Metrics
 
 
@@ -47,7 +47,7 @@ class Validation(NamedTuple):
 class Sinks(NamedTuple):
     """Where a report goes, beside its page."""
 
-    bar: tqdm
+    bar: Bar
     metrics: TextIO
     validations: TextIO
     tracker: trackers.Sink
@@ -95,12 +95,13 @@ class Report:
             _write(self._sinks.metrics, {"step": self._step, **values})
             self._track({f"train/{name}": value for name, value in values.items()})
         self._sinks.metrics.flush()
-        self._sinks.bar.update(num_steps)
         loss, row_norm = metrics.loss.mean(), metrics.row_norm[-1].mean()
         self._sinks.bar.set_postfix_str(
             f"loss {loss:.4f}, row norm {row_norm:.3f}, "
-            f"{examples_per_second:.3g} examples/s"
+            f"{examples_per_second:.3g} examples/s",
+            refresh=False,
         )
+        self._sinks.bar.update(num_steps)
 
     def add_validation(self, validation: Validation) -> None:
         """Adds what was seen of the rows after the steps that were added last."""
@@ -222,7 +223,7 @@ def _open_sinks(
             steps.start,
         )
         stack.callback(tracker.close)
-    bar = tqdm(
+    bar = Bar(
         total=steps.stop,
         initial=steps.start,
         unit="step",

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from ti_flax.benchmarks.quality import held_out
 from ti_flax.benchmarks.quality.base_model import PLACEHOLDER, LoadedModel
@@ -16,6 +15,7 @@ from ti_flax.data.masks import loss_weights
 from ti_flax.quickstart.critters import drawing
 from ti_flax.quickstart.critters.drawing import Scene
 from ti_flax.runtime import sharding
+from ti_flax.runtime.progress import Bar
 from ti_flax.step import dispatch
 from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import init_state
@@ -47,7 +47,7 @@ def learn(
     state = init_state(rows, recipe.optimizer)
     state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
     train_steps = dispatch.compile_train_steps(recipe)
-    with tqdm(
+    with Bar(
         total=config.max_train_steps, desc="training", unit="step", disable=not progress
     ) as bar:
         for done in range(0, config.max_train_steps, _STEPS_A_DISPATCH):

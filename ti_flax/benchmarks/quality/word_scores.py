@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from tqdm import tqdm
 
 from ti_flax.benchmarks.quality import held_out, judge, scores
 from ti_flax.benchmarks.quality.base_model import LoadedModel
@@ -14,6 +13,7 @@ from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import sampling
 from ti_flax.models.family import Conditioning
 from ti_flax.quickstart.critters import drawing
+from ti_flax.runtime.progress import Bar
 from ti_flax.text import templates
 
 _PICTURES_AT_ONCE = 24
@@ -94,7 +94,7 @@ def _generate(
     devices = frozen.mesh.size
     at_once = devices * -(-_PICTURES_AT_ONCE // devices)
     made = []
-    with tqdm(
+    with Bar(
         total=len(wanted.seeds), desc="pictures", unit="picture", disable=not progress
     ) as bar:
         for batch in sampling.make_images(frozen.params, wanted, recipe, at_once):
