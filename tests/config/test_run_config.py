@@ -31,6 +31,11 @@ DIFFUSERS_FLAGS = """
 """.split()  # noqa: SIM905
 # Of its Flax and SDXL variants alone.
 VARIANT_FLAGS = ["use_auth_token", "use_8bit_adam"]
+# Of DreamBooth's script and of kohya's: class pictures, and how often pictures count.
+OTHER_FLAGS = """
+    with_prior_preservation prior_loss_weight num_class_images class_prompt
+    class_data_dir reg_data_dir dataset_repeats
+""".split()  # noqa: SIM905
 
 
 def load(*flags):
@@ -467,12 +472,12 @@ def test_print_config_prints_the_resolved_yaml_and_ends(capsys):
 # A command line of diffusers
 
 
-def test_every_flag_of_diffusers_is_known_in_exactly_one_way():
+def test_every_flag_of_other_trainers_is_known_in_exactly_one_way():
     tables = [Config.model_fields, diffusers_flags.NO_MEANING]
     assert len(DIFFUSERS_FLAGS) == 48
-    for flag in DIFFUSERS_FLAGS + VARIANT_FLAGS:
+    for flag in DIFFUSERS_FLAGS + VARIANT_FLAGS + OTHER_FLAGS:
         assert sum(flag in table for table in tables) == 1, flag
-    foreign = {*DIFFUSERS_FLAGS, *VARIANT_FLAGS}
+    foreign = {*DIFFUSERS_FLAGS, *VARIANT_FLAGS, *OTHER_FLAGS}
     assert diffusers_flags.NO_MEANING.keys() <= foreign
 
 

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from ti_flax.config import run_config
+from ti_flax.config.subsets import Subset
 from ti_flax.data.buckets import Cropping, Size, choose
 from ti_flax.data.folder import read_pictures
 from ti_flax.models import base_model
@@ -24,16 +25,16 @@ def run_shapes(config: run_config.Config, model: base_model.BaseModel) -> RunSha
     """
     sizes = [(config.resolution, config.resolution)]
     if config.enable_bucket:
-        sizes = _sizes(config.train_data_dir, cropping(config))
+        sizes = _sizes(config.train_data_dir, cropping(config), config.folders)
     shapes = latents(config, model.family, sizes)
     return RunShapes(tuple(BucketShape(*each) for each in shapes), config.num_vectors)
 
 
 @functools.lru_cache(maxsize=1)
-def _sizes(folder: Path, rules: Cropping) -> list[Size]:
+def _sizes(folder: Path, rules: Cropping, subsets: tuple[Subset, ...]) -> list[Size]:
     """Kept, as every compiled program asks for them."""
     try:
-        return list(read_pictures(folder, rules).buckets())
+        return list(read_pictures(folder, rules, subsets).buckets())
     except UserError:
         _log.info("no pictures in train_data_dir: buckets of the usual aspect ratios")
     large = 2 * rules.resolution

@@ -26,8 +26,8 @@ empty. A key of several values takes them in a row, or is given several times. P
 start at the current folder."""
 
 _FILE_EPILOG = """ \
-The command line wins over the file, the file over the preset, the preset over the
-defaults."""
+The command line wins over the YAML file, that over dataset_config, that over the
+preset, the preset over the defaults."""
 
 Values = dict[str, str | list[str] | None]
 
@@ -57,7 +57,7 @@ def parse(
     foreign_flags: Collection[str],
     program: Program = TRAIN,
 ) -> CommandLine:
-    """Reads `--config FILE`, `--print_config` and `--key value` of every field.
+    """Reads `--config`, `--print_config`, `--dataset_config` and a flag of every field.
 
     Args:
       argv: the arguments without the program's name.
@@ -76,6 +76,12 @@ def parse(
         default=None,
         metavar="FILE",
         help="YAML file of `key: value`",
+    )
+    parser.add_argument(
+        "--dataset_config",
+        metavar="FILE",
+        help="kohya's dataset.toml, whose options become keys; may stand in the YAML "
+        "file, too",
     )
     parser.add_argument(
         "--print_config",

@@ -1,4 +1,5 @@
-"""Flags of diffusers' `textual_inversion.py` (and its variants) that are no keys here.
+"""Flags of other trainers that are no keys here: diffusers' `textual_inversion.py` (and
+its variants), and those for pictures of the class, as DreamBooth and kohya have them.
 
 A command line written for PyTorch either runs or says, flag by flag, why it does not.
 """
@@ -8,6 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 _log = logging.getLogger(__name__)
+
+_CLASS = (
+    "prompts of class pictures lack the new word, so the gradient to its vectors is "
+    "zero and nothing is learned from them"
+)
 
 # Flag: why there is nothing to set.
 NO_MEANING = {
@@ -29,6 +35,14 @@ NO_MEANING = {
     "use_auth_token": "the Hub token comes from `hf auth login` or from HF_TOKEN",
     "use_8bit_adam": "the optimizer holds the moments of the learned rows alone, a few "
     "kilobytes",
+    "dataset_repeats": "each step draws its pictures at random; sub-folders N_NAME, or "
+    "N:PATH of subsets, say which count more often than others",
+    "with_prior_preservation": _CLASS,
+    "prior_loss_weight": _CLASS,
+    "num_class_images": _CLASS,
+    "class_prompt": _CLASS,
+    "class_data_dir": _CLASS,
+    "reg_data_dir": _CLASS,
 }
 
 

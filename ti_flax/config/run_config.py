@@ -1,19 +1,26 @@
 """The configuration of a run, read from YAML and the command line.
 
-A value comes from, the later winning: default, preset, YAML file, command line.
+A value comes from, the later winning: default, preset, dataset_config, YAML file,
+command line.
 `run_keys` and `training_keys` have the keys.
 """
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import model_validator
 
-from ti_flax.config import command_line, diffusers_flags, validation, yaml_file
+from ti_flax.config import (
+    command_line,
+    dataset_config,
+    diffusers_flags,
+    validation,
+    yaml_file,
+)
 from ti_flax.config.bucket_keys import BucketKeys
 from ti_flax.config.caption_keys import CaptionKeys
 from ti_flax.config.checkpoint_keys import CheckpointKeys
@@ -63,19 +70,27 @@ class Config(
         # By their names and by what links lead to: either may be written over.
         for resolve in (os.path.abspath, os.path.realpath):
             output_dir = Path(resolve(self.output_dir))
-            if Path(resolve(self.train_data_dir)).is_relative_to(output_dir):
-                raise ValueError(
-                    "expected an output_dir that does not hold train_data_dir, found "
-                    f"{str(self.output_dir)!r} and {str(self.train_data_dir)!r}; "
-                    "choose another output_dir"
-                )
+            for key, folder in self._folders_of_pictures():
+                if Path(resolve(folder)).is_relative_to(output_dir):
+                    raise ValueError(
+                        f"expected an output_dir that does not hold {key}, found "
+                        f"{str(self.output_dir)!r} and {str(folder)!r}; choose another "
+                        "output_dir"
+                    )
         return self
+
+    def _folders_of_pictures(self) -> Iterator[tuple[str, Path]]:
+        yield "train_data_dir", self.train_data_dir
+        for subset in self.folders:
+            yield "a folder of subsets", self.train_data_dir / subset.path
 
 
 def load_config(
     argv: Sequence[str], program: command_line.Program = command_line.TRAIN
 ) -> Config:
     """Reads `--config FILE` and the `--key value` that override it.
+
+    Either may name a `dataset_config`, which becomes the keys that it means.
 
     `--help`, which is that of `program`, and `--print_config` print and end the process
     with code 0.
@@ -84,11 +99,12 @@ def load_config(
       UserError: what is wrong with the command line, the file or a value, in one line.
     """
     given = command_line.parse(argv, GROUPS, validation.FOREIGN_FLAGS, program)
-    known = (*Config.model_fields, *validation.FOREIGN_FLAGS)
+    known = (*Config.model_fields, dataset_config.KEY, *validation.FOREIGN_FLAGS)
     from_file = yaml_file.read_yaml(given.config, known) if given.config else {}
+    keys = diffusers_flags.without_foreign_flags({**from_file, **given.values})
     config = validation.validate(
         Config,
-        diffusers_flags.without_foreign_flags({**from_file, **given.values}),
+        dataset_config.under(keys),
         "in the --config file or with --key value",
     )
     if config.lr_warmup_steps and config.lr_scheduler == "constant":

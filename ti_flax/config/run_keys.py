@@ -33,6 +33,7 @@ from ti_flax.config.fields import (
 from ti_flax.config.mask_keys import MaskKeys
 from ti_flax.config.natures import FREE, KEPT, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
+from ti_flax.config.subsets import Subset, Subsets, subset_of
 from ti_flax.config.training_keys import ComputeKeys, OptimizerKeys, OutputKeys
 
 # Values that a preset gives to the keys that the user does not set.
@@ -77,6 +78,11 @@ class ConceptKeys(Settings):
         description="folder with the concept's pictures; those in a sub-folder N_NAME "
         "count N times"
     )
+    subsets: Annotated[Subsets, FREE] = Field(
+        (),
+        description="sub-folders of train_data_dir to read in place of all that is in "
+        "it, PATH or N:PATH, whose pictures count N times",
+    )
     placeholder_token: Annotated[Name, KEPT] = Field(
         description="the new word, one that the vocabulary lacks, such as <cat-toy>"
     )
@@ -119,6 +125,11 @@ class ConceptKeys(Settings):
                 "remove one"
             )
         return self
+
+    @property
+    def folders(self) -> tuple[Subset, ...]:
+        """What `subsets` says."""
+        return tuple(map(subset_of, self.subsets))
 
 
 class DataKeys(Settings):

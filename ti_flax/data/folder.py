@@ -69,12 +69,15 @@ class Pictures(NamedTuple):
         if counts.sum() > _MOST_COUNTED:
             raise UserError(
                 f"train_data_dir: pictures count {counts.sum()} times together, "
-                f"expected at most {_MOST_COUNTED}; give sub-folders N_NAME a smaller N"
+                f"expected at most {_MOST_COUNTED}; give N_NAME or N:PATH of subsets a "
+                "smaller N"
             )
         return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
 
-def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
+def read_pictures(
+    folder: Path, rules: buckets.Cropping, subsets: Sequence[tuple[str, int]] = ()
+) -> Pictures:
     """Reads every picture of `folder`, cut as `rules` say.
 
     The order is that of the names without regard to case, on every file system. A
@@ -85,11 +88,13 @@ def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
     Args:
         folder: holds the pictures; see `SUFFIXES` for the kinds.
         rules: squares, as diffusers has them, or aspect buckets.
+        subsets: paths inside `folder`, with slashes, of the folders to read in its
+            place, and how often their pictures count; N_NAME means nothing there.
 
     Raises:
-        UserError: `folder` is missing, not a folder or without a readable picture.
+        UserError: a folder is missing or not a folder, or no picture is readable.
     """
-    files, hidden = _list_folder(folder)
+    files, hidden = _list_subsets(folder, subsets) if subsets else _list_folder(folder)
     found: dict[Path, _Read | str] = {}
     first_name: dict[bytes, str] = {}
     for path, count in files:
@@ -97,6 +102,8 @@ def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
         try:
             if not count:
                 raise SkippedError("its pictures count 0 times")
+            if subsets and path.is_dir():
+                raise SkippedError("it is a folder that subsets does not name")
             each = _read(path, count, rules)
             same_as = first_name.setdefault(_digest(each.crops), shown)
             if same_as != shown:
@@ -107,6 +114,9 @@ def read_pictures(folder: Path, rules: buckets.Cropping) -> Pictures:
     read = {path: each for path, each in found.items() if isinstance(each, _Read)}
     bucket_notes = _merge_buckets(read, rules)
     notes = _notes(folder, found | read)
+    used = {path.parent for path in read}
+    empty = [inside for inside, _ in subsets if folder / inside not in used]
+    notes += [f"no picture in {_printable(inside)} of subsets" for inside in empty]
     if hidden:
         notes.append(f"skipped {len(hidden)} hidden: {_shorten(hidden, ', ')}")
     if not read:
@@ -204,14 +214,36 @@ def _list_folder(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     return files, hidden
 
 
-def _entries(folder: Path) -> tuple[list[Path], list[str]]:
+def _list_subsets(
+    folder: Path, subsets: Sequence[tuple[str, int]]
+) -> tuple[list[tuple[Path, int]], list[str]]:
+    """As `_list_folder`, of what lies in these folders inside `folder`.
+
+    Their order is that of the names, whatever that of `subsets`.
+    """
+    files: list[tuple[Path, int]] = []
+    hidden: list[str] = []
+    ways = [folder / inside for inside, _ in subsets]
+    named = {place for way in ways for place in (way, *way.parents)}
+    for inside, count in sorted(subsets, key=lambda s: _in_order(*s[0].split("/"))):
+        visible, more = _entries(folder / inside, "subsets")
+        files += [(path, count) for path in visible if path not in named]
+        hidden += [f"{_printable(inside)}/{name}" for name in more]
+    return files, hidden
+
+
+def _in_order(*names: str) -> list[tuple[str, str]]:
+    # The name itself breaks ties, so that no order depends on the file system.
+    return [(name.casefold(), name) for name in names]
+
+
+def _entries(folder: Path, key: str = "train_data_dir") -> tuple[list[Path], list[str]]:
     """Visible entries in order, without captions and masks, and hidden ones' names."""
     try:
-        # The name itself breaks ties, so that no order depends on the file system.
-        entries = sorted(folder.iterdir(), key=lambda p: (p.name.casefold(), p.name))
+        entries = sorted(folder.iterdir(), key=lambda path: _in_order(path.name))
     except OSError as error:
         raise UserError(
-            "train_data_dir: expected a folder of pictures, found"
+            f"{key}: expected a folder of pictures, found"
             f" {_printable(str(folder))} ({error.strerror}); give the folder that holds"
             " the concept's pictures"
         ) from error

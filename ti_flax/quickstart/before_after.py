@@ -64,7 +64,7 @@ def write(config: run_config.Config) -> Path:
 
 
 def _training_pictures(config: run_config.Config) -> list[Image.Image]:
-    pictures = read_pictures(config.train_data_dir, cropping(config))
+    pictures = read_pictures(config.train_data_dir, cropping(config), config.folders)
     return [Image.fromarray(image) for image in pictures.images[:_COLUMNS]]
 
 

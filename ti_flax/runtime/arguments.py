@@ -54,7 +54,9 @@ class Parser(argparse.ArgumentParser):
         return f"expected --key value, found {argument!r}{more}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the question that leads from a misspelt name to the right one."""
+def nearest(
+    name: str, known: Iterable[str], otherwise: str = "--help lists all keys"
+) -> str:
+    """The question that leads from a misspelt name to the right one, or `otherwise`."""
     matches = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {matches[0]}?" if matches else "--help lists all keys"
+    return f"did you mean {matches[0]}?" if matches else otherwise

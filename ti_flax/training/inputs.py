@@ -96,7 +96,7 @@ def read_inputs(config: run_config.Config) -> Inputs:
     Raises:
         UserError: what to mend; in every process, when they differ.
     """
-    pictures = read_pictures(config.train_data_dir, cropping(config))
+    pictures = read_pictures(config.train_data_dir, cropping(config), config.folders)
     order = pictures.order()
     _tell(pictures)
     masks = read_masks(config, pictures)
@@ -165,12 +165,18 @@ def _tell(pictures: Pictures) -> None:
             len(sizes),
             ", ".join(f"{w}x{h} ({len(each)})" for (w, h), each in sizes.items()),
         )
-    counted = {name.split("/")[0]: count for name, count in pairs if "/" in name}
-    if counted:
+    counted = {
+        name.rpartition("/")[0] or ".": count
+        for name, count in pairs
+        if "/" in name or count > 1
+    }
+    if any(count > 1 for count in counted.values()):
         _log.info(
             "train_data_dir: pictures of sub-folders count several times: %s",
             listed(f"{name} {count}" for name, count in counted.items()),
         )
+    elif counted:
+        _log.info("train_data_dir: pictures are of sub-folders: %s", listed(counted))
 
 
 def _load_tokenizers(
