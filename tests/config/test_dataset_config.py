@@ -21,8 +21,8 @@ SD_SCRIPTS = """
     custom_attributes resize_interpolation caption_dropout_every_n_epochs
     caption_dropout_rate caption_tag_dropout_rate caption_extension class_tokens
     cache_info image_dir is_reg alpha_mask metadata_file conditioning_data_dir
-    batch_size bucket_no_upscale bucket_reso_steps enable_bucket max_bucket_reso min_bucket_reso
-    validation_seed validation_split resolution network_multiplier
+    batch_size bucket_no_upscale bucket_reso_steps enable_bucket max_bucket_reso
+    min_bucket_reso validation_seed validation_split resolution network_multiplier
     debug_dataset max_token_length prior_loss_weight
 """.split()  # noqa: SIM905
 

@@ -2,7 +2,9 @@
 
 import gc
 import io
+import json
 import os
+import shutil
 import struct
 import sys
 import warnings
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ti_flax.data import captions, masks
 from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.data.moments import encode_in_batches
@@ -538,6 +541,125 @@ def test_a_folder_without_pictures_is_told_in_one_line(tmp_path, prepare, messag
     line = str(raised.value)
     assert line.isprintable()
     assert line.startswith("train_data_dir: ") and str(folder) in line
+
+
+# Folders with a picture each; subsets -> names and how often each counts.
+SUBSETS = {
+    "two of them": (
+        [("b c", 2), ("A", 1)],
+        [("A/p.png", 1), ("b c/p.png", 2)],
+    ),
+    "a number is a name": ([("10_cat", 1)], [("10_cat/p.png", 1)]),
+    "a number that counts": ([("10_cat", 3)], [("10_cat/p.png", 3)]),
+    "one inside another": (
+        [("s/t", 5), ("s", 1)],
+        [("s/p.png", 1), ("s/t/p.png", 5)],
+    ),
+    "the folder itself": ([("A", 2), (".", 1)], [("p.png", 1), ("A/p.png", 2)]),
+    "brackets": ([("[v1] *", 1)], [("[v1] */p.png", 1)]),
+    "deep": ([("s/t/u", 10**9)], [("s/t/u/p.png", 10**9)]),
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    names = ["A", "b c", "10_cat", "s", "s/t", "s/t/u", "[v1] *", "."]
+    for seed, name in enumerate(names):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        save(tmp_path / name, "p.png", noise(SIDE, SIDE, 3, seed=seed))
+    return tmp_path
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", SUBSETS)
+def test_subsets_are_read_alone_in_the_order_of_their_names(name, turned, folders):
+    subsets, expected = SUBSETS[name]
+    subsets = subsets[::-1] if turned else subsets
+    pictures = read_pictures(folders, Cropping(SIDE), subsets)
+    assert [*zip(pictures.names, pictures.repeats, strict=True)] == expected
+    for picture, image in zip(pictures.names, pictures.images, strict=True):
+        with Image.open(folders / picture) as stored:
+            np.testing.assert_array_equal(image, np.asarray(stored))
+    counts = np.array([count for _, count in expected])
+    lowest = counts // np.gcd.reduce(counts)
+    np.testing.assert_array_equal(np.bincount(pictures.order()), lowest)
+    # What is not named is not told of, but inside a folder that is.
+    assert all("that subsets does not name" in note for note in pictures.notes)
+
+
+def test_subsets_are_in_the_order_of_folders_that_count(folders):
+    """The same list of pictures, and so the same draws, as kohya's folders N_NAME."""
+    for path in [*folders.iterdir()]:
+        if path.name not in ("A", "b c"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    subsets = read_pictures(folders, Cropping(SIDE), [("b c", 3), ("A", 2)])
+    for name, numbered in (("A", "2_A"), ("b c", "3_b c")):
+        (folders / name).rename(folders / numbered)
+    kohya = read(folders)
+    assert subsets.repeats == kohya.repeats == (2, 3)
+    np.testing.assert_array_equal(subsets.images, kohya.images)
+    np.testing.assert_array_equal(subsets.order(), kohya.order())
+
+
+def test_captions_and_masks_beside_pictures_of_subsets_go_with_them(folders):
+    (folders / "A" / "p.txt").write_text("of A")
+    (folders / "s" / "t" / "p.TXT").write_text("of t")
+    grey = np.full((SIDE, SIDE), 99, np.uint8)
+    save(folders / "A", "p-masklabel.png", grey)
+    save(folders / "s" / "t", "p-masklabel.png", grey)
+    subsets = [("A", 1), ("s/t", 2)]
+    pictures = read_pictures(folders, Cropping(SIDE), subsets)
+    assert pictures.names == ("A/p.png", "s/t/p.png")
+    found = masks.beside(folders, pictures.names)
+    assert {*found} == {*pictures.names}
+    read = captions.read_captions(folders, pictures.names, "auto")
+    assert (read.source, read.texts) == ("txt", ("of A", "of t"))
+
+
+@pytest.mark.parametrize("place", ["s/t", "s", "."])
+def test_metadata_of_subsets_lies_beside_or_above(place, folders):
+    if place == "s":  # of that folder's own pictures
+        subsets, name, picture = [("s", 1), ("s/t", 1)], "t/p.png", "s/t/p.png"
+    else:
+        subsets, picture = [("s/t", 1)], "s/t/p.png"
+        name = "p.png" if place == "s/t" else picture
+    line = json.dumps({"file_name": name, "text": "of t"})
+    (folders / place / "metadata.jsonl").write_text(line)
+    pictures = read_pictures(folders, Cropping(SIDE), subsets)
+    read = captions.read_captions(folders, pictures.names, "auto")
+    assert read.source == "jsonl"
+    assert dict(zip(pictures.names, read.texts, strict=True))[picture] == "of t"
+
+
+def test_notes_of_subsets_have_paths_from_the_folder_above(folders):
+    (folders / "A" / "broken.png").write_bytes(b"no picture")
+    (folders / "A" / ".hidden.png").write_bytes(b"")
+    (folders / "A" / "10_inner").mkdir()
+    (folders / "none").mkdir()
+    subsets = [("A", 1), ("none", 2), ("s", 1), ("s/t", 1)]
+    assert read_pictures(folders, Cropping(SIDE), subsets).notes == (
+        "skipped A/10_inner: it is a folder that subsets does not name",
+        "skipped A/broken.png: empty, damaged or not a picture",
+        "skipped s/t/u: it is a folder that subsets does not name",
+        "no picture in none of subsets",
+        "skipped 1 hidden: A/.hidden.png",
+    )
+
+
+@pytest.mark.parametrize(
+    ("subsets", "message"),
+    [
+        ([("A", 1), ("lost", 1)], "subsets: expected a folder .*lost.*No such file"),
+        ([("A/p.png", 1)], "subsets: expected a folder .*Not a directory"),
+        ([("none", 1)], "no readable picture in .*no picture in none of subsets"),
+        ([("A", 10**9), ("s", 1)], None),
+    ],
+)
+def test_a_mistake_with_subsets_is_told_in_one_line(subsets, message, folders):
+    (folders / "none").mkdir()
+    with pytest.raises(UserError, match=message or "count 1000000001 times") as raised:
+        read_pictures(folders, Cropping(SIDE), subsets).order()
+    assert str(raised.value).isprintable()
 
 
 SUMMED = 8
