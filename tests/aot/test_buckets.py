@@ -43,6 +43,19 @@ def test_a_folder_has_its_own(tmp_path, model):
     assert shapes(run_shapes(config(folder), model), model) == [(64, 64), (48, 80)]
 
 
+def test_folders_of_subsets_have_theirs(tmp_path, model):
+    for number, size in enumerate([(100, 100), (160, 90), (90, 160)]):
+        folder = tmp_path / "pictures" / str(number)
+        folder.mkdir(parents=True)
+        Image.new("RGB", size, (number * 50,) * 3).save(folder / "0.png")
+    for subsets, sizes in (
+        (["0", "2:1"], [(64, 64), (48, 80)]),
+        (["2"], [(80, 48)]),
+    ):
+        keys = config(tmp_path / "pictures", subsets=subsets)
+        assert shapes(run_shapes(keys, model), model) == sizes
+
+
 @pytest.mark.parametrize(("most", "count"), [(1, 1), (4, 4), (64, 7)])
 def test_without_a_folder_there_are_those_of_usual_pictures(
     tmp_path, model, most, count

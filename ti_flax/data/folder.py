@@ -31,7 +31,7 @@ class Pictures(NamedTuple):
     cuts: tuple[crop.Cut, ...]
     # Of each picture, the path of its file inside the folder, with slashes.
     names: tuple[str, ...]
-    # How many times each picture counts; 1 but for those of a sub-folder N_NAME.
+    # How many times each picture counts: as its sub-folder N_NAME says, or `subsets`.
     repeats: tuple[int, ...]
     # One line per file that was skipped or is not used as it is.
     notes: tuple[str, ...]
