@@ -187,7 +187,7 @@ def test_mask_is_white_where_nothing_of_the_background_is_seen():
 
 def test_a_score_counts_what_is_right():
     look = world.HELD_OUT_LOOKS[0]
-    word = word_scores.Word("templates", "x", look, np.zeros(2, np.float32))
+    word = word_scores.Word("templates", "x", look, np.zeros(2, np.float32), "pink")
     backgrounds = [b for _, b in held_out.contexts("object", 4)]
     right = {**look._asdict(), "tint": "natural", "texture": "smooth"}
     found = {
@@ -204,6 +204,10 @@ def test_a_score_counts_what_is_right():
         "background": 0.75,
     }
     assert scored.appearance == pytest.approx((0.25 + 4) / 5)
+    free = np.array([world.BACKGROUNDS.index(name) for name in ("pink", "blue")])
+    remembered = word_scores.score(word, found, free)
+    assert remembered.accuracy == scored.accuracy | {scores.UNASKED: 0.5}
+    assert remembered.appearance == scored.appearance
 
 
 def test_interval_is_that_of_the_binomial_distribution():
@@ -294,7 +298,8 @@ def test_table_has_every_attribute_in_percent():
         assert f"\n{name}" in table
     assert "templates: better than its initializer: 1 of 2" in table
     assert "templates: share of the nouns' appearance: 44.4 [22.2, 66.7] %" in table
-    assert "masks beside templates: appearance 0.0 [-10.0, 10.0], background " in table
+    said = "masks beside templates, points: appearance 0.0 [-10.0, 10.0]; background "
+    assert said in table
 
 
 def test_rows_are_held_as_short_as_a_runs(tiny_model, monkeypatch):
@@ -360,6 +365,7 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
         steps=2,
         max_train_steps=2,
         methods=("templates", "captions", "masks"),
+        one_background=True,
         train_batch_size=8,
         output=tmp_path / "new" / "quality.json",
     )
@@ -383,7 +389,8 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
     }
     told = capsys.readouterr().out
     assert "templates (1)" in told
-    assert "captions beside templates: appearance" in told
+    assert "captions beside templates, points: appearance" in told
+    assert told.count("own, unasked") == 2 * 1 + 3
 
 
 @pytest.mark.slow

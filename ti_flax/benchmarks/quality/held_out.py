@@ -31,6 +31,11 @@ class Concept(NamedTuple):
     def learnable_property(self) -> str:
         return property_of(self.target)
 
+    @property
+    def background(self) -> str:
+        """That of its pictures, where they have one: another from number to number."""
+        return world.BACKGROUNDS[self.number % len(world.BACKGROUNDS)]
+
 
 def property_of(target: Look | Style) -> str:
     return "object" if isinstance(target, Look) else "style"
@@ -84,14 +89,10 @@ def learned(
 def training_scenes(
     concept: Concept, seed: int, one_background: bool = False
 ) -> list[Scene]:
-    """A look, or several looks in a style: each on another background, or all on one.
-
-    The one background is another from concept to concept.
-    """
+    """A look, or several in a style: each on another background, or all on one."""
     backgrounds = world.BACKGROUNDS[:_PICTURES]
     if one_background:
-        number = concept.number % len(world.BACKGROUNDS)
-        backgrounds = [world.BACKGROUNDS[number]] * _PICTURES
+        backgrounds = [concept.background] * _PICTURES
     if isinstance(concept.target, Look):
         return critter.scenes(concept.target, backgrounds, seed + concept.number)
     rng = np.random.default_rng(seed + concept.number)
@@ -125,13 +126,23 @@ def training_prompts(concept: Concept, scenes: Sequence[Scene]) -> list[list[str
 
 def contexts(learnable_property: str, count: int) -> list[tuple[str, str]]:
     """Sentences with `{}` for the word, and the background that each asks for."""
+    backgrounds = (
+        world.BACKGROUNDS[index % len(world.BACKGROUNDS)] for index in range(count)
+    )
+    return [
+        (_placed(sentence, background), background)
+        for sentence, background in zip(
+            sentences(learnable_property, count), backgrounds, strict=True
+        )
+    ]
+
+
+def sentences(learnable_property: str, count: int) -> list[str]:
+    """Sentences with `{}` for the word that ask for no background."""
     templates = prompt_templates(learnable_property)
-    asked = []
-    for index in range(count):
-        background = world.BACKGROUNDS[index % len(world.BACKGROUNDS)]
-        template = templates[index * _TEMPLATE_STRIDE % len(templates)]
-        asked.append((_placed(template, background), background))
-    return asked
+    return [
+        templates[index * _TEMPLATE_STRIDE % len(templates)] for index in range(count)
+    ]
 
 
 def _placed(sentence: str, background: str) -> str:

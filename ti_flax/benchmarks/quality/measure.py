@@ -4,6 +4,7 @@
 once, with the hyperparameters of configs/quickstart.yaml.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -84,12 +85,20 @@ def _words(
     unused = np.zeros_like(rows[0])
     nouns = [*[*world.SPECIES.items()][:num_species], *world.STYLES.items()]
     return [
-        *(Word("initializer", c.initializer, c.target, unused) for c in concepts),
         *(
-            Word(concept.method, base_model.PLACEHOLDER, concept.target, row)
-            for concept, row in zip(learned, rows, strict=True)
+            Word("initializer", c.initializer, c.target, unused, c.background)
+            for c in learned[: len(concepts)]
         ),
-        *(Word("noun", name, target, unused) for name, target in nouns),
+        *(
+            Word(c.method, base_model.PLACEHOLDER, c.target, row, c.background)
+            for c, row in zip(learned, rows, strict=True)
+        ),
+        *(
+            Word("noun", name, target, unused, background)
+            for (name, target), background in zip(
+                nouns, itertools.cycle(world.BACKGROUNDS), strict=False
+            )
+        ),
     ]
 
 

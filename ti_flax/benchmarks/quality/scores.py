@@ -11,6 +11,9 @@ _RESAMPLES = 10_000
 _LEVEL = 0.95
 # Groups beside those of the methods by which words were learned.
 _INITIALIZER, _NOUN = "initializer", "noun"
+# The background of a concept's pictures, in pictures for which none was asked.
+UNASKED = "own, unasked"
+_BACKGROUNDS = ("background", UNASKED)
 
 
 class Score(NamedTuple):
@@ -18,7 +21,7 @@ class Score(NamedTuple):
 
     `group` is initializer, noun or the method that the word was learned by;
     `learnable_property` object or style. `appearance` is the mean over all attributes
-    but the background.
+    but those of the background.
     """
 
     group: str
@@ -28,7 +31,7 @@ class Score(NamedTuple):
 
     @property
     def appearance(self) -> float:
-        parts = [a for name, a in self.accuracy.items() if name != "background"]
+        parts = [a for name, a in self.accuracy.items() if name not in _BACKGROUNDS]
         return float(np.mean(parts))
 
 
@@ -118,7 +121,8 @@ def summarise(scores: Sequence[Score], seed: int) -> dict[str, dict]:
 
 def _accuracies(of: dict[str, list[Score]], seed: int) -> dict[str, dict]:
     """Attribute -> group -> estimate; `appearance` is the attributes' mean."""
-    names = [name for name in of[_NOUN][0].accuracy if name != "background"]
+    known = of[_NOUN][0].accuracy
+    names = [name for name in known if name not in _BACKGROUNDS]
 
     def estimates(value) -> dict[str, Estimate]:
         return {
@@ -129,7 +133,11 @@ def _accuracies(of: dict[str, list[Score]], seed: int) -> dict[str, dict]:
     return {
         **{n: estimates(lambda s, n=n: s.accuracy[n]) for n in names},
         "appearance": estimates(lambda s: s.appearance),
-        "background": estimates(lambda s: s.accuracy["background"]),
+        **{
+            name: estimates(lambda s, name=name: s.accuracy[name])
+            for name in _BACKGROUNDS
+            if name in known
+        },
     }
 
 
@@ -154,13 +162,13 @@ def _beside(
     first: str, base: Sequence[Score], other: Sequence[Score], seed: int
 ) -> dict[str, object]:
     """Points that a method adds to the first one's, each word beside the same word."""
-    values = {"appearance": _appearances, "background": _backgrounds}
+    values = {"appearance": (_appearances(other), _appearances(base))}
+    for name in _BACKGROUNDS:
+        if name in base[0].accuracy:
+            values[name] = _backgrounds(other, name), _backgrounds(base, name)
     return {
         "beside": first,
-        **{
-            name: mean_of_differences(of(other), of(base), seed)
-            for name, of in values.items()
-        },
+        **{name: mean_of_differences(*pair, seed) for name, pair in values.items()},
     }
 
 
@@ -168,8 +176,8 @@ def _appearances(scores: Sequence[Score]) -> list[float]:
     return [score.appearance for score in scores]
 
 
-def _backgrounds(scores: Sequence[Score]) -> list[float]:
-    return [score.accuracy["background"] for score in scores]
+def _backgrounds(scores: Sequence[Score], name: str = "background") -> list[float]:
+    return [score.accuracy[name] for score in scores]
 
 
 def table(summary: dict[str, dict], judge: dict[str, float]) -> str:
@@ -198,10 +206,13 @@ def _told(method: str, count: int, compared: dict[str, Any]) -> list[str]:
         f"{method}: background beside the nouns': {_percent(lost)} points",
     ]
     if "beside" in compared:
+        points = (
+            f"{name} {_percent(compared[name])}"
+            for name in ("appearance", *_BACKGROUNDS)
+            if name in compared
+        )
         lines.append(
-            f"{method} beside {compared['beside']}: appearance "
-            f"{_percent(compared['appearance'])}, background "
-            f"{_percent(compared['background'])} points"
+            f"{method} beside {compared['beside']}, points: {'; '.join(points)}"
         )
     return lines
 

@@ -23,34 +23,45 @@ class Word(NamedTuple):
     """A word to make pictures of, what it should look like, and its row.
 
     The row is what the placeholder stands for; other words are in the vocabulary.
+    `background` is that of the pictures that a concept was learned from, or one of all.
     """
 
     group: str
     name: str
     target: drawing.Look | drawing.Style
     row: Float32[np.ndarray, "D"]
+    background: str
 
 
 def score_words(
     keys: QualityKeys, frozen: LoadedModel, words: Sequence[Word], progress: bool
 ) -> list[scores.Score]:
-    """Shares of `num_images` pictures of each word that are right."""
-    count = keys.num_images
-    wanted = sampling.Wanted(
-        prompts=np.arange(len(words) * count),
-        # The same noise for every word: differences are the words' own.
-        seeds=np.tile(np.arange(count, dtype=np.uint32) + keys.seed, len(words)),
-        told=_told(count, frozen, words),
-    )
+    """Shares of `num_images` pictures of each word that are right.
+
+    With `one_background` as many are made of sentences that ask for none.
+    """
+    count, kinds = keys.num_images, 1 + keys.one_background
+    # The same noise for every word: differences are the words' own.
+    seeds = np.tile(np.arange(count, dtype=np.uint32) + keys.seed, len(words) * kinds)
+    told = _told(count, frozen, words, keys.one_background)
+    wanted = sampling.Wanted(prompts=np.arange(len(seeds)), seeds=seeds, told=told)
     found = judge.read_attributes(_generate(keys, frozen, wanted, progress))
-    return [
-        score(word, {n: f[i * count : (i + 1) * count] for n, f in found.items()})
-        for i, word in enumerate(words)
-    ]
+    scored = []
+    for index, word in enumerate(words):
+        start = index * kinds * count
+        asked = {name: values[start : start + count] for name, values in found.items()}
+        free = found["background"][start + count : start + kinds * count]
+        scored.append(score(word, asked, free if keys.one_background else None))
+    return scored
 
 
-def score(word: Word, found: dict[str, np.ndarray]) -> scores.Score:
-    """How often the attributes that were found are those of the word and context."""
+def score(
+    word: Word, found: dict[str, np.ndarray], free: np.ndarray | None = None
+) -> scores.Score:
+    """How often the attributes that were found are those of the word and context.
+
+    `free`: backgrounds that were found where none was asked for, if that was tried.
+    """
     learnable_property = held_out.property_of(word.target)
     backgrounds = held_out.contexts(learnable_property, len(found["background"]))
     true = {
@@ -63,15 +74,26 @@ def score(word: Word, found: dict[str, np.ndarray]) -> scores.Score:
         )
         for name, values in true.items()
     }
+    if free is not None:
+        own = judge.ATTRIBUTES["background"].index(word.background)
+        accuracy[scores.UNASKED] = float(np.mean(free == own))
     return scores.Score(word.group, learnable_property, word.name, accuracy)
 
 
-def _told(count: int, frozen: LoadedModel, words: Sequence[Word]) -> Conditioning:
-    """What is told of `count` prompts of each word, and last of the negative one."""
+def _told(
+    count: int, frozen: LoadedModel, words: Sequence[Word], unasked: bool
+) -> Conditioning:
+    """What is told of `count` prompts of each word, and last of the negative one.
+
+    `unasked`: and after them of `count` that ask for no background.
+    """
     told = []
     for word in words:
-        asked = held_out.contexts(held_out.property_of(word.target), count)
-        prompts = [sentence.replace(templates.SLOT, word.name) for sentence, _ in asked]
+        learnable_property = held_out.property_of(word.target)
+        asked = [each for each, _ in held_out.contexts(learnable_property, count)]
+        if unasked:
+            asked += held_out.sentences(learnable_property, count)
+        prompts = [sentence.replace(templates.SLOT, word.name) for sentence in asked]
         told.append(frozen.encode_prompts(prompts, word.row, drawing.SIDE))
     told.append(frozen.encode_prompts([""], words[0].row, drawing.SIDE))
     return tuple(map(np.concatenate, zip(*told, strict=True)))
