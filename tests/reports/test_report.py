@@ -1,5 +1,7 @@
 """What a run tells of itself: by whom, of which slot."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -51,6 +53,7 @@ def use(config):
 
 
 def test_other_hosts_are_silent(config, monkeypatch, capfd):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # for a bar
     with pytest.raises(MemoryError):
         use(config)
     # What the first host writes is what the others do not.

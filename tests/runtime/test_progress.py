@@ -73,5 +73,11 @@ def test_a_terminal_has_a_bar(monkeypatch, clock):
 
 
 def test_a_notebook_has_a_bar(monkeypatch, clock):
+    """In `ipykernel.iostream.OutStream`, which says that it is no terminal."""
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    assert "5/5" in run(monkeypatch, clock, stream(), 5, 1)
+
+
+def test_a_file_has_lines_whatever_is_imported(monkeypatch, clock):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert "5/5" in run(monkeypatch, clock, io.StringIO(), 5, 1)
+    assert "\r" not in run(monkeypatch, clock, io.StringIO(), 100, 1)

@@ -40,4 +40,6 @@ class _Lines:
 
 def _redraws() -> bool:
     """Whether a carriage return goes back to the start of the line."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    # A notebook's stream; that ipykernel is imported says nothing of where stderr goes.
+    notebook = type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
+    return notebook or sys.stderr.isatty()
