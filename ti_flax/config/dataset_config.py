@@ -139,10 +139,10 @@ def _silent(name: str) -> str:
 def _same(place: str, subsets: Sequence[FileSubset]) -> dict[str, Any]:
     """The keys of the options that are given; those that are not, stay ours."""
     keys: dict[str, Any] = {}
-    for name, option in options.SAME.items():
+    for name in options.SAME:
         value = _agreed(place, subsets, name)
         if any(name in subset.given for subset in subsets):
-            keys[str(option.key)] = value
+            keys[options.RENAMED.get(name, name)] = value
     for name in options.EMPTY_IS_NONE:
         if keys.get(name) == "":
             del keys[name]

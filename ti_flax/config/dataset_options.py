@@ -58,32 +58,32 @@ class Option(NamedTuple):
     tables: tuple[str, ...]
     kind: Kind
     default: Any = None
-    # The key of a run that is the same.
-    key: str | None = None
 
 
 # Those with a key of the same meaning.
 SAME = {
-    "resolution": Option(_DATASET, SIZE, None, "resolution"),
-    "batch_size": Option(_DATASET, WHOLE, 1, "train_batch_size"),
-    "enable_bucket": Option(_DATASET, SWITCH, False, "enable_bucket"),
-    "min_bucket_reso": Option(_DATASET, WHOLE, 256, "min_bucket_reso"),
-    "max_bucket_reso": Option(_DATASET, WHOLE, 1024, "max_bucket_reso"),
-    "bucket_reso_steps": Option(_DATASET, WHOLE, 64, "bucket_reso_steps"),
-    "bucket_no_upscale": Option(_DATASET, SWITCH, False, "bucket_no_upscale"),
-    "flip_aug": Option(_SUBSET, SWITCH, False, "random_flip"),
-    "random_crop": Option(_SUBSET, SWITCH, False, "random_crop"),
-    "shuffle_caption": Option(_SUBSET, SWITCH, False, "shuffle_caption"),
-    "keep_tokens": Option(_SUBSET, WHOLE, 0, "keep_tokens"),
-    "keep_tokens_separator": Option(_SUBSET, TEXT, "", "keep_tokens_separator"),
-    "caption_separator": Option(_SUBSET, TEXT, ",", "caption_separator"),
-    "caption_prefix": Option(_SUBSET, TEXT, "", "caption_prefix"),
-    "caption_suffix": Option(_SUBSET, TEXT, "", "caption_suffix"),
-    "caption_dropout_rate": Option(_SUBSET, NUMBER, 0, "caption_dropout_rate"),
-    "caption_tag_dropout_rate": Option(_SUBSET, NUMBER, 0, "caption_tag_dropout_rate"),
-    "enable_wildcard": Option(_SUBSET, SWITCH, False, "enable_wildcard"),
-    "alpha_mask": Option(_SUBSET, SWITCH, False, "alpha_mask"),
+    "resolution": Option(_DATASET, SIZE, None),
+    "batch_size": Option(_DATASET, WHOLE, 1),
+    "enable_bucket": Option(_DATASET, SWITCH, False),
+    "min_bucket_reso": Option(_DATASET, WHOLE, 256),
+    "max_bucket_reso": Option(_DATASET, WHOLE, 1024),
+    "bucket_reso_steps": Option(_DATASET, WHOLE, 64),
+    "bucket_no_upscale": Option(_DATASET, SWITCH, False),
+    "flip_aug": Option(_SUBSET, SWITCH, False),
+    "random_crop": Option(_SUBSET, SWITCH, False),
+    "shuffle_caption": Option(_SUBSET, SWITCH, False),
+    "keep_tokens": Option(_SUBSET, WHOLE, 0),
+    "keep_tokens_separator": Option(_SUBSET, TEXT, ""),
+    "caption_separator": Option(_SUBSET, TEXT, ","),
+    "caption_prefix": Option(_SUBSET, TEXT, ""),
+    "caption_suffix": Option(_SUBSET, TEXT, ""),
+    "caption_dropout_rate": Option(_SUBSET, NUMBER, 0),
+    "caption_tag_dropout_rate": Option(_SUBSET, NUMBER, 0),
+    "enable_wildcard": Option(_SUBSET, SWITCH, False),
+    "alpha_mask": Option(_SUBSET, SWITCH, False),
 }
+# Those of them whose key has another name.
+RENAMED = {"batch_size": "train_batch_size", "flip_aug": "random_flip"}
 # Of these an empty text says nothing, as none here.
 EMPTY_IS_NONE = ("keep_tokens_separator", "caption_prefix", "caption_suffix")
 

@@ -1,11 +1,10 @@
 """Many concepts learned in one run, each in a slot of the train step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from ti_flax.benchmarks.quality import held_out
 from ti_flax.benchmarks.quality.base_model import PLACEHOLDER, LoadedModel
@@ -73,25 +72,31 @@ def _slots(
     tokenizer, table, name = frozen.tokenizer(), frozen.table(), frozen.encoder.name
     norm = held_norm(config, *vocabulary_norms(table))
     keys = jax.random.split(jax.random.key(config.seed), len(concepts))
-    return [
-        Slot(
-            seed_key=keys[concept.number],
-            **_examples(config, frozen, concept, scenes, moments),
-            rows={
-                name: initial_rows(
-                    table,
-                    initializer_ids(tokenizer, concept.initializer),
-                    1,
-                    config.initializer_jitter,
-                    config.seed,
-                )
-            },
-            max_train_steps=config.max_train_steps,
-            norms={name: norm},
-            unmasked_probability=config.unmasked_probability,
+    slots = []
+    for concept in concepts:
+        shown = scenes[concept.number]
+        prompts = held_out.training_prompts(concept, shown)
+        word = initializer_ids(tokenizer, concept.initializer)
+        jitter = config.initializer_jitter
+        slots.append(
+            Slot(
+                seed_key=keys[concept.number],
+                buckets=[
+                    Encoded(
+                        moments=moments[concept.number],
+                        sizes=np.zeros((len(shown), 2, 6), np.int32),
+                        prompt_spans=_spans(prompts),
+                        loss_weights=_loss_weights(config, frozen, concept, shown),
+                    )
+                ],
+                prompts=_training_ids(frozen, prompts),
+                rows={name: initial_rows(table, word, 1, jitter, config.seed)},
+                max_train_steps=config.max_train_steps,
+                norms={name: norm},
+                unmasked_probability=config.unmasked_probability,
+            )
         )
-        for concept in concepts
-    ]
+    return slots
 
 
 def _encode(
@@ -111,33 +116,32 @@ def _encode(
     return dict(zip(scenes, np.split(moments, len(scenes)), strict=True))
 
 
-def _examples(
+def _loss_weights(
     config: run_config.Config,
     frozen: LoadedModel,
     concept: Concept,
-    scenes: Mapping[int, Sequence[Scene]],
-    moments: Mapping[int, Float32[np.ndarray, "N F h w Z"]],
-) -> dict[str, Any]:
-    """A slot's pictures and prompts, as the concept's method has them."""
-    shown = scenes[concept.number]
-    weights = None
-    if concept.method == "masks":
-        weights = loss_weights(
-            np.stack([held_out.subject_mask(scene)[None] for scene in shown]),
-            frozen.model.family.downscale,
-            flip=True,
-            unmasked_weight=config.unmasked_weight,
-            normalize=config.normalize_masked_area_loss,
-        )
-    prompts = held_out.training_prompts(concept, shown)
-    count = len(prompts[0])
-    starts = np.arange(len(shown), dtype=np.int32) * count
-    sentences = [text for each in prompts for text in each]
-    encoded = Encoded(
-        moments=moments[concept.number],
-        sizes=np.zeros((len(shown), 2, 6), np.int32),
-        prompt_spans=np.stack([starts, np.full_like(starts, count)], axis=1),
-        loss_weights=weights,
+    scenes: Sequence[Scene],
+) -> Float32[np.ndarray, "N F h w"] | None:
+    """Of masks, where the concept is learned with them."""
+    if concept.method != "masks":
+        return None
+    return loss_weights(
+        np.stack([held_out.subject_mask(scene)[None] for scene in scenes]),
+        frozen.model.family.downscale,
+        flip=True,
+        unmasked_weight=config.unmasked_weight,
+        normalize=config.normalize_masked_area_loss,
     )
-    ids = frozen.tokenize([s.replace(templates.SLOT, PLACEHOLDER) for s in sentences])
-    return {"buckets": [encoded], "prompts": ids}
+
+
+def _spans(prompts: Sequence[Sequence[str]]) -> Int32[np.ndarray, "N 2"]:
+    """The first prompt of each picture, and how many it has."""
+    counts = np.array([*map(len, prompts)], np.int32)
+    return np.stack([np.cumsum(counts, dtype=np.int32) - counts, counts], axis=1)
+
+
+def _training_ids(
+    frozen: LoadedModel, prompts: Sequence[Sequence[str]]
+) -> dict[str, Int32[np.ndarray, "P L"]]:
+    sentences = [sentence for each in prompts for sentence in each]
+    return frozen.tokenize([s.replace(templates.SLOT, PLACEHOLDER) for s in sentences])
