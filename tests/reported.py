@@ -16,7 +16,16 @@ def add_steps(run_report, first, count):
     losses = np.zeros((8, 1), np.float32)
     losses[:count, 0] = np.arange(first, first + count)
     vectors = np.ones((8, 1, 2), np.float32)
-    metrics = Metrics(losses, losses, losses, vectors, vectors, losses < 0)
+    metrics = Metrics(
+        losses,
+        losses,
+        losses,
+        vectors,
+        vectors,
+        losses < 0,
+        losses >= 0,
+        losses * np.nan,
+    )
     run_report.add(metrics, count, 2.0)
 
 

@@ -1,12 +1,16 @@
 """Small runs of the trainer, and what they leave."""
 
+import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import fake_model
 import numpy as np
 from PIL import Image
 
+from ti_flax.checkpoints import store
 from ti_flax.config import run_config
 from ti_flax.models import base_model
 
@@ -73,3 +77,19 @@ def checkpoints(folder: Path) -> list[int]:
 def skip_networks(monkeypatch) -> None:
     """Hands the trainer a family of fakes: runs take a second instead of ten."""
     monkeypatch.setattr(base_model, "open_model", fake_model.open_fake)
+
+
+@contextlib.contextmanager
+def stopped_after(number, monkeypatch, kind=signal.SIGTERM):
+    """Sends a signal to this process when it checkpoints step `number`."""
+    save, left = store.Checkpoints.save, [number]
+
+    def save_and_signal(self, done, state):
+        save(self, done, state)
+        if done in left:
+            left.remove(done)
+            os.kill(os.getpid(), kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Checkpoints, "save", save_and_signal)
+        yield

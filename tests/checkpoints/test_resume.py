@@ -1,6 +1,5 @@
 """A run that is ended at any moment resumes as if it had not been."""
 
-import contextlib
 import json
 import os
 import signal
@@ -46,22 +45,6 @@ def whole(tiny_model, pictures, tmp_path_factory):
     return folder
 
 
-@contextlib.contextmanager
-def stopped_after(number, monkeypatch, kind=signal.SIGTERM):
-    """Sends a signal to this process when it checkpoints step `number`."""
-    save, left = store.Checkpoints.save, [number]
-
-    def save_and_signal(self, done, state):
-        save(self, done, state)
-        if done in left:
-            left.remove(done)
-            os.kill(os.getpid(), kind)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store.Checkpoints, "save", save_and_signal)
-        yield
-
-
 def go_on(settings, **keys):
     """The same command again; what the run learned."""
     config = settings(resume_from_checkpoint="latest", **keys)
@@ -78,7 +61,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 ):
     handler = signal.getsignal(kind)
     with (
-        stopped_after(2, monkeypatch, kind),
+        runs.stopped_after(2, monkeypatch, kind),
         pytest.raises(errors.Stopped, match=kind.name),
     ):
         go_on(settings)
@@ -95,7 +78,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 def test_a_signal_between_checkpoints_saves_that_step(settings, whole, monkeypatch):
     # The first dispatch has one step; it is over when the signal is seen.
     with (
-        stopped_after(1, monkeypatch),
+        runs.stopped_after(1, monkeypatch),
         pytest.raises(errors.Stopped, match="1 of 6 steps"),
     ):
         training_run.train_concepts(settings(checkpointing_steps=1), progress=False)
@@ -131,7 +114,7 @@ def test_a_run_that_ends_in_a_validation_repeats_it(settings, whole, monkeypatch
 def test_what_was_learned_is_exported_at_each_checkpoint(
     settings, monkeypatch, tiny_model
 ):
-    with stopped_after(2, monkeypatch), pytest.raises(errors.Stopped):
+    with runs.stopped_after(2, monkeypatch), pytest.raises(errors.Stopped):
         training_run.train_concepts(settings(), progress=False)
     early = find.load_embedding(settings().output_dir)
     two_steps = settings("two", max_train_steps=2)

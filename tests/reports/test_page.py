@@ -60,7 +60,9 @@ def make_metrics(first, count):
     rate[:count, SLOT] = 1 - numbers / STEPS
     norms = np.full((128, 2, VECTORS), 9, np.float32)
     norms[:count, SLOT] = numbers[:, None] * [1, 2]
-    return Metrics(loss, loss, rate, norms, norms, np.isnan(loss))
+    return Metrics(
+        loss, loss, rate, norms, norms, np.isnan(loss), loss == loss, loss * np.nan
+    )
 
 
 def make_validation(folder, done):

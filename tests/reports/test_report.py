@@ -28,7 +28,9 @@ def metrics_of(*losses):
     """Two steps of as many slots as losses."""
     loss = np.array([losses, losses], np.float32)
     vectors = np.repeat(loss[..., None], 2, axis=-1)
-    return Metrics(loss, loss, loss, vectors, vectors, loss < 0)
+    return Metrics(
+        loss, loss, loss, vectors, vectors, loss < 0, loss >= 0, loss * np.nan
+    )
 
 
 def lines(path):
@@ -119,7 +121,9 @@ def test_numbers_that_are_not_finite_are_null(config):
         nan = np.full((8, 1), np.nan, np.float32)
         infinite = np.full((8, 1, 2), np.inf, np.float32)
         run_report.add(
-            Metrics(nan, nan, nan, infinite, infinite, np.isnan(nan)), 1, 1.0
+            Metrics(nan, nan, nan, infinite, infinite, np.isnan(nan), nan != nan, nan),
+            1,
+            1.0,
         )
     [line] = lines(config.output_dir / metrics_log.METRICS_NAME)
     assert line["loss"] is None and line["row_norm"] == [None, None]

@@ -64,4 +64,4 @@ def make_run(
         for seed_key in jax.random.split(jax.random.key(0), concepts)
     ]
     initial, bank = stack(slots)
-    return init_state(initial, recipe.optimizer), bank
+    return init_state(initial, recipe.optimizer, recipe.window), bank

@@ -33,6 +33,7 @@ from ti_flax.config.fields import (
 from ti_flax.config.mask_keys import MaskKeys
 from ti_flax.config.natures import FREE, KEPT, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
+from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.config.subsets import Subset, Subsets, subset_of
 from ti_flax.config.training_keys import ComputeKeys, OptimizerKeys, OutputKeys
 
@@ -282,6 +283,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Masks": MaskKeys,
     "Training": OptimizerKeys,
     "Loss and noise": ObjectiveKeys,
+    "Stopping": StoppingKeys,
     "Computing": ComputeKeys,
     "Output": OutputKeys,
     "Report": ReportKeys,

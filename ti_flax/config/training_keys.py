@@ -23,6 +23,7 @@ from ti_flax.config.fields import (
 )
 from ti_flax.config.natures import FREE, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
+from ti_flax.config.stopping_keys import StoppingKeys
 
 
 class OptimizerKeys(Settings):
@@ -160,8 +161,18 @@ class ComputeKeys(Settings):
 
 
 # pydantic lists the fields of the last base first.
-class TrainingKeys(ComputeKeys, ObjectiveKeys, OptimizerKeys):
+class TrainingKeys(ComputeKeys, StoppingKeys, ObjectiveKeys, OptimizerKeys):
     """All that a step is made from."""
+
+    @model_validator(mode="after")
+    def _may_stop(self) -> "TrainingKeys":
+        if self.stop == "dvar" and self.dvar_window > self.max_train_steps:
+            raise ValueError(
+                "expected dvar_window <= max_train_steps, found "
+                f"{self.dvar_window} > {self.max_train_steps}; the run would never be "
+                "stopped: train longer, or leave stop out"
+            )
+        return self
 
 
 class OutputKeys(Settings):

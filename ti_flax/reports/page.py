@@ -21,7 +21,7 @@ REPORT_NAME = "report.html"
 
 
 class Status(NamedTuple):
-    """Where a run stands; `reason` says why it ended early, if an error did it."""
+    """Where a run stands; `reason` says why it ended early, if it did."""
 
     done: int
     total: int

@@ -49,12 +49,7 @@ def plots(
         return {name.replace("_", " "): values}
 
     return [
-        of_validations(
-            "Loss on a fixed set",
-            "The same pictures, prompts, timesteps and noise every time, and so "
-            "comparable over the steps.",
-            {"loss": [one["fixed_loss"] for one in validations]},
-        ),
+        _fixed_loss(metrics, validations),
         _by_quarter(validations),
         of_steps(
             "Loss of the steps",
@@ -80,6 +75,24 @@ def plots(
         of_steps("Learning rate", "", key("learning_rate")),
         of_steps("Examples per second", "", key("examples_per_second")),
     ]
+
+
+def _fixed_loss(metrics: Sequence[Line], validations: Sequence[Line]) -> Plot:
+    """By validations, and between them where steps have it."""
+    between = [line for line in metrics if "fixed_loss" in line]
+    ends = _thinned([line["step"] for line in between], max)
+    means = _thinned([line["fixed_loss"] for line in between], _mean)
+    by_step = dict(zip(ends, means, strict=True))
+    by_step |= {line["step"]: line["fixed_loss"] for line in validations}
+    steps = sorted(by_step)
+    return Plot(
+        "Loss on a fixed set",
+        "The same pictures, prompts, timesteps and noise every time, and so comparable "
+        "over the steps.",
+        steps,
+        {"loss": [by_step[step] for step in steps]},
+        {},
+    )
 
 
 def _nearest(

@@ -59,9 +59,9 @@ class Report:
     metrics.jsonl gets one line a step: `step` (from 1), `loss`, `learning_rate`,
     `grad_norm`, `row_norm` and `row_step` (one number a vector: the L2 norms of the
     row and of its last change), `examples_per_second` (of the dispatch that ran the
-    step). validation.jsonl gets the fields of each `Validation`, with previews as
-    `prompt` and `files`. Numbers that are not finite are null,
-    and a step that had them is `skipped`.
+    step), and `fixed_loss` where it was evaluated. validation.jsonl gets the fields of
+    each `Validation`, with previews as `prompt` and `files`. Numbers that are not
+    finite are null, and a step that had them is `skipped`.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Report:
         self._pictures, self._warnings = pictures, warnings
         self._earlier_warnings = _earlier_warnings(config, steps.start)
         self._sinks = sinks
+        # Before its last step.
+        self._learned = False
 
     def add(self, metrics: Metrics, num_steps: int, examples_per_second: float) -> None:
         """Adds the first `num_steps` entries of a dispatch's buffers."""
@@ -91,10 +93,14 @@ class Report:
                 name: buffer[index].tolist()
                 for name, buffer in metrics._asdict().items()
             }
+            del values["running"]
+            if np.isnan(values["fixed_loss"]):
+                del values["fixed_loss"]
             values["examples_per_second"] = round(examples_per_second, 3)
             _write(self._sinks.metrics, {"step": self._step, **values})
             self._track({f"train/{name}": value for name, value in values.items()})
         self._sinks.metrics.flush()
+        self._learned = not metrics.running[-1] and self._step < self._steps.stop
         loss, row_norm = metrics.loss.mean(), metrics.row_norm[-1].mean()
         self._sinks.bar.set_postfix_str(
             f"loss {loss:.4f}, row norm {row_norm:.3f}, "
@@ -143,6 +149,8 @@ class Report:
             path = self._config.output_dir / metrics_log.WARNINGS_NAME
             with metrics_log.told(path.name), atomic.atomic_path(path) as temporary:
                 temporary.write_text("\n".join(warnings) + "\n", encoding="utf-8")
+        if self._learned:
+            running, reason = False, reason or "the fixed loss has settled"
         status = page.Status(self._step, self._steps.stop, running, reason)
         with metrics_log.told(page.REPORT_NAME):
             page.write(self._config, self._pictures, status, warnings)

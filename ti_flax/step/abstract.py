@@ -86,7 +86,7 @@ def abstract_arguments(
             norms={each.name: 1.0 for each in encoders},
         )
         rows, bank = stack([slot] * run.slots)
-        return init_state(rows, recipe.optimizer), bank
+        return init_state(rows, recipe.optimizer, recipe.window), bank
 
     everywhere = sharding.replicated(recipe.mesh)
     state, bank = abstract(jax.eval_shape(make), everywhere)

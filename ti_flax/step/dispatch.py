@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import compilation, sharding
-from ti_flax.step import train_step
+from ti_flax.step import stopping, train_step
 from ti_flax.step.bank import Bank
 from ti_flax.step.state import Metrics, State
 
@@ -31,7 +31,7 @@ def train_steps(
     The trip count is traced: one executable serves every length, so that no number
     depends on how steps are grouped into dispatches.
     """
-    one_step = functools.partial(train_step.train_step, recipe=recipe)
+    one_step = functools.partial(stopping.train_step_and_look, recipe=recipe)
     shapes = jax.eval_shape(one_step, state, frozen, bank)[1]
     buffers = jax.tree.map(
         lambda leaf: jnp.zeros((MAX_STEPS_A_DISPATCH, *leaf.shape), leaf.dtype), shapes

@@ -34,6 +34,16 @@ class FixedLoss(NamedTuple):
 def compile_fixed_loss(
     recipe: train_step.StepRecipe,
 ) -> Callable[[Rows, Mapping[str, Params], Bank], FixedLoss]:
+    """The jitted `fixed_loss`."""
+    return jax.jit(
+        functools.partial(fixed_loss, recipe=recipe),
+        out_shardings=sharding.replicated(recipe.mesh),
+    )
+
+
+def fixed_loss(
+    rows: Rows, frozen: Mapping[str, Params], bank: Bank, recipe: train_step.StepRecipe
+) -> FixedLoss:
     """The loss on a set of examples that is the same at every step of a run.
 
     Pictures, prompts, noise and posterior samples are drawn as those of a step that no
@@ -51,31 +61,27 @@ def compile_fixed_loss(
     quarter = 2 * (2 * np.arange(count) + 1) // count
     share = np.eye(4, dtype=np.float32)[quarter] / np.float32(np.bincount(quarter))
 
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
-    def fixed_loss(rows, frozen, bank):
-        never = jnp.full_like(bank.max_train_steps, jnp.iinfo(jnp.int32).max)
+    never = jnp.full_like(bank.max_train_steps, jnp.iinfo(jnp.int32).max)
 
-        def part(index: Int[Array, ""], bank: Bank) -> Float[Array, "S B"]:
-            examples = index * batch_size + jnp.arange(batch_size)
-            batch = draw_batch(bank, never, examples, recipe.family)
-            spread = process.spread_times(examples, count)
-            times = jnp.broadcast_to(spread, batch.times.shape)
-            batch = batch._replace(times=times, loss_weights=None)
-            return train_step.example_losses(rows, frozen, batch, recipe)
+    def part(index: Int[Array, ""], bank: Bank) -> Float[Array, "S B"]:
+        examples = index * batch_size + jnp.arange(batch_size)
+        batch = draw_batch(bank, never, examples, recipe.family)
+        spread = process.spread_times(examples, count)
+        times = jnp.broadcast_to(spread, batch.times.shape)
+        batch = batch._replace(times=times, loss_weights=None)
+        return train_step.example_losses(rows, frozen, batch, recipe)
 
-        def of_bucket(bucket: int) -> Float[Array, "parts S B"]:
-            one = functools.partial(part, bank=buckets.only(bank, bucket))
-            return jax.lax.map(one, jnp.arange(parts))
+    def of_bucket(bucket: int) -> Float[Array, "parts S B"]:
+        one = functools.partial(part, bank=buckets.only(bank, bucket))
+        return jax.lax.map(one, jnp.arange(parts))
 
-        each = of_bucket(0)
-        if len(bank.buckets) > 1:
-            each = _weighted(bank, [of_bucket(i) for i in range(len(bank.buckets))])
-        by_example = jnp.moveaxis(each, 0, 1).reshape(each.shape[1], count)
-        # A sum, not a matrix product, which some devices round to bfloat16.
-        quarters = (by_example[:, :, None] * share[None]).sum(axis=1)
-        return FixedLoss(each.mean(axis=2).mean(axis=0), quarters)
-
-    return fixed_loss
+    each = of_bucket(0)
+    if len(bank.buckets) > 1:
+        each = _weighted(bank, [of_bucket(i) for i in range(len(bank.buckets))])
+    by_example = jnp.moveaxis(each, 0, 1).reshape(each.shape[1], count)
+    # A sum, not a matrix product, which some devices round to bfloat16.
+    quarters = (by_example[:, :, None] * share[None]).sum(axis=1)
+    return FixedLoss(each.mean(axis=2).mean(axis=0), quarters)
 
 
 def _weighted(

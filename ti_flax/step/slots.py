@@ -47,6 +47,7 @@ class Slot(NamedTuple):
     by name is by that of the text encoder: `prompts`, `rows`, and `norms`, the lengths
     to hold rows to. At `caption_dropout_rate` the last prompt takes the place of the
     drawn one. A share `unmasked_probability` of the examples is learned without masks.
+    `dvar_eps` is the share of the variance of the fixed loss at which it has learned.
     """
 
     seed_key: Key[Array, ""]
@@ -57,6 +58,7 @@ class Slot(NamedTuple):
     norms: Mapping[str, float]
     caption_dropout_rate: float = 0.0
     unmasked_probability: float = 0.0
+    dvar_eps: float = 0.0
 
 
 def stack(slots: Sequence[Slot]) -> tuple[Rows, Bank]:
@@ -94,7 +96,11 @@ def refill(
         ),
     )
     one = _pad(slot, sizes)
-    begun = init_state(jax.tree.map(lambda rows: rows[None], one.initial), optimizer)
+    begun = init_state(
+        jax.tree.map(lambda rows: rows[None], one.initial),
+        optimizer,
+        None if state.progress is None else state.progress.recent.shape[1],
+    )
     begun = jax.tree.map(lambda leaf: leaf[0], begun)
     return _replace((state, bank), (begun, one), jnp.int32(index))
 
@@ -156,6 +162,7 @@ def _pad(slot: Slot, sizes: _Sizes) -> Bank:
         unmasked_probability=jnp.float32(slot.unmasked_probability),
         row_mask=jnp.arange(sizes.vectors) < _sizes(slot).vectors,
         max_train_steps=jnp.int32(slot.max_train_steps),
+        dvar_eps=jnp.float32(slot.dvar_eps),
         initial={name: _to(sizes.vectors, rows) for name, rows in slot.rows.items()},
         norms={name: jnp.float32(norm) for name, norm in slot.norms.items()},
     )

@@ -11,16 +11,36 @@ from jaxtyping import Array, Bool, Float, Int
 Rows = dict[str, Float[Array, "S K D"]]
 
 
+class Progress(NamedTuple):
+    """The fixed losses of each slot so far, and its rows at the least of them.
+
+    `recent` is a ring: the loss of evaluation n, from 0, stands at n mod R. `mean` and
+    `deviations`, the sum of squared deviations from it, are of all (Welford 1962).
+    """
+
+    # The slot has learned, and takes no step more.
+    stopped: Bool[Array, "S"]
+    evaluations: Int[Array, "S"]
+    recent: Float[Array, "S R"]
+    mean: Float[Array, "S"]
+    deviations: Float[Array, "S"]
+    best_loss: Float[Array, "S"]
+    best_step: Int[Array, "S"]
+    best_rows: Rows
+
+
 class State(NamedTuple):
     """All that training changes: a few kilobytes.
 
     `skipped` counts those of the steps that were not finite and changed nothing else.
+    `progress` is None where nothing looks at the fixed loss.
     """
 
     step: Int[Array, "S"]
     skipped: Int[Array, "S"]
     rows: Rows
     opt_state: optax.OptState
+    progress: Progress | None = None
 
 
 class Metrics(NamedTuple):
@@ -34,14 +54,43 @@ class Metrics(NamedTuple):
     row_step: Float[Array, "*steps S EK"]
     # Loss, gradient or update was not finite: the slot's rows are as before.
     skipped: Bool[Array, "*steps S"]
+    # The slot has steps left after this one.
+    running: Bool[Array, "*steps S"]
+    # After the step; NaN where it was not evaluated.
+    fixed_loss: Float[Array, "*steps S"]
 
 
-def init_state(rows: Rows, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step; `rows` are the initial rows [S, K, D]."""
+def init_state(
+    rows: Rows, optimizer: optax.GradientTransformation, window: int | None = None
+) -> State:
+    """The state before the first step.
+
+    Args:
+        rows: the initial rows [S, K, D].
+        optimizer: of one slot.
+        window: how many of the last fixed losses are kept; None: none is looked at.
+    """
     slots = next(iter(rows.values())).shape[0]
-    zeros = jnp.zeros(slots, jnp.int32)
-    # Two arrays: a buffer is given up only once.
-    return State(zeros, zeros.copy(), rows, jax.vmap(optimizer.init)(rows))
+
+    # An array for each: a buffer is given up only once.
+    def count() -> Int[Array, "S"]:
+        return jnp.zeros(slots, jnp.int32)
+
+    state = State(count(), count(), rows, jax.vmap(optimizer.init)(rows))
+    if window is None:
+        return state
+    return state._replace(
+        progress=Progress(
+            stopped=jnp.zeros(slots, bool),
+            evaluations=count(),
+            recent=jnp.zeros((slots, window)),
+            mean=jnp.zeros(slots),
+            deviations=jnp.zeros(slots),
+            best_loss=jnp.full(slots, jnp.inf, jnp.float32),
+            best_step=count(),
+            best_rows=jax.tree.map(jnp.copy, rows),
+        )
+    )
 
 
 def lengths(rows: Rows) -> Float[Array, "S EK"]:

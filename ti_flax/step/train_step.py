@@ -35,6 +35,9 @@ class StepRecipe(NamedTuple):
     mesh: jax.sharding.Mesh
     hold: Hold | None = None
     objective: Objective = PLAIN
+    # Steps between evaluations of the fixed loss, and how many of the last are kept.
+    fixed_loss_steps: int | None = None
+    window: int | None = None
 
 
 def losses(
@@ -87,12 +90,14 @@ def gradients(
 def apply_gradients(
     state: State, loss: Float[Array, "S"], grads: Rows, bank: Bank, recipe: StepRecipe
 ) -> tuple[State, Metrics]:
-    """One optimizer step of every slot that has not reached its last step.
+    """One optimizer step of every slot that has steps left and was not stopped.
 
     A slot whose loss, gradient or new state is not finite keeps what it had, to the
     bit, but for the counters: the next step draws another batch.
     """
     running = state.step < bank.max_train_steps
+    if state.progress is not None:
+        running &= ~state.progress.stopped
     active = bank.row_mask & running[:, None]
     updates, opt_state = jax.vmap(
         lambda g, s, r, active: recipe.optimizer.update(g, s, r, active=active)
@@ -110,7 +115,7 @@ def apply_gradients(
     rows, opt_state = jax.tree.map(
         keep, (rows, opt_state), (state.rows, state.opt_state)
     )
-    skipped = running & ~finite
+    step, skipped = state.step + running, running & ~finite
     metrics = Metrics(
         loss=loss,
         grad_norm=jax.vmap(optax.tree.norm)(grads),
@@ -118,10 +123,11 @@ def apply_gradients(
         row_norm=lengths(rows),
         row_step=lengths(jax.tree.map(jnp.subtract, rows, state.rows)),
         skipped=skipped,
+        running=running & (step < bank.max_train_steps),
+        fixed_loss=jnp.full_like(loss, jnp.nan),
     )
-    return State(
-        state.step + running, state.skipped + skipped, rows, opt_state
-    ), metrics
+    counts = {"step": step, "skipped": state.skipped + skipped}
+    return state._replace(rows=rows, opt_state=opt_state, **counts), metrics
 
 
 def train_step(

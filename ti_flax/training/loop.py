@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
+import numpy as np
 
 from ti_flax.reports import report
 from ti_flax.runtime import hosts
@@ -42,42 +42,52 @@ def run(
     """Takes the steps of `steps` (`steps.start` are taken already).
 
     `watch` sees the metrics of every dispatch, in every process. Returns how many steps
-    are taken in the end, and the state after them: the last, or where `stop`, which is
-    asked after each dispatch, said so.
+    are taken in the end, and the state after them: the last, or where the word had
+    learned, or where `stop`, which is asked after each dispatch, said so.
 
-    A dispatch ends at the next event. Its metrics are read while the one after it
-    runs, but for those before an event: what that sees is written down.
+    A dispatch ends at the next event. Its metrics are read while the one after it runs,
+    but for those before an event: what that sees is written down.
     """
-    done, length, pending = steps.start, 1, None
+    begun, done, length, pending, ended = steps.start, steps.start, 1, None, False
     last = time.perf_counter()
 
-    def finish(metrics: Metrics, num_steps: int) -> int:
-        """Writes a dispatch's metrics down; the length of another."""
-        nonlocal last
-        jax.block_until_ready(metrics)
+    def finish(metrics: Metrics, num_steps: int) -> None:
+        """Writes a dispatch's metrics down, and finds the length of another."""
+        nonlocal done, last, length, ended
+        if ended:  # it took no step
+            return
+        on = np.asarray(metrics.running)[:num_steps].any(axis=1)
+        ended, taken = not on[-1], min(num_steps, int(on.sum()) + 1)
         seconds, last = time.perf_counter() - last, time.perf_counter()
-        watch(metrics, num_steps)
-        run_report.add(metrics, num_steps, num_steps * examples_per_step / seconds)
-        return hosts.broadcast_from_first(_next_length(num_steps, seconds))
+        done += taken
+        watch(metrics, taken)
+        run_report.add(metrics, taken, num_steps * examples_per_step / seconds)
+        length = hosts.broadcast_from_first(_next_length(num_steps, seconds))
 
-    while done < steps.stop and not stop():
-        end = min([steps.stop, *(event.next_after(done) for event in events)])
-        num_steps = min(length, end - done)
+    def act() -> None:
+        nonlocal last
+        for event in events:
+            if ended or done == event.next_after(done - 1):
+                event.act(done, state)
+        # What events take is not the steps' time.
+        last = time.perf_counter()
+
+    while begun < steps.stop and not ended and not stop():
+        end = min([steps.stop, *(event.next_after(begun) for event in events)])
+        num_steps = min(length, end - begun)
         state, metrics = train_steps(state, num_steps)
-        done += num_steps
+        begun += num_steps
         if pending is not None:
-            length = finish(*pending)
+            finish(*pending)
         pending = metrics, num_steps
-        if done == end:
-            length = finish(*pending)
+        if begun == end or ended:
+            finish(*pending)
             pending = None
-            for event in events:
-                if done in (event.next_after(done - 1), steps.stop):
-                    event.act(done, state)
-            # What events take is not the steps' time.
-            last = time.perf_counter()
+            act()
     if pending is not None:
         finish(*pending)
+        if ended:
+            act()
     return done, state
 
 

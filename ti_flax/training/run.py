@@ -3,41 +3,21 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
 
-from ti_flax.checkpoints import store
 from ti_flax.config import run_config
 from ti_flax.reports import report, trackers
-from ti_flax.runtime import compilation, jax_settings, log, profile, sharding
+from ti_flax.runtime import compilation, jax_settings, log, profile
 from ti_flax.runtime.errors import Stopped, UserError
 from ti_flax.runtime.signals import StopSignals
-from ti_flax.step import dispatch
-from ti_flax.step.abstract import abstract_arguments
-from ti_flax.step.state import Metrics, State, init_state
-from ti_flax.step.train_step import StepRecipe
+from ti_flax.step.state import Metrics, State
 from ti_flax.text.embedding import Embedding
 from ti_flax.training import divergence, loop, validation
-from ti_flax.training.inputs import Inputs, read_inputs
-from ti_flax.training.recipe import make_recipe
-from ti_flax.training.resident import Resident, load
-from ti_flax.training.shapes import run_shapes
-from ti_flax.training.writer import Writer, learned
+from ti_flax.training.ready import prepare
+from ti_flax.training.writer import Writer, has_learned, learned
 
 _log = logging.getLogger(__name__)
 
 _SLOT = 0  # a run has one concept
-
-
-class Ready(NamedTuple):
-    """All that the loop needs, on the devices; `steps.start` steps are taken."""
-
-    inputs: Inputs
-    recipe: StepRecipe
-    train_steps: Callable[..., tuple[State, Metrics]]
-    resident: Resident
-    state: State
-    steps: range
 
 
 @jax_settings.fixed()
@@ -95,36 +75,10 @@ def train_concepts(config: run_config.Config, progress: bool = True) -> list[Emb
             take, state, steps, examples, events, run_report, guard.add, stop
         )
         if guard.diverged or steps.start == steps.stop:  # nothing was left to train
-            writer.export(done, state)
-        elif steps.start < done < steps.stop:
+            writer.export(state)
+        elif steps.start < done < steps.stop and not has_learned(state):
             writer.save(done, state)
     return _finish(config, writer, guard, signals, done, state)
-
-
-def prepare(
-    config: run_config.Config, writer: Writer, progress: bool, phases: profile.Phases
-) -> Ready:
-    """Checks and reads everything; the step compiles while weights are read.
-
-    Raises `UserError` for whatever a user may have got wrong.
-    """
-    inputs = read_inputs(config)
-    writer.check(inputs)
-    phases.end("checks")
-    _log.info("reading %s", inputs.model.source.path)
-    shapes, family = run_shapes(config, inputs), inputs.model.family
-    recipe = make_recipe(config, family, shapes.largest.latents, inputs.mesh)
-    train_steps = dispatch.compile_train_steps(
-        recipe, abstract_arguments(recipe, shapes)
-    )
-    resident = load(config, inputs, progress)
-    phases.end("weights and pictures")
-    state = init_state(resident.initial_rows, recipe.optimizer)
-    start, state = store.restore(writer.found, state)
-    state = sharding.replicate(state, inputs.mesh)
-    phases.end("initial rows, checkpoint")
-    steps = range(start, max(start, config.max_train_steps))
-    return Ready(inputs, recipe, train_steps, resident, state, steps)
 
 
 def _should_stop(guard: divergence.DivergenceGuard, signals: StopSignals) -> bool:
@@ -142,12 +96,21 @@ def _finish(
     """What was learned, or why the run ended before."""
     if guard.diverged:
         raise UserError(guard.explanation())
-    if done < config.max_train_steps:
+    if has_learned(state):
+        _log.info(
+            "stopped after %d of %d steps: the fixed loss has settled (stop %s)",
+            done,
+            config.max_train_steps,
+            config.stop,
+        )
+    elif done < config.max_train_steps:
         raise Stopped(
             f"{signals.name}: {done} of {config.max_train_steps} steps are saved in "
             f"{config.output_dir}; resume_from_checkpoint latest resumes"
         )
+    word, step = learned(config, state)
+    if step < done:
+        _log.info("kept the vectors of step %d, with the least fixed loss", step)
     _log.info("wrote %s", config.output_dir)
-    word = learned(config, state)
     writer.finish(word)
     return [word]

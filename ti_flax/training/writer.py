@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from types import TracebackType
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -79,15 +80,16 @@ class Writer:
         """A checkpoint after `done` steps, and the word as it is then."""
         if self.writes:
             self._checkpoints.save(done, state)
-        self.export(done, state)
+        self.export(state)
 
-    def export(self, done: int, state: State) -> None:
-        """What was learned in `done` steps, for other programs."""
+    def export(self, state: State) -> None:
+        """What was learned so far, for other programs."""
         if self.writes:
+            word, step = learned(self._config, state)
             about = provenance.of_run(
-                self._config, self._inputs.model.scheduler, self._fingerprints, done
+                self._config, self._inputs.model.scheduler, self._fingerprints, step
             )
-            word = learned(self._config, state)._replace(provenance=about)
+            word = word._replace(provenance=about)
             results.write(self._config, word, self._inputs.pictures.images)
 
     def finish(self, word: Embedding) -> None:
@@ -97,7 +99,23 @@ class Writer:
             results.finish(self._config, model, tokenizers, word)
 
 
-def learned(config: run_config.ConceptKeys, state: State) -> Embedding:
-    """The word of slot 0."""
-    rows = {name: np.asarray(rows)[0] for name, rows in state.rows.items()}
-    return Embedding(config.placeholder_token, rows)
+class Learned(NamedTuple):
+    """A word, and after how many steps its rows were as they are kept."""
+
+    word: Embedding
+    step: int
+
+
+def learned(config: run_config.Config, state: State) -> Learned:
+    """The word of slot 0, as `keep` says."""
+    rows, step, best = state.rows, state.step, state.progress
+    # Before the first evaluation there is no best.
+    if config.keep == "best" and best is not None and best.evaluations[0] > 0:
+        rows, step = best.best_rows, best.best_step
+    own = {name: np.asarray(each)[0] for name, each in rows.items()}
+    return Learned(Embedding(config.placeholder_token, own), int(step[0]))
+
+
+def has_learned(state: State) -> bool:
+    """Whether the word was stopped before its last step, because it has learned."""
+    return state.progress is not None and bool(state.progress.stopped[0])

@@ -43,7 +43,7 @@ def learn(
     side = model.family.latent_side(drawing.SIDE)
     recipe = make_recipe(config, model.family, side**2, frozen.mesh)
     rows, bank = stack(_slots(config, frozen, concepts, one_background))
-    state = init_state(rows, recipe.optimizer)
+    state = init_state(rows, recipe.optimizer, recipe.window)
     state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
     train_steps = dispatch.compile_train_steps(recipe)
     with Bar(

@@ -1,0 +1,58 @@
+"""All that the loop needs, from checks to arrays on the devices."""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ti_flax.checkpoints import store
+from ti_flax.config import run_config
+from ti_flax.runtime import profile, sharding
+from ti_flax.step import dispatch
+from ti_flax.step.abstract import abstract_arguments
+from ti_flax.step.state import Metrics, State, init_state
+from ti_flax.step.train_step import StepRecipe
+from ti_flax.training.inputs import Inputs, read_inputs
+from ti_flax.training.recipe import make_recipe
+from ti_flax.training.resident import Resident, load
+from ti_flax.training.shapes import run_shapes
+from ti_flax.training.writer import Writer, has_learned
+
+_log = logging.getLogger(__name__)
+
+
+class Ready(NamedTuple):
+    """All that the loop needs, on the devices; `steps.start` steps are taken."""
+
+    inputs: Inputs
+    recipe: StepRecipe
+    train_steps: Callable[..., tuple[State, Metrics]]
+    resident: Resident
+    state: State
+    steps: range
+
+
+def prepare(
+    config: run_config.Config, writer: Writer, progress: bool, phases: profile.Phases
+) -> Ready:
+    """Checks and reads everything; the step compiles while weights are read.
+
+    Raises `UserError` for whatever a user may have got wrong.
+    """
+    inputs = read_inputs(config)
+    writer.check(inputs)
+    phases.end("checks")
+    _log.info("reading %s", inputs.model.source.path)
+    shapes, family = run_shapes(config, inputs), inputs.model.family
+    recipe = make_recipe(config, family, shapes.largest.latents, inputs.mesh)
+    train_steps = dispatch.compile_train_steps(
+        recipe, abstract_arguments(recipe, shapes)
+    )
+    resident = load(config, inputs, progress)
+    phases.end("weights and pictures")
+    state = init_state(resident.initial_rows, recipe.optimizer, recipe.window)
+    start, state = store.restore(writer.found, state)
+    left = 0 if has_learned(state) else config.max_train_steps - start
+    state = sharding.replicate(state, inputs.mesh)
+    phases.end("initial rows, checkpoint")
+    steps = range(start, start + max(0, left))
+    return Ready(inputs, recipe, train_steps, resident, state, steps)
