@@ -33,7 +33,7 @@ from ti_flax.quickstart import settings as quickstart_settings
 from ti_flax.runtime import errors
 from ti_flax.step.optimizer import adamw
 from ti_flax.step.state import init_state
-from ti_flax.training import run as training_run
+from ti_flax.training import ready
 
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| (.+?) \| `(.+)` \|$", re.MULTILINE)
@@ -490,7 +490,7 @@ def test_what_a_run_does_otherwise_than_meant_is_a_line_of_the_page(
     def load(*_):
         raise errors.UserError("all has been checked")
 
-    monkeypatch.setattr(training_run, "load", load)
+    monkeypatch.setattr(ready, "load", load)
     NOTICES[case](arguments, tmp_path)
     _, stderr = run(monkeypatch, capfd, arguments)
     assert "all has been checked" in stderr
