@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import jax
 import numpy as np
@@ -364,6 +365,7 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
         num_images=1,
         steps=2,
         max_train_steps=2,
+        lr_scheduler="constant",
         methods=("templates", "captions", "masks"),
         one_background=True,
         train_batch_size=8,
@@ -374,6 +376,8 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
     # As text, for a ratio to nouns that a random model does not know is NaN.
     assert json.dumps(written["object"]) == json.dumps(content["object"])
     assert written["settings"]["learning_rate"] == 3e-3
+    assert written["settings"]["lr_scheduler"] == "constant"
+    assert written["steps"] == [2] * (4 + 4 + 1)
     assert written["settings"]["hold_row_norm"] == "clip"
     groups = [word["group"] for word in written["words"]]
     assert groups == [
@@ -391,6 +395,39 @@ def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
     assert "templates (1)" in told
     assert "captions beside templates, points: appearance" in told
     assert told.count("own, unasked") == 2 * 1 + 3
+
+
+def test_concepts_stop_one_by_one_and_keep_their_best(tiny_model, monkeypatch):
+    """Where the step says so; that it does is in step/test_stopping.py."""
+    from ti_flax.benchmarks.quality import base_model, learn_many
+
+    def encode_pictures(family, params, images, **_):
+        return np.zeros((len(images), 2, 8, 8, 8), np.float32)
+
+    stops, dispatched = np.array([30, 20, 20, 20]), []
+
+    def compile_train_steps(recipe):
+        def run(state, frozen, bank, num_steps):
+            dispatched.append(num_steps)
+            steps = sum(dispatched) - num_steps + 1 + np.arange(num_steps)
+            best = jax.tree.map(lambda rows: rows + 1, bank.initial)
+            progress = state.progress._replace(best_rows=best)
+            state = state._replace(step=stops.clip(max=steps[-1]), progress=progress)
+            return state, types.SimpleNamespace(running=steps[:, None] < stops)
+
+        return run
+
+    monkeypatch.setattr(learn_many, "encode_pictures", encode_pictures)
+    monkeypatch.setattr(learn_many.dispatch, "compile_train_steps", compile_train_steps)
+    model = f"--pretrained_model_name_or_path={tiny_model}"
+    keys = ["--stop=dvar", "--dvar_window=20", "--keep=best", "--max_train_steps=50"]
+    config, concepts = settings.load_config([model, *keys]), held_out.concepts(1)
+    base = base_model.load(config)
+    rows, steps = learn_many.learn(config, base, concepts, False, False)
+    assert dispatched == [10, 10, 10] and steps == [30, 20, 20, 20]
+    slots = learn_many._slots(config, base, concepts, False)
+    initial = [slot.rows["text_encoder"][0] for slot in slots]
+    np.testing.assert_allclose(rows, np.stack(initial) + 1)
 
 
 @pytest.mark.slow

@@ -46,6 +46,11 @@ class StoppingKeys(Settings):
         return self.stop != "none" or self.keep == "best"
 
     @property
+    def settled_share(self) -> float:
+        """`dvar_eps`; 0, which no variance is below, where nothing is stopped."""
+        return self.dvar_eps if self.stop == "dvar" else 0.0
+
+    @property
     def window(self) -> int:
         """`dvar_window` in evaluations; 1 where nothing is stopped by them."""
         return self.dvar_window // self.fixed_loss_steps if self.stop == "dvar" else 1

@@ -66,7 +66,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         norms={name: held_norm(config, *both) for name, both in norms.items()},
         caption_dropout_rate=config.caption_dropout_rate,
         unmasked_probability=config.unmasked_probability,
-        dvar_eps=config.dvar_eps if config.stop == "dvar" else 0.0,
+        dvar_eps=config.settled_share,
     )
     rows, bank = stack([slot])
     return Resident(

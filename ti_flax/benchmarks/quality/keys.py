@@ -11,6 +11,7 @@ from ti_flax.config.fields import (
     Count,
     FilePath,
     Integer,
+    LrScheduler,
     NameOrPath,
     Number,
     OptionalInteger,
@@ -56,6 +57,15 @@ class TrainingKeys(Settings):
     learning_rate: OptionalNumber = Field(
         None, gt=0, le=1e6, description=f"peak of the learning rate; {_AS_QUICKSTART}"
     )
+    lr_scheduler: LrScheduler | None = Field(
+        None, description=f"course of the learning rate; {_AS_QUICKSTART}"
+    )
+    stop: Literal["none", "dvar"] = Field(
+        "none", description="when a concept has learned, as for a run"
+    )
+    dvar_window: Count = Field(310, le=100_000, description="as for a run")
+    dvar_eps: Number = Field(0.15, gt=0, le=1, description="as for a run")
+    keep: Literal["last", "best"] = Field("last", description="as for a run")
     seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
 
     @field_validator("methods")

@@ -37,8 +37,11 @@ def learn(
     concepts: Sequence[Concept],
     one_background: bool,
     progress: bool,
-) -> Float32[np.ndarray, "S D"]:
-    """The learned row of each concept; `config` has the hyperparameters of all."""
+) -> tuple[Float32[np.ndarray, "S D"], list[int]]:
+    """The learned row of each concept, and after how many steps it ended.
+
+    `config` has the hyperparameters of all.
+    """
     model = frozen.model
     side = model.family.latent_side(drawing.SIDE)
     recipe = make_recipe(config, model.family, side**2, frozen.mesh)
@@ -52,9 +55,13 @@ def learn(
         for done in range(0, config.max_train_steps, _STEPS_A_DISPATCH):
             num_steps = min(_STEPS_A_DISPATCH, config.max_train_steps - done)
             state, metrics = train_steps(state, frozen.params, bank, num_steps)
-            jax.block_until_ready(metrics)
+            running = np.asarray(metrics.running)[num_steps - 1]
             bar.update(num_steps)
-    return np.asarray(state.rows[frozen.encoder.name][:, 0])
+            if not running.any():
+                break
+    best = state.progress if config.keep == "best" else None
+    kept = state.rows if best is None else best.best_rows
+    return np.asarray(kept[frozen.encoder.name][:, 0]), np.asarray(state.step).tolist()
 
 
 def _slots(
@@ -94,6 +101,7 @@ def _slots(
                 max_train_steps=config.max_train_steps,
                 norms={name: norm},
                 unmasked_probability=config.unmasked_probability,
+                dvar_eps=config.settled_share,
             )
         )
     return slots

@@ -25,7 +25,10 @@ from ti_flax.runtime import atomic
 
 _log = logging.getLogger(__name__)
 
-_HYPERPARAMETERS = ("train_batch_size", "max_train_steps", "learning_rate", "seed")
+_HYPERPARAMETERS = (
+    *("train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler", "seed"),
+    *("stop", "dvar_window", "dvar_eps", "keep"),
+)
 _HOLD = "hold_row_norm"  # as configs/quickstart.yaml has it
 _JUDGED_DRAWINGS = 1000
 
@@ -44,7 +47,7 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
     base = base_model.load(config)
     concepts = held_out.concepts(keys.objects)
     learned = held_out.learned(concepts, keys.methods, keys.repeats)
-    rows = learn_many.learn(config, base, learned, keys.one_background, progress)
+    rows, steps = learn_many.learn(config, base, learned, keys.one_background, progress)
     trained = time.perf_counter()
     words = _words(concepts, learned, rows, keys.species)
     scored = score_words(keys, base, words, progress)
@@ -58,11 +61,17 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
             "pictures": round(time.perf_counter() - trained),
         },
         "judge": own,
+        "steps": steps,
         **_plain(summary),
         "words": _plain(scored),
     }
     atomic.write_json(keys.output, content, indent=1)
     print(scores.table(summary, own))
+    if keys.stop != "none":
+        print(
+            f"stopped after {np.mean(steps):.0f} steps in the mean, "
+            f"{min(steps)} to {max(steps)} of {config.max_train_steps}"
+        )
     _log.info("wrote %s", keys.output)
     return content
 
