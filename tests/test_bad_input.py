@@ -337,6 +337,7 @@ CASES = {
     "two initializers": given(initializer_embedding="word.bin"),
     "two weights of the loss": given(snr_gamma=5, debiased_estimation_loss="true"),
     "two limits that leave nothing": given(min_timestep=900, max_timestep=100),
+    "a window that the run does not reach": given(stop="dvar", dvar_window=310),
     "more timesteps than the model has": given(max_timestep=2000),
     "a loss for a model that predicts v": given(
         scale_v_pred_loss_like_noise_pred="true"

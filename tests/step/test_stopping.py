@@ -79,9 +79,12 @@ def test_a_slot_stops_where_the_paper_says(seed, window):
             now = jnp.where(jnp.arange(5) % 2 == part, losses[:, step], jnp.nan)
             number = jnp.full(5, 2 * step + part)
             progress = note(progress, now, number, rows, eps)
-        for slot in np.flatnonzero(progress.stopped):
+        for slot in np.flatnonzero(progress.settled):
             found[slot] = found[slot] or step + 1
     assert found == expected
+    # The step at which it did, whatever comes after it.
+    steps = [n and 2 * (n - 1) + slot % 2 for slot, n in enumerate(expected)]
+    assert [n or None for n in progress.settled.tolist()] == steps
     np.testing.assert_array_equal(progress.evaluations, [len(n)] * 5)
     np.testing.assert_allclose(progress.mean, losses.mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(
@@ -116,6 +119,32 @@ def test_the_dog_stops_and_the_cat_goes_on(trained):
     before, _ = train(make_recipe(), CAT, DOG, eps=[0.0, 0.6], dispatches=[stop])
     for late, early in zip(*map(jax.tree.leaves, (state, before)), strict=True):
         np.testing.assert_array_equal(late[1], early[1])
+
+
+def test_cooling_takes_a_share_of_the_steps_with_a_rate_that_falls_to_zero(trained):
+    stop = int(trained[0].step[1])
+    recipe = make_recipe()
+    state, bank = make_run(recipe, CAT, DOG, eps=[0.0, 0.6])
+    bank = bank._replace(cooldown=jnp.float32([0.25, 0.25]))
+    run = dispatch.compile_train_steps(recipe)
+    state, metrics = run(state, slots.make_frozen(recipe), bank, 24)
+    end = stop + int(np.ceil(0.25 * stop))
+    assert stop < end < 24
+    assert state.progress.settled.tolist() == [0, stop]
+    assert state.step.tolist() == [24, end]
+    assert state.progress.stopped.tolist() == [False, True]
+    running = np.asarray(metrics.running)[:24]
+    assert running[:, 1].tolist() == [step < end for step in range(1, 25)]
+    rates = np.asarray(metrics.learning_rate)[:24]
+    # 1, and in n steps of a cooldown 1, (n - 1) / n, ..., 1 / n.
+    falling = np.linspace(1, 0, end - stop + 1)[:-1]
+    expected = 1e-2 * np.concatenate([np.ones(stop), falling])
+    np.testing.assert_allclose(rates[:end, 1], expected, rtol=1e-6)
+    np.testing.assert_allclose(rates[:, 0], 1e-2, rtol=1e-6)
+    # Of Adam without decay the step is in proportion to the rate: after as many steps
+    # at the full rate, it would have gone further.
+    moved = np.asarray(metrics.row_step)[:24, 1, 0]
+    assert (moved[stop + 1 : end] < moved[:stop].min()).all()
 
 
 def test_looking_changes_no_step(trained):

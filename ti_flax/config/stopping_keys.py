@@ -28,6 +28,13 @@ class StoppingKeys(Settings):
         description="it has when its variance over them is less than this share of "
         "that over all steps, 0.15 in the paper",
     )
+    stop_cooldown: Annotated[Number, TRAVELS] = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="share of the steps until then that are taken after it, while the "
+        "learning rate falls to 0; 0 in the paper",
+    )
     fixed_loss_steps: Annotated[Count, TRAVELS] = Field(
         5,
         le=100_000,

@@ -49,8 +49,9 @@ class Bank(NamedTuple):
     unmasked_probability: Float[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
-    # See `stopping.py`; 0: never.
+    # See `stopping.py`; eps 0: never.
     dvar_eps: Float[Array, "S"]
+    cooldown: Float[Array, "S"]
     # Where rows started, and the lengths to hold them to: what a `Hold` needs.
     initial: Rows
     norms: dict[str, Float[Array, "S"]]

@@ -18,6 +18,8 @@ class Progress(NamedTuple):
     `deviations`, the sum of squared deviations from it, are of all (Welford 1962).
     """
 
+    # The step at which the fixed loss had settled; 0: not yet.
+    settled: Int[Array, "S"]
     # The slot has learned, and takes no step more.
     stopped: Bool[Array, "S"]
     evaluations: Int[Array, "S"]
@@ -81,6 +83,7 @@ def init_state(
         return state
     return state._replace(
         progress=Progress(
+            settled=count(),
             stopped=jnp.zeros(slots, bool),
             evaluations=count(),
             recent=jnp.zeros((slots, window)),

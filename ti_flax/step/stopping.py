@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ti_flax.models.torch_params import Params
 from ti_flax.step.bank import Bank
+from ti_flax.step.cooldown import last_step
 from ti_flax.step.fixed_loss import fixed_loss
 from ti_flax.step.state import Metrics, Progress, Rows, State
 from ti_flax.step.train_step import StepRecipe, train_step
@@ -33,6 +34,8 @@ def train_step_and_look(
     )
     losses = jnp.where(due, losses, jnp.nan)
     progress = note(state.progress, losses, state.step, state.rows, bank.dvar_eps)
+    learned = state.step >= last_step(progress.settled, bank.cooldown)
+    progress = progress._replace(stopped=(progress.settled > 0) & learned)
     running = metrics.running & ~progress.stopped
     metrics = metrics._replace(fixed_loss=losses, running=running)
     return state._replace(progress=progress), metrics
@@ -47,7 +50,7 @@ def note(
 ) -> Progress:
     """The progress with the fixed losses after `step` steps; NaN: not evaluated.
 
-    A slot stops where the variance of its last R losses is less than `dvar_eps` of
+    It has settled where the variance of its last R losses is less than `dvar_eps` of
     that of all, R of them at least (DVAR, Voronov et al. 2023, algorithm 1).
     """
 
@@ -60,10 +63,11 @@ def note(
         moved = loss - seen.mean
         mean = seen.mean + moved / count
         deviations = seen.deviations + moved * (loss - mean)
-        settled = recent.var() < eps * (deviations / count)
+        settles = (count >= window) & (recent.var() < eps * (deviations / count))
+        settles &= seen.settled == 0
         best = loss < seen.best_loss
-        new = Progress(
-            stopped=seen.stopped | ((count >= window) & settled),
+        new = seen._replace(
+            settled=jnp.where(settles, step, seen.settled),
             evaluations=count,
             recent=recent,
             mean=mean,

@@ -67,6 +67,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         caption_dropout_rate=config.caption_dropout_rate,
         unmasked_probability=config.unmasked_probability,
         dvar_eps=config.settled_share,
+        cooldown=config.stop_cooldown,
     )
     rows, bank = stack([slot])
     return Resident(

@@ -65,6 +65,7 @@ class TrainingKeys(Settings):
     )
     dvar_window: Count = Field(310, le=100_000, description="as for a run")
     dvar_eps: Number = Field(0.15, gt=0, le=1, description="as for a run")
+    stop_cooldown: Number = Field(0.0, ge=0, le=10, description="as for a run")
     keep: Literal["last", "best"] = Field("last", description="as for a run")
     seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
 

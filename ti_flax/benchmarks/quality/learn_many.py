@@ -102,6 +102,7 @@ def _slots(
                 norms={name: norm},
                 unmasked_probability=config.unmasked_probability,
                 dvar_eps=config.settled_share,
+                cooldown=config.stop_cooldown,
             )
         )
     return slots

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 _HYPERPARAMETERS = (
     *("train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler", "seed"),
-    *("stop", "dvar_window", "dvar_eps", "keep"),
+    *("stop", "dvar_window", "dvar_eps", "stop_cooldown", "keep"),
 )
 _HOLD = "hold_row_norm"  # as configs/quickstart.yaml has it
 _JUDGED_DRAWINGS = 1000
