@@ -9,7 +9,7 @@ import slots
 from ti_flax.step import dispatch, stopping
 from ti_flax.step.fixed_loss import compile_fixed_loss
 from ti_flax.step.slots import refill
-from ti_flax.step.state import init_state
+from ti_flax.step.state import Rule, init_state
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
@@ -21,12 +21,19 @@ def make_recipe(every=EVERY, **keys):
     return slots.make_recipe(**keys)._replace(fixed_loss_steps=every, window=WINDOW)
 
 
+def rules(eps=(), waits=()):
+    """DVAR of some slots, then plateau of others: (patience, min_delta)."""
+    each = [Rule.of_slot(dvar_eps=float(one)) for one in eps]
+    each += [Rule.of_slot(patience=steps, min_delta=low) for steps, low in waits]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
 def make_run(recipe, *concepts, eps):
     """As `slots.make_run`, each concept with its share of the variance."""
     _, bank = slots.make_run(recipe, *concepts)
     rows = jax.tree.map(jnp.copy, bank.initial)
     state = init_state(rows, recipe.optimizer, recipe.window)
-    bank = bank._replace(dvar_eps=jnp.float32(eps))
+    bank = bank._replace(rule=rules(eps))
     return jax.device_put((state, bank), bank.row_mask.sharding)
 
 
@@ -78,13 +85,10 @@ def test_a_slot_stops_where_the_paper_says(seed, window):
         for part in (0, 1):
             now = jnp.where(jnp.arange(5) % 2 == part, losses[:, step], jnp.nan)
             number = jnp.full(5, 2 * step + part)
-            progress = note(progress, now, number, rows, eps)
-        for slot in np.flatnonzero(progress.settled):
+            progress = note(progress, now, number, rows, rules(eps))
+        for slot in np.flatnonzero(progress.stopped):
             found[slot] = found[slot] or step + 1
     assert found == expected
-    # The step at which it did, whatever comes after it.
-    steps = [n and 2 * (n - 1) + slot % 2 for slot, n in enumerate(expected)]
-    assert [n or None for n in progress.settled.tolist()] == steps
     np.testing.assert_array_equal(progress.evaluations, [len(n)] * 5)
     np.testing.assert_allclose(progress.mean, losses.mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(
@@ -93,6 +97,48 @@ def test_a_slot_stops_where_the_paper_says(seed, window):
     np.testing.assert_array_equal(progress.best_loss, losses.min(axis=1))
     best = 2 * losses.argmin(axis=1) + np.arange(5) % 2
     np.testing.assert_array_equal(progress.best_step, best)
+
+
+def plateaus_at(losses, steps, patience, min_delta):
+    """After how many losses none was lower for so many steps, as PyTorch counts.
+
+    `ReduceLROnPlateau` (mode min, threshold_mode rel) with its patience in steps.
+    """
+    best, best_step = np.inf, 0
+    for count, (loss, step) in enumerate(zip(losses, steps, strict=True), start=1):
+        if loss < best * (1 - min_delta):
+            best, best_step = loss, step
+        elif step - best_step >= patience:
+            return count
+    return None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_slot_stops_where_its_loss_falls_no_more(seed):
+    n, noise = np.arange(200), np.random.default_rng(seed).normal(size=200)
+    falling = [
+        0.1 + 0.05 * np.exp(-n / speed) + scale * noise
+        for speed, scale in [(3, 0), (20, 1e-3), (60, 3e-3), (20, 1e-5)]
+    ]
+    losses = np.float32([*falling, 0.25 - 1e-3 * n])
+    steps = 5 * (n + 1)
+    waits = [(100, 0.005), (100, 0.005), (200, 0.0), (50, 0.05), (50, 0.004)]
+    expected = [
+        plateaus_at(each, steps, *wait)
+        for each, wait in zip(losses, np.float32(waits).tolist(), strict=True)
+    ]
+    assert expected[-1] is None and len(set(expected)) > 2
+    rows = {"text_encoder": jnp.zeros((5, 1, 2))}
+    progress = init_state(rows, slots.make_recipe().optimizer, 1).progress
+    note, found = jax.jit(stopping.note), [None] * 5
+    for index, step in enumerate(steps):
+        number = jnp.full(5, step, jnp.int32)
+        progress = note(
+            progress, jnp.array(losses[:, index]), number, rows, rules(waits=waits)
+        )
+        for slot in np.flatnonzero(progress.stopped):
+            found[slot] = found[slot] or index + 1
+    assert found == expected
 
 
 @pytest.fixture(scope="module")
@@ -119,32 +165,6 @@ def test_the_dog_stops_and_the_cat_goes_on(trained):
     before, _ = train(make_recipe(), CAT, DOG, eps=[0.0, 0.6], dispatches=[stop])
     for late, early in zip(*map(jax.tree.leaves, (state, before)), strict=True):
         np.testing.assert_array_equal(late[1], early[1])
-
-
-def test_cooling_takes_a_share_of_the_steps_with_a_rate_that_falls_to_zero(trained):
-    stop = int(trained[0].step[1])
-    recipe = make_recipe()
-    state, bank = make_run(recipe, CAT, DOG, eps=[0.0, 0.6])
-    bank = bank._replace(cooldown=jnp.float32([0.25, 0.25]))
-    run = dispatch.compile_train_steps(recipe)
-    state, metrics = run(state, slots.make_frozen(recipe), bank, 24)
-    end = stop + int(np.ceil(0.25 * stop))
-    assert stop < end < 24
-    assert state.progress.settled.tolist() == [0, stop]
-    assert state.step.tolist() == [24, end]
-    assert state.progress.stopped.tolist() == [False, True]
-    running = np.asarray(metrics.running)[:24]
-    assert running[:, 1].tolist() == [step < end for step in range(1, 25)]
-    rates = np.asarray(metrics.learning_rate)[:24]
-    # 1, and in n steps of a cooldown 1, (n - 1) / n, ..., 1 / n.
-    falling = np.linspace(1, 0, end - stop + 1)[:-1]
-    expected = 1e-2 * np.concatenate([np.ones(stop), falling])
-    np.testing.assert_allclose(rates[:end, 1], expected, rtol=1e-6)
-    np.testing.assert_allclose(rates[:, 0], 1e-2, rtol=1e-6)
-    # Of Adam without decay the step is in proportion to the rate: after as many steps
-    # at the full rate, it would have gone further.
-    moved = np.asarray(metrics.row_step)[:24, 1, 0]
-    assert (moved[stop + 1 : end] < moved[:stop].min()).all()
 
 
 def test_looking_changes_no_step(trained):
@@ -207,7 +227,7 @@ def test_a_refilled_slot_starts_anew():
     frozen, run = slots.make_frozen(recipe), dispatch.jit_train_steps(recipe)
     state, _ = run(state, frozen, bank, np.int32(24))
     assert state.progress.stopped.tolist() == [False, True]
-    slot = slots.make_slot(BIRD)._replace(dvar_eps=0.0)
+    slot = slots.make_slot(BIRD)
     state, bank = refill(state, bank, 1, slot, recipe.optimizer)
     assert state.progress.stopped.tolist() == [False, False]
     state, _ = run(state, frozen, bank, np.int32(7))

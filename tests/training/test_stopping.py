@@ -44,8 +44,12 @@ def lines(folder, name="metrics.jsonl"):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_a_run_ends_where_its_word_has_learned(settings, caplog):
-    config = settings()
+PLATEAU = {"stop": "plateau", "plateau_patience": 8, "plateau_min_delta": 0.05}
+
+
+@pytest.mark.parametrize("rule", [{}, PLATEAU], ids=["dvar", "plateau"])
+def test_a_run_ends_where_its_word_has_learned(settings, caplog, rule):
+    config = settings(**rule)
     with caplog.at_level("INFO", "ti_flax"):
         (word,) = training_run.train_concepts(config, progress=False)
     steps = [line["step"] for line in lines(config.output_dir)]
@@ -161,7 +165,11 @@ def test_before_an_evaluation_the_last_rows_are_the_best(settings):
             "expected dvar_window >= 2 * fixed_loss_steps, found 9 and 5",
         ),
         ({"dvar_eps": 0}, "dvar_eps: expected greater than 0, found "),
-        ({"stop": "plateau"}, "stop: expected"),
+        ({"stop": "clip"}, "stop: expected 'none', 'plateau' or 'dvar', found 'clip'"),
+        (
+            {"stop": "plateau", "plateau_patience": 500},
+            "expected plateau_patience <= max_train_steps, found 500 > 400",
+        ),
     ],
 )
 def test_what_could_never_stop_is_refused(keys, told):

@@ -7,14 +7,16 @@ from pydantic import Field, model_validator
 from ti_flax.config.fields import Count, Number, Settings
 from ti_flax.config.natures import TRAVELS
 
+StopRule = Literal["none", "plateau", "dvar"]
+
 
 class StoppingKeys(Settings):
     """When a word has learned, by its loss on a fixed set of examples."""
 
-    stop: Annotated[Literal["none", "dvar"], TRAVELS] = Field(
+    stop: Annotated[StopRule, TRAVELS] = Field(
         "none",
-        description="dvar ends the run when the fixed loss has settled, before "
-        "max_train_steps; for lr_scheduler constant",
+        description="end the run before max_train_steps: plateau when the fixed loss "
+        "falls no more, dvar when its variance has settled; for lr_scheduler constant",
     )
     dvar_window: Annotated[Count, TRAVELS] = Field(
         310,
@@ -28,12 +30,11 @@ class StoppingKeys(Settings):
         description="it has when its variance over them is less than this share of "
         "that over all steps, 0.15 in the paper",
     )
-    stop_cooldown: Annotated[Number, TRAVELS] = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="share of the steps until then that are taken after it, while the "
-        "learning rate falls to 0; 0 in the paper",
+    plateau_patience: Annotated[Count, TRAVELS] = Field(
+        100, le=10**6, description="steps that plateau waits for a lower fixed loss"
+    )
+    plateau_min_delta: Annotated[Number, TRAVELS] = Field(
+        0.005, ge=0, lt=1, description="share by which it must be lower to count"
     )
     fixed_loss_steps: Annotated[Count, TRAVELS] = Field(
         5,
@@ -53,13 +54,8 @@ class StoppingKeys(Settings):
         return self.stop != "none" or self.keep == "best"
 
     @property
-    def settled_share(self) -> float:
-        """`dvar_eps`; 0, which no variance is below, where nothing is stopped."""
-        return self.dvar_eps if self.stop == "dvar" else 0.0
-
-    @property
     def window(self) -> int:
-        """`dvar_window` in evaluations; 1 where nothing is stopped by them."""
+        """`dvar_window` in evaluations; 1 where they stop nothing."""
         return self.dvar_window // self.fixed_loss_steps if self.stop == "dvar" else 1
 
     @model_validator(mode="after")

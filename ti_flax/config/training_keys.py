@@ -166,11 +166,13 @@ class TrainingKeys(ComputeKeys, StoppingKeys, ObjectiveKeys, OptimizerKeys):
 
     @model_validator(mode="after")
     def _may_stop(self) -> "TrainingKeys":
-        if self.stop == "dvar" and self.dvar_window > self.max_train_steps:
+        keys = {"dvar": "dvar_window", "plateau": "plateau_patience"}
+        key = keys.get(self.stop)
+        if key is not None and getattr(self, key) > self.max_train_steps:
             raise ValueError(
-                "expected dvar_window <= max_train_steps, found "
-                f"{self.dvar_window} > {self.max_train_steps}; the run would never be "
-                "stopped: train longer, or leave stop out"
+                f"expected {key} <= max_train_steps, found {getattr(self, key)} > "
+                f"{self.max_train_steps}; the run would never be stopped: train "
+                "longer, or leave stop out"
             )
         return self
 

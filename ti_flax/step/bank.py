@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ti_flax.diffusion.objective import PLAIN, Objective
 from ti_flax.models.family import Family
-from ti_flax.step.state import Rows
+from ti_flax.step.state import Rows, Rule
 
 # Keys of an example: `split` gives the first six, of which `fold_in` must stay clear.
 _OBJECTIVE_KEY = 16
@@ -49,9 +49,7 @@ class Bank(NamedTuple):
     unmasked_probability: Float[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
-    # See `stopping.py`; eps 0: never.
-    dvar_eps: Float[Array, "S"]
-    cooldown: Float[Array, "S"]
+    rule: Rule
     # Where rows started, and the lengths to hold them to: what a `Hold` needs.
     initial: Rows
     norms: dict[str, Float[Array, "S"]]

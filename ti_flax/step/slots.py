@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from ti_flax.step.bank import Bank, Bucket
-from ti_flax.step.state import Rows, State, init_state
+from ti_flax.step.state import Rows, Rule, State, init_state
 
 
 class Encoded(NamedTuple):
@@ -47,8 +47,7 @@ class Slot(NamedTuple):
     by name is by that of the text encoder: `prompts`, `rows`, and `norms`, the lengths
     to hold rows to. At `caption_dropout_rate` the last prompt takes the place of the
     drawn one. A share `unmasked_probability` of the examples is learned without masks.
-    `dvar_eps` is the share of the variance of the fixed loss at which that has settled,
-    `cooldown` the share of the steps so far that are taken from then on.
+    `rule` says when it has learned; by default only after `max_train_steps`.
     """
 
     seed_key: Key[Array, ""]
@@ -59,8 +58,7 @@ class Slot(NamedTuple):
     norms: Mapping[str, float]
     caption_dropout_rate: float = 0.0
     unmasked_probability: float = 0.0
-    dvar_eps: float = 0.0
-    cooldown: float = 0.0
+    rule: Rule | None = None
 
 
 def stack(slots: Sequence[Slot]) -> tuple[Rows, Bank]:
@@ -164,8 +162,7 @@ def _pad(slot: Slot, sizes: _Sizes) -> Bank:
         unmasked_probability=jnp.float32(slot.unmasked_probability),
         row_mask=jnp.arange(sizes.vectors) < _sizes(slot).vectors,
         max_train_steps=jnp.int32(slot.max_train_steps),
-        dvar_eps=jnp.float32(slot.dvar_eps),
-        cooldown=jnp.float32(slot.cooldown),
+        rule=slot.rule or Rule.of_slot(),
         initial={name: _to(sizes.vectors, rows) for name, rows in slot.rows.items()},
         norms={name: jnp.float32(norm) for name, norm in slot.norms.items()},
     )

@@ -11,6 +11,27 @@ from jaxtyping import Array, Bool, Float, Int
 Rows = dict[str, Float[Array, "S K D"]]
 
 
+class Rule(NamedTuple):
+    """When each slot has learned, by its fixed losses: see `stopping.note`.
+
+    Where a rule is off, `dvar_eps` is 0, and `patience` longer than any run.
+    """
+
+    dvar_eps: Float[Array, "S"]
+    # In steps.
+    patience: Int[Array, "S"]
+    min_delta: Float[Array, "S"]
+
+    @classmethod
+    def of_slot(
+        cls, dvar_eps: float = 0.0, patience: int | None = None, min_delta: float = 0.0
+    ) -> "Rule":
+        """Without the axis S; by default it never stops."""
+        never = jnp.iinfo(jnp.int32).max
+        steps = jnp.int32(never if patience is None else patience)
+        return cls(jnp.float32(dvar_eps), steps, jnp.float32(min_delta))
+
+
 class Progress(NamedTuple):
     """The fixed losses of each slot so far, and its rows at the least of them.
 
@@ -18,8 +39,6 @@ class Progress(NamedTuple):
     `deviations`, the sum of squared deviations from it, are of all (Welford 1962).
     """
 
-    # The step at which the fixed loss had settled; 0: not yet.
-    settled: Int[Array, "S"]
     # The slot has learned, and takes no step more.
     stopped: Bool[Array, "S"]
     evaluations: Int[Array, "S"]
@@ -29,6 +48,9 @@ class Progress(NamedTuple):
     best_loss: Float[Array, "S"]
     best_step: Int[Array, "S"]
     best_rows: Rows
+    # The last loss that was much lower than the one before it that was.
+    lowered_to: Float[Array, "S"]
+    lowered_step: Int[Array, "S"]
 
 
 class State(NamedTuple):
@@ -83,7 +105,6 @@ def init_state(
         return state
     return state._replace(
         progress=Progress(
-            settled=count(),
             stopped=jnp.zeros(slots, bool),
             evaluations=count(),
             recent=jnp.zeros((slots, window)),
@@ -92,6 +113,8 @@ def init_state(
             best_loss=jnp.full(slots, jnp.inf, jnp.float32),
             best_step=count(),
             best_rows=jax.tree.map(jnp.copy, rows),
+            lowered_to=jnp.full(slots, jnp.inf, jnp.float32),
+            lowered_step=count(),
         )
     )
 

@@ -9,9 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ti_flax.models.torch_params import Params
 from ti_flax.step.bank import Bank
-from ti_flax.step.cooldown import last_step
 from ti_flax.step.fixed_loss import fixed_loss
-from ti_flax.step.state import Metrics, Progress, Rows, State
+from ti_flax.step.state import Metrics, Progress, Rows, Rule, State
 from ti_flax.step.train_step import StepRecipe, train_step
 
 
@@ -33,9 +32,7 @@ def train_step_and_look(
         lambda: metrics.fixed_loss,
     )
     losses = jnp.where(due, losses, jnp.nan)
-    progress = note(state.progress, losses, state.step, state.rows, bank.dvar_eps)
-    learned = state.step >= last_step(progress.settled, bank.cooldown)
-    progress = progress._replace(stopped=(progress.settled > 0) & learned)
+    progress = note(state.progress, losses, state.step, state.rows, bank.rule)
     running = metrics.running & ~progress.stopped
     metrics = metrics._replace(fixed_loss=losses, running=running)
     return state._replace(progress=progress), metrics
@@ -46,16 +43,17 @@ def note(
     losses: Float[Array, "S"],
     step: Int[Array, "S"],
     rows: Rows,
-    dvar_eps: Float[Array, "S"],
+    rule: Rule,
 ) -> Progress:
     """The progress with the fixed losses after `step` steps; NaN: not evaluated.
 
-    It has settled where the variance of its last R losses is less than `dvar_eps` of
-    that of all, R of them at least (DVAR, Voronov et al. 2023, algorithm 1).
+    A slot stops where the variance of its last R losses is less than `dvar_eps` of that
+    of all, R of them at least (DVAR, Voronov et al. 2023, algorithm 1); or where for
+    `patience` steps none was lower than the share 1 - `min_delta` of the last that was.
     """
 
     def of_slot(
-        seen: Progress, loss: Array, step: Array, rows: dict[str, Array], eps: Array
+        seen: Progress, loss: Array, step: Array, rows: dict[str, Array], rule: Rule
     ) -> Progress:
         (window,) = seen.recent.shape
         count = seen.evaluations + 1
@@ -63,11 +61,13 @@ def note(
         moved = loss - seen.mean
         mean = seen.mean + moved / count
         deviations = seen.deviations + moved * (loss - mean)
-        settles = (count >= window) & (recent.var() < eps * (deviations / count))
-        settles &= seen.settled == 0
+        settled = recent.var() < rule.dvar_eps * (deviations / count)
+        lower = loss < seen.lowered_to * (1 - rule.min_delta)
+        lowered_step = jnp.where(lower, step, seen.lowered_step)
+        waited = step - lowered_step >= rule.patience
         best = loss < seen.best_loss
-        new = seen._replace(
-            settled=jnp.where(settles, step, seen.settled),
+        new = Progress(
+            stopped=seen.stopped | ((count >= window) & settled) | waited,
             evaluations=count,
             recent=recent,
             mean=mean,
@@ -75,10 +75,12 @@ def note(
             best_loss=jnp.where(best, loss, seen.best_loss),
             best_step=jnp.where(best, step, seen.best_step),
             best_rows=_where(best, rows, seen.best_rows),
+            lowered_to=jnp.where(lower, loss, seen.lowered_to),
+            lowered_step=lowered_step,
         )
         return _where(jnp.isfinite(loss), new, seen)
 
-    return jax.vmap(of_slot)(progress, losses, step, rows, dvar_eps)
+    return jax.vmap(of_slot)(progress, losses, step, rows, rule)
 
 
 def _where(said: Bool[Array, ""], then: Any, otherwise: Any) -> Any:

@@ -20,7 +20,6 @@ from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.step import buckets
 from ti_flax.step.bank import Bank, Batch, draw_batch
-from ti_flax.step.cooldown import cooling_factor
 from ti_flax.step.optimizer import Hold
 from ti_flax.step.state import Metrics, Rows, State, all_finite, lengths
 
@@ -103,12 +102,8 @@ def apply_gradients(
     updates, opt_state = jax.vmap(
         lambda g, s, r, active: recipe.optimizer.update(g, s, r, active=active)
     )(grads, state.opt_state, state.rows, active)
-    learning_rate = jax.vmap(recipe.learning_rate)(state.step - state.skipped)
-    if state.progress is not None:
-        cooling = cooling_factor(state.progress.settled, bank.cooldown, state.step)
-        updates = jax.tree.map(lambda each: each * cooling[:, None, None], updates)
-        learning_rate = learning_rate * cooling
     rows = optax.apply_updates(state.rows, updates)
+    learning_rate = jax.vmap(recipe.learning_rate)(state.step - state.skipped)
     if recipe.hold is not None:
         start = bank.initial, bank.norms
         rows = recipe.hold.of_slots(rows, *start, learning_rate, active)

@@ -16,7 +16,7 @@ from ti_flax.models.torch_params import Params
 from ti_flax.runtime import hosts, sharding
 from ti_flax.step.bank import Bank
 from ti_flax.step.slots import Encoded, Slot, stack
-from ti_flax.step.state import Rows
+from ti_flax.step.state import Rows, Rule
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
 
@@ -66,8 +66,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         norms={name: held_norm(config, *both) for name, both in norms.items()},
         caption_dropout_rate=config.caption_dropout_rate,
         unmasked_probability=config.unmasked_probability,
-        dvar_eps=config.settled_share,
-        cooldown=config.stop_cooldown,
+        rule=stop_rule(config),
     )
     rows, bank = stack([slot])
     return Resident(
@@ -82,6 +81,18 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
 def held_norm(config: run_config.TrainingKeys, median: float, high: float) -> float:
     """The one of a vocabulary's two norms that `hold_row_norm` holds rows to."""
     return median if config.hold_row_norm == "median" else high
+
+
+def stop_rule(config: run_config.TrainingKeys) -> Rule:
+    """When a word has learned."""
+    match config.stop:
+        case "dvar":
+            return Rule.of_slot(dvar_eps=config.dvar_eps)
+        case "plateau":
+            return Rule.of_slot(
+                patience=config.plateau_patience, min_delta=config.plateau_min_delta
+            )
+    return Rule.of_slot()
 
 
 def jit_encode(family: Family) -> jax.stages.Wrapped:

@@ -18,6 +18,7 @@ from ti_flax.config.fields import (
     OptionalNumber,
     Settings,
 )
+from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
 
 Method = Literal["templates", "captions", "masks"]
@@ -60,13 +61,6 @@ class TrainingKeys(Settings):
     lr_scheduler: LrScheduler | None = Field(
         None, description=f"course of the learning rate; {_AS_QUICKSTART}"
     )
-    stop: Literal["none", "dvar"] = Field(
-        "none", description="when a concept has learned, as for a run"
-    )
-    dvar_window: Count = Field(310, le=100_000, description="as for a run")
-    dvar_eps: Number = Field(0.15, gt=0, le=1, description="as for a run")
-    stop_cooldown: Number = Field(0.0, ge=0, le=10, description="as for a run")
-    keep: Literal["last", "best"] = Field("last", description="as for a run")
     seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
 
     @field_validator("methods")
@@ -100,12 +94,13 @@ class PictureKeys(Settings):
 
 
 # pydantic lists the fields of the last base first.
-class QualityKeys(PictureKeys, TrainingKeys):
+class QualityKeys(PictureKeys, StoppingKeys, TrainingKeys):
     """All keys, checked and frozen."""
 
 
 # Title in --help -> its keys.
 GROUPS: dict[str, type[BaseModel]] = {
     "Training": TrainingKeys,
+    "Stopping": StoppingKeys,
     "Pictures": PictureKeys,
 }

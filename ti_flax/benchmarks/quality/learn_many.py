@@ -25,7 +25,7 @@ from ti_flax.text.initial_rows import (
     vocabulary_norms,
 )
 from ti_flax.training.recipe import make_recipe
-from ti_flax.training.resident import encode_pictures, held_norm
+from ti_flax.training.resident import encode_pictures, held_norm, stop_rule
 
 _STEPS_A_DISPATCH = 10
 _ENCODED_AT_ONCE = 10
@@ -101,8 +101,7 @@ def _slots(
                 max_train_steps=config.max_train_steps,
                 norms={name: norm},
                 unmasked_probability=config.unmasked_probability,
-                dvar_eps=config.settled_share,
-                cooldown=config.stop_cooldown,
+                rule=stop_rule(config),
             )
         )
     return slots

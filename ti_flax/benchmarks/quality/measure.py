@@ -19,6 +19,7 @@ from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.benchmarks.quality.keys import QualityKeys
 from ti_flax.benchmarks.quality.word_scores import Word, score_words
 from ti_flax.config import run_config
+from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
 from ti_flax.quickstart.critters import world
 from ti_flax.runtime import atomic
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _HYPERPARAMETERS = (
     *("train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler", "seed"),
-    *("stop", "dvar_window", "dvar_eps", "stop_cooldown", "keep"),
+    *StoppingKeys.model_fields,
 )
 _HOLD = "hold_row_norm"  # as configs/quickstart.yaml has it
 _JUDGED_DRAWINGS = 1000
