@@ -11,12 +11,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import runs
 
@@ -60,6 +61,29 @@ def folder(tmp_path):
 
 def bytes_on_disk(folder):
     return sum(path.stat().st_blocks * 512 for path in [folder, *folder.rglob("*")])
+
+
+class EarlierState(NamedTuple):
+    """What checkpoints held before stopping: no `progress`, not even an empty one."""
+
+    step: Any
+    skipped: Any
+    rows: Any
+    opt_state: Any
+
+
+def test_a_checkpoint_from_before_stopping_is_read(folder):
+    state = make_state()
+    assert state.progress is None
+    folder.mkdir()
+    with orbax_folder.opened(folder) as manager:
+        item = ocp.args.StandardSave(EarlierState(*state[:4]))
+        manager.save(7, args=ocp.args.Composite(state=item, run=ocp.args.JsonSave(RUN)))
+        manager.wait_until_finished()
+    found = identity.FoundCheckpoint(folder, 7, RUN)
+    step, restored = store.restore(found, zeros(state))
+    assert step == 7
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 def test_a_concept_of_sd15_takes_less_than_100_kilobytes(folder, tmp_path):

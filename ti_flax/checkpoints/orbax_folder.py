@@ -93,12 +93,20 @@ def read_state(found: identity.FoundCheckpoint, like: State) -> State:
 
 def restored(manager: ocp.CheckpointManager, number: int, like: State) -> State:
     """`read_state` of an open folder; raises what Orbax raises."""
-    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-    state = manager.restore(number, args=wanted)["state"]
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(as_saved(like)))
+    state = like._replace(**manager.restore(number, args=wanted)["state"])
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, state))
     if shapes[0] != shapes[1]:
         raise ValueError("other shapes than the run")
     return state
+
+
+def as_saved(state: State) -> dict[str, Any]:
+    """The state as a checkpoint has it: without what it lacks.
+
+    To Orbax an empty field is another tree than none, which earlier versions had.
+    """
+    return {key: each for key, each in state._asdict().items() if each is not None}
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ class Checkpoints:
             self._manager.save(
                 number,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(kept),
+                    state=ocp.args.StandardSave(orbax_folder.as_saved(kept)),
                     run=ocp.args.JsonSave(self._run),
                 ),
                 force=True,
