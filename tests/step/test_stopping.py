@@ -1,5 +1,7 @@
 """The fixed loss between steps: what it stops, and what is remembered of it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,10 +39,17 @@ def make_run(recipe, *concepts, eps):
     return jax.device_put((state, bank), bank.row_mask.sharding)
 
 
-def train(recipe, *concepts, eps, dispatches):
+@functools.cache
+def compiled(devices=1):
+    """Recipe, weights and the steps, which are traced once for each number of slots."""
+    recipe = make_recipe(devices=devices)
+    return recipe, slots.make_frozen(recipe), dispatch.compile_train_steps(recipe)
+
+
+def train(*concepts, eps, dispatches, devices=1):
     """The state in the end, and the metrics of every step."""
+    recipe, frozen, run = compiled(devices)
     state, bank = make_run(recipe, *concepts, eps=eps)
-    frozen, run = slots.make_frozen(recipe), dispatch.compile_train_steps(recipe)
     kept = []
     for count in dispatches:
         state, metrics = run(state, frozen, bank, count)
@@ -144,7 +153,7 @@ def test_a_slot_stops_where_its_loss_falls_no_more(seed):
 @pytest.fixture(scope="module")
 def trained():
     """A cat that is never stopped beside a dog that is, for 24 steps."""
-    return train(make_recipe(), CAT, DOG, eps=[0.0, 0.6], dispatches=[24])
+    return train(CAT, DOG, eps=[0.0, 0.6], dispatches=[24])
 
 
 def test_the_dog_stops_and_the_cat_goes_on(trained):
@@ -162,7 +171,7 @@ def test_the_dog_stops_and_the_cat_goes_on(trained):
     np.testing.assert_array_equal(due[:, 0], steps % EVERY == 0)
     np.testing.assert_array_equal(due[:, 1], (steps % EVERY == 0) & (steps <= stop))
     # What it had learned by then is as it was, to the bit.
-    before, _ = train(make_recipe(), CAT, DOG, eps=[0.0, 0.6], dispatches=[stop])
+    before, _ = train(CAT, DOG, eps=[0.0, 0.6], dispatches=[stop])
     for late, early in zip(*map(jax.tree.leaves, (state, before)), strict=True):
         np.testing.assert_array_equal(late[1], early[1])
 
@@ -181,10 +190,9 @@ def test_looking_changes_no_step(trained):
 
 
 def test_what_is_seen_is_the_fixed_loss_of_the_rows_and_the_best_are_kept():
-    recipe = make_recipe()
-    fixed_loss, frozen = compile_fixed_loss(recipe), slots.make_frozen(recipe)
+    recipe, frozen, run = compiled()
+    fixed_loss, losses, rows = compile_fixed_loss(recipe), [], []
     state, bank = make_run(recipe, CAT, DOG, eps=[0.0, 0.0])
-    run, losses, rows = dispatch.compile_train_steps(recipe), [], []
     for _ in range(5):
         state, metrics = run(state, frozen, bank, EVERY)
         expected = fixed_loss(state.rows, frozen, bank).mean
@@ -199,14 +207,13 @@ def test_what_is_seen_is_the_fixed_loss_of_the_rows_and_the_best_are_kept():
 
 
 def test_dispatches_and_a_restart_change_no_bit(trained):
-    again = train(make_recipe(), CAT, DOG, eps=[0.0, 0.6], dispatches=[1, 7, 2, 14])
+    again = train(CAT, DOG, eps=[0.0, 0.6], dispatches=[1, 7, 2, 14])
     jax.tree.map(np.testing.assert_array_equal, again, trained)
 
 
 @pytest.mark.parametrize("devices", [3, 8])
 def test_devices_change_rounding_only(devices, trained):
-    recipe = make_recipe(devices=devices)
-    state, metrics = train(recipe, CAT, DOG, eps=[0.0, 0.6], dispatches=[24])
+    state, metrics = train(CAT, DOG, eps=[0.0, 0.6], dispatches=[24], devices=devices)
     assert state.step.tolist() == trained[0].step.tolist()
     np.testing.assert_allclose(
         metrics.fixed_loss, trained[1].fixed_loss, rtol=1e-4, equal_nan=True
@@ -214,7 +221,7 @@ def test_devices_change_rounding_only(devices, trained):
 
 
 def test_a_slot_stops_where_it_stops_alone(trained):
-    state, metrics = train(make_recipe(), DOG, eps=[0.6], dispatches=[24])
+    state, metrics = train(DOG, eps=[0.6], dispatches=[24])
     assert state.step[0] == trained[0].step[1]
     np.testing.assert_allclose(
         metrics.fixed_loss[:, 0], trained[1].fixed_loss[:, 1], rtol=1e-4, equal_nan=True
