@@ -411,7 +411,9 @@ def test_concepts_stop_one_by_one_and_keep_their_best(tiny_model, monkeypatch):
             dispatched.append(num_steps)
             steps = sum(dispatched) - num_steps + 1 + np.arange(num_steps)
             best = jax.tree.map(lambda rows: rows + 1, bank.initial)
-            progress = state.progress._replace(best_rows=best)
+            progress = state.progress._replace(
+                best_rows=best, evaluations=np.ones_like(stops)
+            )
             state = state._replace(step=stops.clip(max=steps[-1]), progress=progress)
             return state, types.SimpleNamespace(running=steps[:, None] < stops)
 

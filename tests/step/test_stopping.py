@@ -19,8 +19,8 @@ BIRD = slots.Concept(seed=3, pictures=1, prompts=2, vectors=1)
 EVERY, WINDOW = 3, 4
 
 
-def make_recipe(every=EVERY, **keys):
-    return slots.make_recipe(**keys)._replace(fixed_loss_steps=every, window=WINDOW)
+def make_recipe(**keys):
+    return slots.make_recipe(**keys)._replace(fixed_loss_steps=EVERY, window=WINDOW)
 
 
 def rules(eps=(), waits=()):

@@ -44,6 +44,15 @@ def lines(folder, name="metrics.jsonl"):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
+def evaluated(folder):
+    """The fixed losses between validations, by step."""
+    return {
+        line["step"]: line["fixed_loss"]
+        for line in lines(folder)
+        if "fixed_loss" in line
+    }
+
+
 PLATEAU = {"stop": "plateau", "plateau_patience": 8, "plateau_min_delta": 0.05}
 
 
@@ -66,15 +75,9 @@ def test_a_run_ends_where_its_word_has_learned(settings, caplog, rule):
         *range(50, stop, 50),
         stop,
     ]
-    evaluated = {
-        line["step"]: line["fixed_loss"]
-        for line in lines(config.output_dir)
-        if "fixed_loss" in line
-    }
-    assert [*evaluated] == [*range(2, stop + 1, 2)]
-    np.testing.assert_allclose(
-        validations[-1]["fixed_loss"], evaluated[stop], rtol=1e-5
-    )
+    losses = evaluated(config.output_dir)
+    assert [*losses] == [*range(2, stop + 1, 2)]
+    np.testing.assert_allclose(validations[-1]["fixed_loss"], losses[stop], rtol=1e-5)
     page = (config.output_dir / "report.html").read_text()
     assert f"stopped: {stop} of 400 steps" in page
     assert "the fixed loss has settled" in page
@@ -126,11 +129,7 @@ def test_the_rows_of_the_least_fixed_loss_are_kept(settings, caplog):
     config = settings(**keys, max_train_steps=24, checkpointing_steps=100)
     with caplog.at_level("INFO", "ti_flax"):
         (word,) = training_run.train_concepts(config, progress=False)
-    losses = {
-        line["step"]: line["fixed_loss"]
-        for line in lines(config.output_dir)
-        if "fixed_loss" in line
-    }
+    losses = evaluated(config.output_dir)
     best = min(losses, key=losses.get)
     assert best < 24
     assert f"kept the vectors of step {best}, with the least fixed loss" in caplog.text

@@ -49,18 +49,15 @@ class StoppingKeys(Settings):
     )
 
     @property
-    def looks_at_fixed_loss(self) -> bool:
-        """Whether the fixed loss is evaluated between validations."""
-        return self.stop != "none" or self.keep == "best"
-
-    @property
-    def window(self) -> int:
-        """`dvar_window` in evaluations; 1 where they stop nothing."""
-        return self.dvar_window // self.fixed_loss_steps if self.stop == "dvar" else 1
+    def window(self) -> int | None:
+        """How many of the last evaluations to keep; None: there are none."""
+        if self.stop == "dvar":
+            return self.dvar_window // self.fixed_loss_steps
+        return 1 if self.stop == "plateau" or self.keep == "best" else None
 
     @model_validator(mode="after")
     def _window_has_a_variance(self) -> "StoppingKeys":
-        if self.stop == "dvar" and self.window < 2:
+        if self.stop == "dvar" and self.dvar_window < 2 * self.fixed_loss_steps:
             raise ValueError(
                 "expected dvar_window >= 2 * fixed_loss_steps, found "
                 f"{self.dvar_window} and {self.fixed_loss_steps}; choose a longer "

@@ -1,10 +1,11 @@
 """When a word has learned: the fixed loss between steps, and what it decides."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ti_flax.models.torch_params import Params
@@ -23,7 +24,7 @@ def train_step_and_look(
     """
     before = state.step
     state, metrics = train_step(state, frozen, bank, recipe)
-    if recipe.fixed_loss_steps is None or state.progress is None:
+    if state.progress is None:
         return state, metrics
     due = (state.step > before) & (state.step % recipe.fixed_loss_steps == 0)
     losses = jax.lax.cond(
@@ -81,6 +82,26 @@ def note(
         return _where(jnp.isfinite(loss), new, seen)
 
     return jax.vmap(of_slot)(progress, losses, step, rows, rule)
+
+
+def kept(
+    state: State, keep: Literal["last", "best"]
+) -> tuple[dict[str, Float[np.ndarray, "S K D"]], Int[np.ndarray, "S"]]:
+    """Each slot's rows as they are to be kept, and after how many steps they were so.
+
+    Before the first evaluation there is no best: the last are.
+    """
+    last = jax.tree.map(np.asarray, (state.rows, state.step))
+    seen = state.progress
+    if keep == "last" or seen is None:
+        return last
+    best = jax.tree.map(np.asarray, (seen.best_rows, seen.best_step))
+    there = np.asarray(seen.evaluations) > 0
+    return jax.tree.map(
+        lambda new, old: np.where(there.reshape(-1, *[1] * (old.ndim - 1)), new, old),
+        best,
+        last,
+    )
 
 
 def _where(said: Bool[Array, ""], then: Any, otherwise: Any) -> Any:

@@ -35,8 +35,9 @@ class StepRecipe(NamedTuple):
     mesh: jax.sharding.Mesh
     hold: Hold | None = None
     objective: Objective = PLAIN
-    # Steps between evaluations of the fixed loss, and how many of the last are kept.
-    fixed_loss_steps: int | None = None
+    # Steps between evaluations of the fixed loss, and how many of the last are kept;
+    # None: there are none.
+    fixed_loss_steps: int = 1
     window: int | None = None
 
 

@@ -42,7 +42,6 @@ def make_recipe(
         config.train_batch_size,
         mesh,
     )
-    looks = config.looks_at_fixed_loss
     return train_step.StepRecipe(
         family=family.clone_denoiser(remat=remat),
         optimizer=optimizer,
@@ -52,8 +51,8 @@ def make_recipe(
         mesh=mesh,
         hold=config.hold_row_norm and Hold(config.hold_row_norm, config.row_decay),
         objective=make_objective(config, family.process),
-        fixed_loss_steps=config.fixed_loss_steps if looks else None,
-        window=config.window if looks else None,
+        fixed_loss_steps=config.fixed_loss_steps,
+        window=config.window,
     )
 
 

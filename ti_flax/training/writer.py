@@ -6,13 +6,13 @@ from types import TracebackType
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from ti_flax.checkpoints import identity, store
 from ti_flax.checkpoints.output_dir import RunFolder
 from ti_flax.config import run_config
 from ti_flax.publishing import provenance, results
 from ti_flax.runtime import atomic
+from ti_flax.step import stopping
 from ti_flax.step.state import State
 from ti_flax.text.embedding import Embedding
 from ti_flax.training.inputs import Inputs
@@ -108,11 +108,8 @@ class Learned(NamedTuple):
 
 def learned(config: run_config.Config, state: State) -> Learned:
     """The word of slot 0, as `keep` says."""
-    rows, step, best = state.rows, state.step, state.progress
-    # Before the first evaluation there is no best.
-    if config.keep == "best" and best is not None and best.evaluations[0] > 0:
-        rows, step = best.best_rows, best.best_step
-    own = {name: np.asarray(each)[0] for name, each in rows.items()}
+    rows, step = stopping.kept(state, config.keep)
+    own = {name: each[0] for name, each in rows.items()}
     return Learned(Embedding(config.placeholder_token, own), int(step[0]))
 
 

@@ -15,7 +15,7 @@ from ti_flax.quickstart.critters import drawing
 from ti_flax.quickstart.critters.drawing import Scene
 from ti_flax.runtime import sharding
 from ti_flax.runtime.progress import Bar
-from ti_flax.step import dispatch
+from ti_flax.step import dispatch, stopping
 from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import init_state
 from ti_flax.text import templates
@@ -59,9 +59,8 @@ def learn(
             bar.update(num_steps)
             if not running.any():
                 break
-    best = state.progress if config.keep == "best" else None
-    kept = state.rows if best is None else best.best_rows
-    return np.asarray(kept[frozen.encoder.name][:, 0]), np.asarray(state.step).tolist()
+    rows, _ = stopping.kept(state, config.keep)
+    return rows[frozen.encoder.name][:, 0], np.asarray(state.step).tolist()
 
 
 def _slots(
