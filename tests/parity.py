@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from ti_flax.models import base_model
@@ -54,11 +53,9 @@ def compile_step(folder: str) -> tuple[train_step.StepRecipe, Callable[..., Any]
     """The recipe of the recorded trainings, and its step from given examples:
     (state, params, batch) to (state, loss, gradients by text encoder).
     """
-    learning_rate = optax.constant_schedule(5e-3)  # LEARNING_RATE of the recorders
     recipe = train_step.StepRecipe(
         family=base_model.open_model(folder).family,
-        optimizer=adamw(learning_rate, 0.9, 0.999, 1e-8, 0.0, None),
-        learning_rate=learning_rate,
+        optimizer=adamw(0.9, 0.999, 1e-8, 0.0, None),
         train_batch_size=2,
         gradient_accumulation_steps=1,
         mesh=sharding.make_mesh(jax.devices()[:1]),
@@ -123,6 +120,7 @@ def unused_bank(vectors: Mapping[str, int]) -> Bank:
             name: np.zeros((count, 1), np.float32) for name, count in vectors.items()
         },
         max_train_steps=1000,
+        learning_rates=np.float32([5e-3]),  # LEARNING_RATE of the recorders
         norms=dict.fromkeys(vectors, 1.0),
     )
     return stack([slot])[1]

@@ -10,7 +10,7 @@ from ti_flax.models import known, stable_diffusion
 from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch, train_step
-from ti_flax.step.optimizer import adamw, learning_rate_schedule
+from ti_flax.step.optimizer import adamw
 from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import init_state
 
@@ -40,6 +40,7 @@ class Concept(NamedTuple):
     prompts: int
     vectors: int
     steps: int = 1000
+    rates: tuple[float, ...] = (1e-2,)
     # Each picture has prompts of its own, the first counts thrice, the last prompt
     # takes the place of others.
     captioned: bool = False
@@ -47,7 +48,6 @@ class Concept(NamedTuple):
 
 
 def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
-    learning_rate = learning_rate_schedule("constant", 1e-2, 0, 1000)
     settings = {
         "beta1": 0.9,
         "beta2": 0.999,
@@ -57,8 +57,7 @@ def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
     }
     return train_step.StepRecipe(
         family=FAMILY,
-        optimizer=adamw(learning_rate, **settings | optimizer),
-        learning_rate=learning_rate,
+        optimizer=adamw(**settings | optimizer),
         train_batch_size=batch,
         gradient_accumulation_steps=parts,
         mesh=sharding.make_mesh(jax.devices()[:devices]),
@@ -103,6 +102,7 @@ def make_slot(concept: Concept) -> Slot:
         prompts={"text_encoder": ids},
         rows={"text_encoder": rows},
         max_train_steps=concept.steps,
+        learning_rates=np.float32(concept.rates),
         norms={"text_encoder": 1.0},
     )
     if concept.masked:

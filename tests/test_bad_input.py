@@ -14,7 +14,6 @@ from pathlib import Path
 import filelock
 import jax.numpy as jnp
 import numpy as np
-import optax
 import other_lines
 import pytest
 import runs
@@ -301,7 +300,7 @@ def checkpointed(**changes):
             "pretrained_model_name_or_path": model.fingerprint(),
             "train_data_dir": "0" * 64,
         }
-        optimizer = adamw(optax.constant_schedule(1), 0.9, 0.9, 1, 0.0, None)
+        optimizer = adamw(0.9, 0.9, 1, 0.0, None)
         rows = {"text_encoder": jnp.zeros((1, 1, 32))}
         with RunFolder(config) as own:
             own.create()

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
 import runs
@@ -42,7 +41,7 @@ RUN = {"config": {}, "fingerprints": {}, "versions": {}}
 def make_state(vectors=1, width=768, seed=0):
     """A state with every number its own."""
     random = np.random.default_rng(seed)
-    optimizer = adamw(optax.constant_schedule(1.0), 0.9, 0.999, 1e-8, 0.0, None)
+    optimizer = adamw(0.9, 0.999, 1e-8, 0.0, None)
     rows = {"text_encoder": jnp.zeros((1, vectors, width))}
     return jax.tree.map(
         lambda leaf: np.asarray(random.normal(size=leaf.shape) * 9, leaf.dtype),

@@ -18,18 +18,15 @@ def learn(rate: float, factors, weight_decay: float):
         name: jnp.asarray(random.normal(size=(3, width)), jnp.float32)
         for name, width in WIDTHS.items()
     }
-    first, optimizer = (
-        rows,
-        adamw(
-            optax.constant_schedule(rate), 0.9, 0.999, 1e-8, weight_decay, 1.0, factors
-        ),
-    )
+    first, optimizer = rows, adamw(0.9, 0.999, 1e-8, weight_decay, 1.0, factors)
     state, active = optimizer.init(rows), jnp.ones(3, bool)
     for _ in range(5):
         grads = jax.tree.map(
             lambda each: jnp.asarray(random.normal(size=each.shape), jnp.float32), rows
         )
-        updates, state = optimizer.update(grads, state, rows, active=active)
+        updates, state = optimizer.update(
+            grads, state, rows, active=active, learning_rate=jnp.float32(rate)
+        )
         rows = optax.apply_updates(rows, updates)
     return first, rows
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import slots
 
-from ti_flax.step import dispatch
+from ti_flax.step import dispatch, train_step
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.slots import Encoded, refill, stack
 
@@ -40,6 +40,32 @@ def test_a_refilled_slot_learns_as_alone_and_compiles_nothing():
     for moment in jax.tree.leaves(state.opt_state):
         if moment.ndim == 3:
             np.testing.assert_array_equal(moment[0, 1], np.zeros(slots.WIDTH))
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_each_slot_has_learning_rates_of_its_own(count):
+    """One step at any count is AdamW's with the rate of that count."""
+    recipe, rates = slots.make_recipe(), [(0.1,), (0.4, 0.2, 0.3)]
+    concepts = [
+        concept._replace(rates=each)
+        for concept, each in zip((CAT, DOG), rates, strict=True)
+    ]
+    state, bank = slots.make_run(recipe, *concepts)
+    state = state._replace(step=jnp.int32([count, count]))
+    random = np.random.default_rng(0)
+    gradient = random.normal(size=(2, 2, slots.WIDTH)).astype(np.float32)
+    new, metrics = train_step.apply_gradients(
+        state, jnp.ones(2), {"text_encoder": jnp.asarray(gradient)}, bank, recipe
+    )
+    expected = [each[min(count, len(each) - 1)] for each in rates]
+    np.testing.assert_allclose(metrics.learning_rate, expected)
+    moved = np.asarray(new.rows["text_encoder"] - state.rows["text_encoder"])
+    # Adam's first update is the gradient's sign.
+    for index, concept in enumerate(concepts):
+        own = gradient[index, : concept.vectors]
+        np.testing.assert_allclose(
+            moved[index, : concept.vectors], -expected[index] * np.sign(own), rtol=1e-4
+        )
 
 
 def test_stacked_concepts_keep_what_is_theirs():

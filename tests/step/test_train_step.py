@@ -189,8 +189,7 @@ def test_adamw_equals_pytorch(weight_decay):
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(0)
     rows = random.normal(size=(2, 8)).astype(np.float32)
-    schedule = optax.constant_schedule(1e-2)
-    ours = adamw(schedule, 0.9, 0.99, 1e-6, weight_decay, None)
+    ours = adamw(0.9, 0.99, 1e-6, weight_decay, None)
     theirs = torch.nn.Parameter(torch.tensor(rows))
     optimizer = torch.optim.AdamW(
         [theirs], 1e-2, betas=(0.9, 0.99), eps=1e-6, weight_decay=weight_decay
@@ -202,7 +201,11 @@ def test_adamw_equals_pytorch(weight_decay):
         theirs.grad = torch.tensor(grad)
         optimizer.step()
         updates, state = ours.update(
-            {"text_encoder": jnp.asarray(grad)}, state, params, active=jnp.ones(2, bool)
+            {"text_encoder": jnp.asarray(grad)},
+            state,
+            params,
+            active=jnp.ones(2, bool),
+            learning_rate=jnp.float32(1e-2),
         )
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(

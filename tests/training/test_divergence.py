@@ -71,13 +71,14 @@ def test_a_step_that_is_not_finite_changes_nothing(recipe, bad):
 
 
 def test_a_skipped_step_is_none_of_the_schedule(recipe):
-    recipe = recipe._replace(learning_rate=lambda count: 1.0 * count)
-    state, bank = slots.make_run(recipe, CAT, DOG)
+    state, bank = slots.make_run(
+        recipe, CAT._replace(rates=(0.0, 1.0, 2.0)), DOG._replace(rates=(0.0, 3.0))
+    )
     rates = []
     for loss in (1.0, np.nan, 1.0):
         state, metrics = apply(recipe, state, bank, (loss, 1.0))
         rates.append(np.asarray(metrics.learning_rate))
-    np.testing.assert_array_equal(rates, [[0, 0], [1, 1], [1, 2]])
+    np.testing.assert_array_equal(rates, [[0, 0], [1, 3], [1, 3]])
     counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 1]
     for count in counts:
         np.testing.assert_array_equal(count, [2, 3])

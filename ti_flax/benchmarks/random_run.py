@@ -59,6 +59,7 @@ def make_run(
             },
             rows={each.name: rows(each.width) for each in family.text_encoders},
             max_train_steps=np.iinfo(np.int32).max,
+            learning_rates=np.float32([2e-3]),
             norms={each.name: 1.0 for each in family.text_encoders},
         )
         for seed_key in jax.random.split(jax.random.key(0), concepts)

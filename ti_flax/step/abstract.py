@@ -36,7 +36,8 @@ class RunShapes(NamedTuple):
     """How large a run's arrays are, in each of its slots.
 
     `prompts` are number and length by the name of the text encoder; by default 27 of
-    the encoder's greatest length. `masked`: the pictures have masks.
+    the encoder's greatest length. `masked`: the pictures have masks. `rates`: how many
+    learning rates there are.
     """
 
     buckets: tuple[BucketShape, ...]
@@ -45,6 +46,7 @@ class RunShapes(NamedTuple):
     views: int = 2
     prompts: Mapping[str, tuple[int, int]] | None = None
     masked: bool = False
+    rates: int = 1
 
     @property
     def largest(self) -> BucketShape:
@@ -83,6 +85,7 @@ def abstract_arguments(
             },
             rows={each.name: jnp.zeros((run.vectors, each.width)) for each in encoders},
             max_train_steps=1,
+            learning_rates=jnp.zeros(run.rates),
             norms={each.name: 1.0 for each in encoders},
         )
         rows, bank = stack([slot] * run.slots)

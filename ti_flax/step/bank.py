@@ -36,7 +36,7 @@ class Bank(NamedTuple):
     """Slots side by side; constant during a run.
 
     Slots with fewer pictures, prompts or rows than others are padded; the counts and
-    the mask say what is real.
+    the mask say what is real. Learning rates go on as their last.
     """
 
     seed_keys: Key[Array, "S"]
@@ -49,6 +49,8 @@ class Bank(NamedTuple):
     unmasked_probability: Float[Array, "S"]
     row_mask: Bool[Array, "S K"]
     max_train_steps: Int[Array, "S"]
+    # Of each step that counts; the last stays.
+    learning_rates: Float[Array, "S T"]
     rule: Rule
     # Where rows started, and the lengths to hold them to: what a `Hold` needs.
     initial: Rows

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from ti_flax.step.state import Rows
 
@@ -95,13 +96,21 @@ def learning_rate_schedule(
     return optax.join_schedules([rise, after], [warmup_steps])
 
 
+def rates_of_steps(
+    schedule: optax.Schedule, name: str, warmup_steps: int, max_steps: int
+) -> Float32[np.ndarray, "T"]:
+    """The learning rate of each step, up to where it stays as it is."""
+    settles = {"constant": 1, "constant_with_warmup": warmup_steps + 1}
+    counts = jnp.arange(settles.get(name, max_steps))
+    return np.asarray(jax.vmap(schedule)(counts), np.float32)
+
+
 def schedule_has_end(name: str) -> bool:
     """Whether a schedule of `learning_rate_schedule` depends on the number of steps."""
     return name not in ("constant", "constant_with_warmup")
 
 
 def adamw(
-    learning_rate: optax.Schedule,
     beta1: float,
     beta2: float,
     epsilon: float,
@@ -111,16 +120,32 @@ def adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW over one slot's rows (Loshchilov & Hutter 2019), of active rows only.
 
-    `factors`, by the name of the text encoder, multiply the learning rate of its rows.
+    `update` takes the slot's own `learning_rate`, a scalar, beside `active`. `factors`,
+    by the name of the text encoder, multiply it for its rows.
     """
-    steps = [
-        optax.adamw(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay)
-    ]
-    if factors:
-        steps.append(_scale_by_encoder(factors))
-    if max_grad_norm is not None:
-        steps.insert(0, optax.clip_by_global_norm(max_grad_norm))
-    return only_active_rows(optax.chain(*steps))
+
+    def at(learning_rate: Float[Array, ""]) -> optax.GradientTransformationExtraArgs:
+        # As a schedule, for it to be an array of the step and not of the optimizer.
+        steps = [
+            optax.adamw(
+                lambda count: learning_rate,
+                beta1,
+                beta2,
+                epsilon,
+                weight_decay=weight_decay,
+            )
+        ]
+        if factors:
+            steps.append(_scale_by_encoder(factors))
+        if max_grad_norm is not None:
+            steps.insert(0, optax.clip_by_global_norm(max_grad_norm))
+        return only_active_rows(optax.chain(*steps))
+
+    def update(grads, state, rows=None, *, active, learning_rate):
+        return at(learning_rate).update(grads, state, rows, active=active)
+
+    init = at(jnp.float32(0)).init
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_by_encoder(factors: Mapping[str, float]) -> optax.GradientTransformation:

@@ -45,7 +45,8 @@ class Slot(NamedTuple):
 
     `buckets` are its pictures by their size, in the order that all slots have. What is
     by name is by that of the text encoder: `prompts`, `rows`, and `norms`, the lengths
-    to hold rows to. At `caption_dropout_rate` the last prompt takes the place of the
+    to hold rows to. `learning_rates` are those of its steps, the last of which stays.
+    At `caption_dropout_rate` the last prompt takes the place of the
     drawn one. A share `unmasked_probability` of the examples is learned without masks.
     `rule` says when it has learned; by default only after `max_train_steps`.
     """
@@ -55,6 +56,7 @@ class Slot(NamedTuple):
     prompts: Mapping[str, Int32[np.ndarray | Array, "P L"]]
     rows: Mapping[str, Float32[np.ndarray | Array, "K D"]]
     max_train_steps: int
+    learning_rates: Float32[np.ndarray | Array, "T"]
     norms: Mapping[str, float]
     caption_dropout_rate: float = 0.0
     unmasked_probability: float = 0.0
@@ -85,6 +87,7 @@ def refill(
     prompts = next(iter(bank.prompts.values()))
     sizes = _Sizes(
         prompts=prompts.shape[1],
+        rates=bank.learning_rates.shape[1],
         vectors=bank.row_mask.shape[1],
         buckets=tuple(
             _BucketSizes(
@@ -124,6 +127,7 @@ class _Sizes(NamedTuple):
     """What slots are padded to."""
 
     prompts: int
+    rates: int
     vectors: int
     buckets: tuple[_BucketSizes, ...]
 
@@ -131,6 +135,7 @@ class _Sizes(NamedTuple):
 def _sizes(slot: Slot) -> _Sizes:
     return _Sizes(
         prompts=_num_prompts(slot),
+        rates=len(slot.learning_rates),
         vectors=len(next(iter(slot.rows.values()))),
         buckets=tuple(
             _BucketSizes(
@@ -162,6 +167,7 @@ def _pad(slot: Slot, sizes: _Sizes) -> Bank:
         unmasked_probability=jnp.float32(slot.unmasked_probability),
         row_mask=jnp.arange(sizes.vectors) < _sizes(slot).vectors,
         max_train_steps=jnp.int32(slot.max_train_steps),
+        learning_rates=_to(sizes.rates, slot.learning_rates, mode="edge"),
         rule=slot.rule or Rule.of_slot(),
         initial={name: _to(sizes.vectors, rows) for name, rows in slot.rows.items()},
         norms={name: jnp.float32(norm) for name, norm in slot.norms.items()},
@@ -186,7 +192,7 @@ def _pad_bucket(bucket: Encoded, to: _BucketSizes, num_prompts: int) -> Bucket:
     )
 
 
-def _to(length: int, array: np.ndarray | Array) -> Array:
-    """The array, with zeros up to a length of the first axis."""
+def _to(length: int, array: np.ndarray | Array, mode: str = "constant") -> Array:
+    """The array, with zeros or its edge up to a length of the first axis."""
     widths = [(0, length - len(array)), *[(0, 0)] * (array.ndim - 1)]
-    return jnp.pad(array, widths)
+    return jnp.pad(array, widths, mode=mode)

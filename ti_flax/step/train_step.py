@@ -28,8 +28,7 @@ class StepRecipe(NamedTuple):
     """What a step is made of; nothing here changes, nothing here is large."""
 
     family: Family
-    optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    optimizer: optax.GradientTransformationExtraArgs
     train_batch_size: int
     gradient_accumulation_steps: int
     mesh: jax.sharding.Mesh
@@ -100,11 +99,13 @@ def apply_gradients(
     if state.progress is not None:
         running &= ~state.progress.stopped
     active = bank.row_mask & running[:, None]
+    learning_rate = jax.vmap(_rate)(bank.learning_rates, state.step - state.skipped)
     updates, opt_state = jax.vmap(
-        lambda g, s, r, active: recipe.optimizer.update(g, s, r, active=active)
-    )(grads, state.opt_state, state.rows, active)
+        lambda g, s, r, active, rate: recipe.optimizer.update(
+            g, s, r, active=active, learning_rate=rate
+        )
+    )(grads, state.opt_state, state.rows, active, learning_rate)
     rows = optax.apply_updates(state.rows, updates)
-    learning_rate = jax.vmap(recipe.learning_rate)(state.step - state.skipped)
     if recipe.hold is not None:
         start = bank.initial, bank.norms
         rows = recipe.hold.of_slots(rows, *start, learning_rate, active)
@@ -129,6 +130,11 @@ def apply_gradients(
     )
     counts = {"step": step, "skipped": state.skipped + skipped}
     return state._replace(rows=rows, opt_state=opt_state, **counts), metrics
+
+
+def _rate(rates: Float[Array, "T"], count: Int[Array, ""]) -> Float[Array, ""]:
+    """That of a step; the last stays."""
+    return rates[jnp.minimum(count, rates.shape[0] - 1)]
 
 
 def train_step(

@@ -1,12 +1,19 @@
 """The step that a configuration describes."""
 
 import jax
+import numpy as np
+from jaxtyping import Float32
 
 from ti_flax.config import run_config
 from ti_flax.models.family import Family
 from ti_flax.runtime.errors import UserError
 from ti_flax.step import train_step
-from ti_flax.step.optimizer import Hold, adamw, learning_rate_schedule
+from ti_flax.step.optimizer import (
+    Hold,
+    adamw,
+    learning_rate_schedule,
+    rates_of_steps,
+)
 from ti_flax.step.remat import needs_remat
 from ti_flax.training.objective import make_objective
 
@@ -18,16 +25,7 @@ def make_recipe(
     mesh: jax.sharding.Mesh,
 ) -> train_step.StepRecipe:
     """The step of a run on these devices; its largest picture has so many latents."""
-    learning_rate = learning_rate_schedule(
-        config.lr_scheduler,
-        config.peak_learning_rate,
-        config.lr_warmup_steps,
-        config.max_train_steps,
-        config.lr_num_cycles,
-        config.lr_power,
-    )
     optimizer = adamw(
-        learning_rate,
         config.adam_beta1,
         config.adam_beta2,
         config.adam_epsilon,
@@ -45,7 +43,6 @@ def make_recipe(
     return train_step.StepRecipe(
         family=family.clone_denoiser(remat=remat),
         optimizer=optimizer,
-        learning_rate=learning_rate,
         train_batch_size=config.train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mesh=mesh,
@@ -53,6 +50,21 @@ def make_recipe(
         objective=make_objective(config, family.process),
         fixed_loss_steps=config.fixed_loss_steps,
         window=config.window,
+    )
+
+
+def learning_rates(config: run_config.TrainingKeys) -> Float32[np.ndarray, "T"]:
+    """The learning rate of each step, up to where it stays as it is."""
+    schedule = learning_rate_schedule(
+        config.lr_scheduler,
+        config.peak_learning_rate,
+        config.lr_warmup_steps,
+        config.max_train_steps,
+        config.lr_num_cycles,
+        config.lr_power,
+    )
+    return rates_of_steps(
+        schedule, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
     )
 
 

@@ -19,6 +19,7 @@ from ti_flax.step.slots import Encoded, Slot, stack
 from ti_flax.step.state import Rows, Rule
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
+from ti_flax.training.recipe import learning_rates
 
 ENCODE_BATCH_SIZE = 4
 
@@ -63,6 +64,7 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         prompts=inputs.prompts.ids,
         rows=inputs.initial_rows(tables),
         max_train_steps=config.max_train_steps,
+        learning_rates=learning_rates(config),
         norms={name: held_norm(config, *both) for name, both in norms.items()},
         caption_dropout_rate=config.caption_dropout_rate,
         unmasked_probability=config.unmasked_probability,

@@ -3,6 +3,7 @@
 from ti_flax.config import run_config
 from ti_flax.step.abstract import BucketShape, RunShapes
 from ti_flax.training.inputs import Inputs
+from ti_flax.training.recipe import learning_rates
 
 
 def run_shapes(config: run_config.Config, inputs: Inputs) -> RunShapes:
@@ -16,4 +17,5 @@ def run_shapes(config: run_config.Config, inputs: Inputs) -> RunShapes:
         views=len(inputs.pictures.crops[0]) * (1 + config.random_flip),
         prompts={name: ids.shape for name, ids in inputs.prompts.ids.items()},
         masked=inputs.masks is not None,
+        rates=len(learning_rates(config)),
     )

@@ -24,7 +24,7 @@ from ti_flax.text.initial_rows import (
     initializer_ids,
     vocabulary_norms,
 )
-from ti_flax.training.recipe import make_recipe
+from ti_flax.training.recipe import learning_rates, make_recipe
 from ti_flax.training.resident import encode_pictures, held_norm, stop_rule
 
 _STEPS_A_DISPATCH = 10
@@ -98,6 +98,7 @@ def _slots(
                 prompts=_training_ids(frozen, prompts),
                 rows={name: initial_rows(table, word, 1, jitter, config.seed)},
                 max_train_steps=config.max_train_steps,
+                learning_rates=learning_rates(config),
                 norms={name: norm},
                 unmasked_probability=config.unmasked_probability,
                 rule=stop_rule(config),
