@@ -11,7 +11,7 @@ from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch, train_step
 from ti_flax.step.optimizer import adamw
-from ti_flax.step.slots import Encoded, Slot, stack
+from ti_flax.step.slots import Encoded, Slot, begin, stack
 from ti_flax.step.state import init_state
 
 CONFIGS = {
@@ -118,6 +118,12 @@ def make_slot(concept: Concept) -> Slot:
         prompt_spans=spans.astype(np.int32),
     )
     return slot._replace(buckets=[encoded], caption_dropout_rate=0.25)
+
+
+def newcomer(recipe, concept: Concept):
+    """Its slot, and its state alone before the first step."""
+    slot = make_slot(concept)
+    return slot, begin(slot, recipe.optimizer, recipe.window)
 
 
 def train(recipe, *concepts, dispatches):

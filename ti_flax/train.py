@@ -1,9 +1,9 @@
-"""`python -m ti_flax.train --config FILE [--key value ...]`: teach a model a word."""
+"""`python -m ti_flax.train --config FILE [--key value ...]`: teach a model words."""
 
+from ti_flax.config.concepts import load
 from ti_flax.config.door import Door
-from ti_flax.config.run_config import load_config
 
-command = Door(lambda argv: ((load_config(argv),), {}), "ti_flax.training.job:train")
+command = Door(lambda argv: ((load(argv),), {}), "ti_flax.training.job:train")
 main = command.main
 
 if __name__ == "__main__":

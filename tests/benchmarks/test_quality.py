@@ -306,7 +306,7 @@ def test_table_has_every_attribute_in_percent():
 def test_rows_are_held_as_short_as_a_runs(tiny_model, monkeypatch):
     from ti_flax.benchmarks.quality import base_model, learn_many
 
-    def encode_pictures(family, params, images, **_):
+    def encode_pictures(encode, images, **_):
         return np.zeros((len(images), 2, 8, 8, 8), np.float32)
 
     monkeypatch.setattr(learn_many, "encode_pictures", encode_pictures)
@@ -321,8 +321,8 @@ def test_rows_are_held_as_short_as_a_runs(tiny_model, monkeypatch):
 def test_slots_of_a_method_differ_in_what_it_changes_alone(tiny_model, monkeypatch):
     from ti_flax.benchmarks.quality import base_model, learn_many
 
-    def encode_pictures(family, params, images, **_):
-        stride = family.downscale
+    def encode_pictures(encode, images, **_):
+        stride = base.model.family.downscale
         means = np.stack([image[::stride, ::stride].mean(axis=2) for image in images])
         return np.tile(means[:, None, :, :, None], (1, 2, 1, 1, 8)).astype(np.float32)
 
@@ -401,7 +401,7 @@ def test_concepts_stop_one_by_one_and_keep_their_best(tiny_model, monkeypatch):
     """Where the step says so; that it does is in step/test_stopping.py."""
     from ti_flax.benchmarks.quality import base_model, learn_many
 
-    def encode_pictures(family, params, images, **_):
+    def encode_pictures(encode, images, **_):
         return np.zeros((len(images), 2, 8, 8, 8), np.float32)
 
     stops, dispatched = np.array([30, 20, 20, 20]), []

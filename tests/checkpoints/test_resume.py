@@ -15,7 +15,7 @@ from ti_flax.formats import find
 from ti_flax.runtime import errors, sharding
 from ti_flax.step import dispatch as step_dispatch
 from ti_flax.training import run as training_run
-from ti_flax.training import validation
+from ti_flax.training import seat, validation
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_finished_run_trains_nothing_more_and_exports(settings, whole, monkeyp
     training_run.train_concepts(settings(), progress=False)
     folder = settings().output_dir
     os.remove(folder / find.BIN_NAME)
-    monkeypatch.setattr(training_run.loop.Event, "next_after", None)  # no step is taken
+    monkeypatch.setattr(seat.Event, "next_after", None)  # no step is taken
     go_on(settings)
     assert runs.content(folder) == runs.content(whole)
     learned = go_on(settings, max_train_steps=3)

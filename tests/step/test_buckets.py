@@ -8,7 +8,7 @@ import slots
 
 from ti_flax.step import buckets, dispatch, fixed_loss
 from ti_flax.step.bank import draw_batch
-from ti_flax.step.slots import Encoded, refill, stack
+from ti_flax.step.slots import Encoded, begin, refill, stack
 from ti_flax.step.state import init_state
 
 SIZES = [(2, 6), (4, 4)]
@@ -114,7 +114,7 @@ def test_beside_others_and_refilled_a_concept_learns_as_alone(twelve_steps):
     first, bank = stack([slot(CAT), slot(CAT)])
     state = init_state(first, recipe.optimizer)
     few = slot(DOG, (0, 3))
-    state, bank = refill(state, bank, 1, few, recipe.optimizer)
+    state, bank = refill(state, bank, 1, few, begin(few, recipe.optimizer, None))
     run = dispatch.compile_train_steps(recipe)
     state, _ = run(state, slots.make_frozen(recipe), bank, 12)
     _, bank = stack([few])

@@ -58,7 +58,7 @@ def test_beside_others_and_refilled_a_concept_learns_as_alone(
     plain = rows(slots.train(recipe, DOG, dispatches=[20]))
     np.testing.assert_allclose(together[0, :1], plain[0], rtol=0, atol=2e-5)
     state, bank = slots.make_run(recipe, cat(kind), DOG)
-    state, bank = refill(state, bank, 0, slots.make_slot(bird(kind)), recipe.optimizer)
+    state, bank = refill(state, bank, 0, *slots.newcomer(recipe, bird(kind)))
     run = dispatch.compile_train_steps(recipe)
     state, _ = run(state, slots.make_frozen(recipe), bank, 4)
     alone = rows(slots.train(recipe, bird(kind), dispatches=[4]))

@@ -23,7 +23,7 @@ def recipe():
 def test_a_bank_without_masks_takes_none(recipe):
     state, bank = slots.make_run(recipe, DOG)
     with pytest.raises(ValueError, match="masks"):
-        refill(state, bank, 0, slots.make_slot(CAT), recipe.optimizer)
+        refill(state, bank, 0, *slots.newcomer(recipe, CAT))
 
 
 def test_masks_that_are_white_teach_what_none_teach(recipe):

@@ -26,7 +26,7 @@ def test_a_refilled_slot_learns_as_alone_and_compiles_nothing():
     state, bank = slots.make_run(recipe, CAT, DOG)
     frozen, train = slots.make_frozen(recipe), dispatch.jit_train_steps(recipe)
     state, _ = train(state, frozen, bank, np.int32(3))
-    state, bank = refill(state, bank, 0, slots.make_slot(BIRD), recipe.optimizer)
+    state, bank = refill(state, bank, 0, *slots.newcomer(recipe, BIRD))
     assert state.step.tolist() == [0, 3]
     state, _ = train(state, frozen, bank, np.int32(4))
     assert state.step.tolist() == [4, 7]
@@ -91,7 +91,7 @@ def test_a_concept_that_needs_more_room_is_no_refill():
     recipe = slots.make_recipe()
     state, bank = slots.make_run(recipe, DOG)
     with pytest.raises(ValueError, match="negative"):
-        refill(state, bank, 0, slots.make_slot(CAT), recipe.optimizer)
+        refill(state, bank, 0, *slots.newcomer(recipe, CAT))
 
 
 def test_sizes_go_with_the_picture_and_its_mirror_image():

@@ -234,8 +234,7 @@ def test_a_refilled_slot_starts_anew():
     frozen, run = slots.make_frozen(recipe), dispatch.jit_train_steps(recipe)
     state, _ = run(state, frozen, bank, np.int32(24))
     assert state.progress.stopped.tolist() == [False, True]
-    slot = slots.make_slot(BIRD)
-    state, bank = refill(state, bank, 1, slot, recipe.optimizer)
+    state, bank = refill(state, bank, 1, *slots.newcomer(recipe, BIRD))
     assert state.progress.stopped.tolist() == [False, False]
     state, _ = run(state, frozen, bank, np.int32(7))
     assert state.step.tolist() == [31, 7]

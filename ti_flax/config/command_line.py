@@ -152,7 +152,7 @@ def _read(
 ) -> dict[str, Any]:
     fields = {key: f for group in groups.values() for key, f in _fields(group)}
     return {
-        key: None if key in fields and _means_none(fields[key], value) else value
+        key: None if key in fields and means_none(fields[key], value) else value
         for key, value in vars(parser.parse(argv)).items()
     }
 
@@ -216,5 +216,6 @@ def _shown(default: Any) -> str:
     return text or "empty"
 
 
-def _means_none(field: FieldInfo, given: str | list[str]) -> bool:
+def means_none(field: FieldInfo, given: str | list[str]) -> bool:
+    """Whether the text empties the key, rather than being its value."""
     return _is_optional(field) and given.lower() in ("none", "null")

@@ -9,10 +9,10 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import model_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from ti_flax.config import (
     command_line,
@@ -65,6 +65,13 @@ class Config(
         # str: a value of a wrong type is for the field's own check, not for a lookup.
         return {**PRESETS.get(str(given.get("preset")), {}), **given}
 
+    @field_validator("validation_prompt")
+    @classmethod
+    def _put_the_word_in(cls, prompts: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        # It has no value here if it is wrong itself.
+        word = info.data.get("placeholder_token", "{}")
+        return tuple(prompt.replace("{}", word) for prompt in prompts)
+
     @model_validator(mode="after")
     def _pictures_survive(self) -> "Config":
         # By their names and by what links lead to: either may be written over.
@@ -85,6 +92,17 @@ class Config(
             yield "a folder of subsets", self.train_data_dir / subset.path
 
 
+class Given(NamedTuple):
+    """What the command line and the files ask for, not checked yet."""
+
+    keys: dict[str, Any]
+    print_config: bool
+
+
+# Where a key that is missing can be set.
+PLACE = "in the --config file or with --key value"
+
+
 def load_config(
     argv: Sequence[str], program: command_line.Program = command_line.TRAIN
 ) -> Config:
@@ -98,24 +116,49 @@ def load_config(
     Raises:
       UserError: what is wrong with the command line, the file or a value, in one line.
     """
-    given = command_line.parse(argv, GROUPS, validation.FOREIGN_FLAGS, program)
-    known = (*Config.model_fields, dataset_config.KEY, *validation.FOREIGN_FLAGS)
+    return make_config(read_keys(argv, program, GROUPS))
+
+
+def read_keys(
+    argv: Sequence[str],
+    program: command_line.Program,
+    groups: Mapping[str, type[BaseModel]],
+) -> Given:
+    """The keys of the file and of the command line, whose groups are `groups`.
+
+    `--help` prints and ends the process with code 0.
+
+    Raises:
+      UserError: an unknown key, a flag without value, or a file that is none.
+    """
+    given = command_line.parse(argv, groups, validation.FOREIGN_FLAGS, program)
+    fields = [key for group in groups.values() for key in group.model_fields]
+    known = (*fields, dataset_config.KEY, *validation.FOREIGN_FLAGS)
     from_file = yaml_file.read_yaml(given.config, known) if given.config else {}
     keys = diffusers_flags.without_foreign_flags({**from_file, **given.values})
-    config = validation.validate(
-        Config,
-        dataset_config.under(keys),
-        "in the --config file or with --key value",
-    )
-    if config.lr_warmup_steps and config.lr_scheduler == "constant":
-        _log.warning(
-            "lr_warmup_steps has no effect with lr_scheduler constant; "
-            "constant_with_warmup is the one that warms up"
-        )
+    return Given(keys, given.print_config)
+
+
+def make_config(given: Given) -> Config:
+    """The configuration of one concept, checked; or it is printed, and all ends."""
+    config = validation.validate(Config, dataset_config.under(given.keys), PLACE)
+    if warms_up_in_vain(config):
+        _log.warning(IN_VAIN)
     if given.print_config:
         print(dump_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+IN_VAIN = (
+    "lr_warmup_steps has no effect with lr_scheduler constant; constant_with_warmup is "
+    "the one that warms up"
+)
+
+
+def warms_up_in_vain(config: Config) -> bool:
+    """Whether to say `IN_VAIN` of it."""
+    return config.lr_warmup_steps > 0 and config.lr_scheduler == "constant"
 
 
 def dump_yaml(config: Config) -> str:

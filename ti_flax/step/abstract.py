@@ -63,6 +63,13 @@ def abstract_arguments(
     recipe: train_step.StepRecipe, run: RunShapes
 ) -> tuple[State, dict[str, Params], Bank]:
     """Shapes, dtypes and places of state, frozen weights and bank."""
+    everywhere = sharding.replicated(recipe.mesh)
+    state, bank = abstract(jax.eval_shape(lambda: empty(recipe, run)), everywhere)
+    return state, frozen_shapes(recipe), bank
+
+
+def empty(recipe: train_step.StepRecipe, run: RunShapes) -> tuple[State, Bank]:
+    """State and bank of slots without concepts, which take no steps."""
     encoders, channels = recipe.family.text_encoders, recipe.family.latent_channels
     prompts = run.prompts or {each.name: (27, each.length) for each in encoders}
 
@@ -76,24 +83,17 @@ def abstract_arguments(
             loss_weights=jnp.zeros(moments.shape[:-1]) if run.masked else None,
         )
 
-    def make() -> tuple[State, Bank]:
-        slot = Slot(
-            seed_key=jax.random.key(0),
-            buckets=[encoded(bucket) for bucket in run.buckets],
-            prompts={
-                name: jnp.zeros(each, jnp.int32) for name, each in prompts.items()
-            },
-            rows={each.name: jnp.zeros((run.vectors, each.width)) for each in encoders},
-            max_train_steps=1,
-            learning_rates=jnp.zeros(run.rates),
-            norms={each.name: 1.0 for each in encoders},
-        )
-        rows, bank = stack([slot] * run.slots)
-        return init_state(rows, recipe.optimizer, recipe.window), bank
-
-    everywhere = sharding.replicated(recipe.mesh)
-    state, bank = abstract(jax.eval_shape(make), everywhere)
-    return state, frozen_shapes(recipe), bank
+    slot = Slot(
+        seed_key=jax.random.key(0),
+        buckets=[encoded(bucket) for bucket in run.buckets],
+        prompts={name: jnp.zeros(each, jnp.int32) for name, each in prompts.items()},
+        rows={each.name: jnp.zeros((run.vectors, each.width)) for each in encoders},
+        max_train_steps=0,
+        learning_rates=jnp.zeros(run.rates),
+        norms={each.name: 1.0 for each in encoders},
+    )
+    rows, bank = stack([slot] * run.slots)
+    return init_state(rows, recipe.optimizer, recipe.window), bank
 
 
 def frozen_shapes(recipe: train_step.StepRecipe) -> dict[str, Params]:

@@ -1,7 +1,7 @@
 """Concepts into the slots of a bank: side by side, or one in the place of another."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from ti_flax.step.bank import Bank, Bucket
-from ti_flax.step.state import Rows, Rule, State, init_state
+from ti_flax.step.state import Metrics, Rows, Rule, State, init_state
 
 
 class Encoded(NamedTuple):
@@ -72,40 +72,67 @@ def stack(slots: Sequence[Slot]) -> tuple[Rows, Bank]:
     return jax.tree.map(jnp.copy, bank.initial), bank
 
 
-def refill(
-    state: State,
-    bank: Bank,
-    index: int,
-    slot: Slot,
-    optimizer: optax.GradientTransformation,
-) -> tuple[State, Bank]:
-    """State and bank with a new concept in slot `index`, at its first step.
+def begin(
+    slot: Slot, optimizer: optax.GradientTransformation, window: int | None
+) -> State:
+    """The state of a concept alone before its first step."""
+    rows = {name: jnp.array(each)[None] for name, each in slot.rows.items()}
+    return init_state(rows, optimizer, window)
 
-    The concept must not need more padding than the bank has, nor masks where that has
-    none.
+
+def refill(
+    state: State, bank: Bank, index: int, slot: Slot, begun: State
+) -> tuple[State, Bank]:
+    """State and bank with a new concept in slot `index`.
+
+    Its own state, alone, is `begun`. The concept must not need more padding than the
+    bank has, nor masks where that has none.
     """
-    prompts = next(iter(bank.prompts.values()))
-    sizes = _Sizes(
-        prompts=prompts.shape[1],
-        rates=bank.learning_rates.shape[1],
-        vectors=bank.row_mask.shape[1],
-        buckets=tuple(
-            _BucketSizes(
-                pictures=each.moments.shape[1],
-                listed=each.pictures.shape[1],
-                masked=each.loss_weights is not None,
-            )
-            for each in bank.buckets
-        ),
+    sizes = _sizes_of(bank)
+    # What is of each row, and nothing else, has three axes.
+    padded = jax.tree.map(
+        lambda leaf: _to(sizes.vectors, leaf[0]) if leaf.ndim == 3 else leaf[0], begun
     )
-    one = _pad(slot, sizes)
-    begun = init_state(
-        jax.tree.map(lambda rows: rows[None], one.initial),
-        optimizer,
-        None if state.progress is None else state.progress.recent.shape[1],
-    )
-    begun = jax.tree.map(lambda leaf: leaf[0], begun)
-    return _replace((state, bank), (begun, one), jnp.int32(index))
+    return _replace((state, bank), (padded, _pad(slot, sizes)), jnp.int32(index))
+
+
+def state_of(state: State, index: int, vectors: int) -> State:
+    """A copy of a slot's state as if it were alone; `vectors` of its rows are real."""
+    one = _take(state, jnp.int32(index))
+    return jax.tree.map(lambda leaf: leaf[:, :vectors] if leaf.ndim == 3 else leaf, one)
+
+
+def padded_rows(rows: Rows, bank: Bank) -> Rows:
+    """The rows of each slot with zeros up to what the bank has."""
+    room = bank.row_mask.shape[1]
+    return {
+        name: jnp.pad(each, [(0, 0), (0, room - each.shape[1]), (0, 0)])
+        for name, each in rows.items()
+    }
+
+
+def bank_of(bank: Bank, index: int) -> Bank:
+    """The bank of a slot, padded as it is."""
+    return _take(bank, jnp.int32(index))
+
+
+def metrics_of(metrics: Metrics, index: int, vectors: int, room: int) -> Metrics:
+    """A dispatch's metrics of a slot as if it were alone.
+
+    Of each text encoder there are `room` rows, of which `vectors` are real.
+    """
+    one = Metrics(*(buffer[:, index : index + 1] for buffer in metrics))
+
+    def real(rows: Float[np.ndarray, "steps 1 EK"]) -> Float[np.ndarray, "steps 1 _"]:
+        each = rows.reshape(len(rows), 1, -1, room)[..., :vectors]
+        return each.reshape(len(rows), 1, -1)
+
+    return one._replace(row_norm=real(one.row_norm), row_step=real(one.row_step))
+
+
+@jax.jit
+def _take(many: Any, index: Int[Array, ""]) -> Any:
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index, 1), many)
 
 
 @jax.jit
@@ -130,6 +157,22 @@ class _Sizes(NamedTuple):
     rates: int
     vectors: int
     buckets: tuple[_BucketSizes, ...]
+
+
+def _sizes_of(bank: Bank) -> _Sizes:
+    return _Sizes(
+        prompts=next(iter(bank.prompts.values())).shape[1],
+        rates=bank.learning_rates.shape[1],
+        vectors=bank.row_mask.shape[1],
+        buckets=tuple(
+            _BucketSizes(
+                pictures=each.moments.shape[1],
+                listed=each.pictures.shape[1],
+                masked=each.loss_weights is not None,
+            )
+            for each in bank.buckets
+        ),
+    )
 
 
 def _sizes(slot: Slot) -> _Sizes:

@@ -1,5 +1,6 @@
 """Reads and checks everything that a user may have got wrong."""
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping
@@ -64,6 +65,8 @@ class Inputs(NamedTuple):
     masks: list[Masks] | None
     mesh: jax.sharding.Mesh
     model: base_model.BaseModel
+    # Reads the weights' files, once.
+    model_fingerprint: Callable[[], str]
     tokenizers: dict[str, "transformers.CLIPTokenizer"]
     prompts: Prompts
     # The rows [K, D] of initializer_embedding; empty without it.
@@ -73,13 +76,10 @@ class Inputs(NamedTuple):
     previews: previews.Previews | None
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of what a resumed run must share, by the key that says where it is.
-
-        Reads the weights' files.
-        """
+        """SHA-256 of what a resumed run must share, by the key that says where."""
         repeated = [self.listed] if len(self.listed) > len(self.pictures.names) else []
         return {
-            "pretrained_model_name_or_path": self.model.fingerprint(),
+            "pretrained_model_name_or_path": self.model_fingerprint(),
             "train_data_dir": identity.fingerprint(
                 *itertools.chain(*self.pictures.crops), *repeated
             ),
@@ -90,8 +90,10 @@ class Inputs(NamedTuple):
         }
 
 
-def read_inputs(config: run_config.Config) -> Inputs:
+def read_inputs(config: run_config.Config, like: Inputs | None = None) -> Inputs:
     """Reads pictures, the model's settings and prompts, and checks them.
+
+    Of the same model as `like`, where that is given, it is not opened again.
 
     Raises:
         UserError: what to mend; in every process, when they differ.
@@ -103,18 +105,9 @@ def read_inputs(config: run_config.Config) -> Inputs:
     hosts.check_equal("config", run_config.dump_yaml(config).splitlines())
     hosts.check_equal("train_data_dir", pictures.fingerprints())
     hosts.check_equal("masked_loss", [identity.fingerprint(*masks or [])])
-    mesh = sharding.make_mesh(fsdp=config.fsdp)
-    sharding.warn_of_padding(config.train_batch_size, mesh)
-    model = base_model.open_model(
-        config.pretrained_model_name_or_path,
-        config.revision,
-        config.variant,
-        base_model.denoiser_dtype(config.mixed_precision),
-        attention.make_plan(config.attention, mesh),
-        choices=Choices.of(config),
-    )
+    shared = _open_model(config) if like is None else like
+    mesh, model, tokenizers = shared.mesh, shared.model, shared.tokenizers
     buckets = _buckets(config, model.family, pictures, order)
-    tokenizers = _load_tokenizers(config, model)
     tokenize = {
         encoder.name: _prompt_tokenizer(config, tokenizers[encoder.name], encoder)
         for encoder in model.family.text_encoders
@@ -130,12 +123,37 @@ def read_inputs(config: run_config.Config) -> Inputs:
         masks=masks,
         mesh=mesh,
         model=model,
+        model_fingerprint=shared.model_fingerprint,
         tokenizers=tokenizers,
         prompts=read_prompts(config, pictures.names, tokenize),
         given_rows=given_rows,
         initial_rows=_initial_rows(config, tokenizers, given_rows),
         previews=shown,
     )
+
+
+class _Opened(NamedTuple):
+    """What is of a model, and not of a concept."""
+
+    mesh: jax.sharding.Mesh
+    model: base_model.BaseModel
+    model_fingerprint: Callable[[], str]
+    tokenizers: dict[str, "transformers.CLIPTokenizer"]
+
+
+def _open_model(config: run_config.Config) -> _Opened:
+    mesh = sharding.make_mesh(fsdp=config.fsdp)
+    sharding.warn_of_padding(config.train_batch_size, mesh)
+    model = base_model.open_model(
+        config.pretrained_model_name_or_path,
+        config.revision,
+        config.variant,
+        base_model.denoiser_dtype(config.mixed_precision),
+        attention.make_plan(config.attention, mesh),
+        choices=Choices.of(config),
+    )
+    fingerprint = functools.cache(model.fingerprint)
+    return _Opened(mesh, model, fingerprint, _load_tokenizers(config, model))
 
 
 def _buckets(

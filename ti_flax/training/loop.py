@@ -1,94 +1,87 @@
 """The training loop: dispatches of steps, and what happens between them."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
+import jax
 import numpy as np
 
-from ti_flax.reports import report
 from ti_flax.runtime import hosts
-from ti_flax.step import dispatch
+from ti_flax.step import dispatch, slots
 from ti_flax.step.state import Metrics, State
+from ti_flax.training.seat import Seat
 
 # A dispatch runs about this long: seldom enough to cost nothing, often enough to watch.
 _DISPATCH_SECONDS = 1.0
 
 
-class Event(NamedTuple):
-    """Something to do after every `period` steps and after the last one.
-
-    `act` gets the number of steps taken and the state after them, which it must not
-    keep: the next dispatch takes its memory.
-    """
-
-    period: int
-    act: Callable[[int, State], None]
-
-    def next_after(self, done: int) -> int:
-        return (done // self.period + 1) * self.period
-
-
 def run(
     train_steps: Callable[[State, int], tuple[State, Metrics]],
     state: State,
-    steps: range,
-    examples_per_step: int,
-    events: Sequence[Event],
-    run_report: report.Report,
-    watch: Callable[[Metrics, int], None],
+    seats: list[Seat | None],
+    refill: Callable[[State, int], tuple[State, Seat | None]],
     stop: Callable[[], bool],
-) -> tuple[int, State]:
-    """Takes the steps of `steps` (`steps.start` are taken already).
+) -> State:
+    """Takes the steps of all seats, and of those that come into their places.
 
-    `watch` sees the metrics of every dispatch, in every process. Returns how many steps
-    are taken in the end, and the state after them: the last, or where the word had
-    learned, or where `stop`, which is asked after each dispatch, said so.
+    `refill` gives the state with another concept in a slot, and its seat if there is
+    one.
 
-    A dispatch ends at the next event. Its metrics are read while the one after it runs,
-    but for those before an event: what that sees is written down.
+    Returns the state after them, or where `stop`, which is asked after each dispatch,
+    said so: `seats` has those that are not over then.
+
+    A dispatch ends at the next event of any seat. Its metrics are read while the one
+    after it runs, but for those before an event: what that sees is written down.
     """
-    begun, done, length, pending, ended = steps.start, steps.start, 1, None, False
-    last = time.perf_counter()
+    length, pending, overlaps = 1, None, runs_behind()
+    room, last = next(iter(state.rows.values())).shape[1], time.perf_counter()
 
-    def finish(metrics: Metrics, num_steps: int) -> None:
-        """Writes a dispatch's metrics down, and finds the length of another."""
-        nonlocal done, last, length, ended
-        if ended:  # it took no step
-            return
-        on = np.asarray(metrics.running)[:num_steps].any(axis=1)
-        ended, taken = not on[-1], min(num_steps, int(on.sum()) + 1)
+    def finish(metrics: Metrics, num_steps: int, there: list[tuple[int, Seat]]) -> None:
+        """Hands a dispatch's metrics out, and finds the length of another."""
+        nonlocal last, length
+        metrics = jax.tree.map(np.asarray, metrics)
         seconds, last = time.perf_counter() - last, time.perf_counter()
-        done += taken
-        watch(metrics, taken)
-        run_report.add(metrics, taken, num_steps * examples_per_step / seconds)
+        for slot, seat in there:
+            own = slots.metrics_of(metrics, slot, seat.vectors, room)
+            seat.add(own, num_steps, seconds)
         length = hosts.broadcast_from_first(_next_length(num_steps, seconds))
 
-    def act() -> None:
+    def act(state: State) -> State:
         nonlocal last
-        for event in events:
-            if ended or done == event.next_after(done - 1):
-                event.act(done, state)
+        for slot, seat in enumerate(seats):
+            if seat is not None and seat.is_due():
+                if not seat.failed():
+                    seat.act(slots.state_of(state, slot, seat.vectors))
+                if seat.is_over():
+                    state, seats[slot] = refill(state, slot)
         # What events take is not the steps' time.
         last = time.perf_counter()
+        return state
 
-    while begun < steps.stop and not ended and not stop():
-        end = min([steps.stop, *(event.next_after(begun) for event in events)])
-        num_steps = min(length, end - begun)
+    while any(seats) and not stop():
+        there = [(slot, seat) for slot, seat in enumerate(seats) if seat is not None]
+        num_steps = min(length, *(seat.until_event() for _, seat in there))
         state, metrics = train_steps(state, num_steps)
-        begun += num_steps
+        for _, seat in there:
+            seat.begun += num_steps
         if pending is not None:
             finish(*pending)
-        pending = metrics, num_steps
-        if begun == end or ended:
+        pending = metrics, num_steps, there
+        if not overlaps or any(seat.is_due() for _, seat in there):
             finish(*pending)
-            pending = None
-            act()
+            pending, state = None, act(state)
     if pending is not None:
         finish(*pending)
-        if ended:
-            act()
-    return done, state
+        state = act(state)
+    return state
+
+
+def runs_behind() -> bool:
+    """Whether a dispatch runs while the host goes on.
+
+    The CPU's may run while it is called (in jax 0.7), and would be timed with another.
+    """
+    return jax.default_backend() != "cpu"
 
 
 def _next_length(num_steps: int, seconds: float) -> int:

@@ -9,11 +9,19 @@ from ti_flax.config import run_config
 from ti_flax.runtime import profile, sharding
 from ti_flax.step import dispatch
 from ti_flax.step.abstract import abstract_arguments
+from ti_flax.step.bank import Bank
+from ti_flax.step.slots import stack
 from ti_flax.step.state import Metrics, State, init_state
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.recipe import make_recipe
-from ti_flax.training.resident import Resident, load
+from ti_flax.training.resident import (
+    Resident,
+    encode_buckets,
+    load,
+    make_encode,
+    make_slot,
+)
 from ti_flax.training.shapes import run_shapes
 from ti_flax.training.writer import Writer, has_learned
 
@@ -27,6 +35,7 @@ class Ready(NamedTuple):
     recipe: StepRecipe
     train_steps: Callable[..., tuple[State, Metrics]]
     resident: Resident
+    bank: Bank
     state: State
     steps: range
 
@@ -47,12 +56,17 @@ def prepare(
     train_steps = dispatch.compile_train_steps(
         recipe, abstract_arguments(recipe, shapes)
     )
-    resident = load(config, inputs, progress)
+    # Before the other weights come, for the room.
+    autoencoder = inputs.model.load(family.autoencoder.name)
+    encode = make_encode(family, autoencoder)
+    buckets = encode_buckets(config, inputs, encode, progress)
+    resident = load(inputs, recipe, autoencoder, inputs.previews is not None)
     phases.end("weights and pictures")
-    state = init_state(resident.initial_rows, recipe.optimizer, recipe.window)
+    rows, bank = stack([make_slot(config, inputs, resident, buckets)])
+    state = init_state(rows, recipe.optimizer, recipe.window)
     start, state = store.restore(writer.found, state)
     left = 0 if has_learned(state) else config.max_train_steps - start
-    state = sharding.replicate(state, inputs.mesh)
+    state, bank = sharding.replicate((state, bank), inputs.mesh)
     phases.end("initial rows, checkpoint")
     steps = range(start, start + max(0, left))
-    return Ready(inputs, recipe, train_steps, resident, state, steps)
+    return Ready(inputs, recipe, train_steps, resident, bank, state, steps)

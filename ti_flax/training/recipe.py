@@ -23,6 +23,7 @@ def make_recipe(
     family: Family,
     latents: int,
     mesh: jax.sharding.Mesh,
+    slots: int = 1,
 ) -> train_step.StepRecipe:
     """The step of a run on these devices; its largest picture has so many latents."""
     optimizer = adamw(
@@ -37,7 +38,7 @@ def make_recipe(
         config.gradient_checkpointing,
         family,
         latents,
-        config.train_batch_size,
+        config.train_batch_size * slots,
         mesh,
     )
     return train_step.StepRecipe(

@@ -1,22 +1,24 @@
 """What lies on the devices during a run: weights and encoded pictures."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Array, Float32, UInt8
 
 from ti_flax.config import run_config
 from ti_flax.data.masks import loss_weights
 from ti_flax.data.moments import encode_in_batches
 from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
-from ti_flax.runtime import hosts, sharding
+from ti_flax.runtime import compilation, hosts, sharding
 from ti_flax.step.bank import Bank
-from ti_flax.step.slots import Encoded, Slot, stack
+from ti_flax.step.fixed_loss import FixedLoss, compile_fixed_loss
+from ti_flax.step.slots import Encoded, Slot
 from ti_flax.step.state import Rows, Rule
+from ti_flax.step.train_step import StepRecipe
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
 from ti_flax.training.recipe import learning_rates
@@ -25,31 +27,38 @@ ENCODE_BATCH_SIZE = 4
 
 
 class Resident(NamedTuple):
-    """What lies on the devices during a run."""
+    """What lies on the devices during a run, whatever the concept.
+
+    `tables`, the vocabularies' [V, D], and `norms`, the median length of their rows
+    and what 99 % of them are below, are by text encoder.
+    """
 
     # Of the networks of a train step; and with previews, of the autoencoder that which
     # decodes.
     frozen: Mapping[str, Params]
     params: Mapping[str, Params]
-    bank: Bank
-    # [S, K, D] by text encoder; the train step gives them up.
-    initial_rows: Rows
-    # 99 % of a vocabulary's rows are shorter: by text encoder.
-    high_norms: Mapping[str, float]
+    tables: Mapping[str, Float32[np.ndarray | Array, "V _"]]
+    norms: Mapping[str, tuple[float, float]]
+    fixed_loss: Callable[[Rows, Mapping[str, Params], Bank], FixedLoss]
+
+    @property
+    def high_norms(self) -> dict[str, float]:
+        """What 99 % of a vocabulary's rows are shorter than, by text encoder."""
+        return {name: high for name, (_, high) in self.norms.items()}
 
 
-def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
-    """Reads the weights, encodes the pictures and puts all on the devices.
+def load(
+    inputs: Inputs, recipe: StepRecipe, autoencoder: Params, previews: bool
+) -> Resident:
+    """Reads the other weights and puts all on the devices.
 
-    The autoencoder stays there only as far as previews need it.
+    Of the autoencoder, what previews need.
     """
     model, family, mesh = inputs.model, inputs.model.family, inputs.mesh
-    autoencoder = model.load(family.autoencoder.name)
-    buckets = encode_buckets(config, inputs, autoencoder, progress)
     layout = functools.partial(sharding.over_fsdp, mesh)
     frozen = {name: model.load(name, layout) for name in family.trained_through}
     params = dict(frozen)
-    if inputs.previews is not None:
+    if previews:
         decoder = {name: autoencoder[name] for name in family.decoder_params}
         params[family.autoencoder.name] = sharding.replicate(decoder, mesh)
     hosts.barrier()
@@ -57,26 +66,33 @@ def load(config: run_config.Config, inputs: Inputs, progress: bool) -> Resident:
         encoder.name: sharding.whole(encoder.table(frozen[encoder.name]))
         for encoder in family.text_encoders
     }
-    norms = {name: vocabulary_norms(table) for name, table in tables.items()}
-    slot = Slot(
-        seed_key=jax.random.key(config.seed, impl="threefry2x32"),
-        buckets=buckets,
-        prompts=inputs.prompts.ids,
-        rows=inputs.initial_rows(tables),
-        max_train_steps=config.max_train_steps,
-        learning_rates=learning_rates(config),
-        norms={name: held_norm(config, *both) for name, both in norms.items()},
-        caption_dropout_rate=config.caption_dropout_rate,
-        unmasked_probability=config.unmasked_probability,
-        rule=stop_rule(config),
-    )
-    rows, bank = stack([slot])
     return Resident(
         frozen=frozen,
         params=params,
-        bank=sharding.replicate(bank, mesh),
-        initial_rows=rows,
-        high_norms={name: high for name, (_, high) in norms.items()},
+        tables=tables,
+        norms={name: vocabulary_norms(table) for name, table in tables.items()},
+        fixed_loss=compilation.compiled_together(compile_fixed_loss(recipe)),
+    )
+
+
+def make_slot(
+    config: run_config.Config,
+    inputs: Inputs,
+    resident: Resident,
+    buckets: list[Encoded],
+) -> Slot:
+    """A concept for a slot; `buckets` are its encoded pictures."""
+    return Slot(
+        seed_key=jax.random.key(config.seed, impl="threefry2x32"),
+        buckets=buckets,
+        prompts=inputs.prompts.ids,
+        rows=inputs.initial_rows(resident.tables),
+        max_train_steps=config.max_train_steps,
+        learning_rates=learning_rates(config),
+        norms={name: held_norm(config, *both) for name, both in resident.norms.items()},
+        caption_dropout_rate=config.caption_dropout_rate,
+        unmasked_probability=config.unmasked_probability,
+        rule=stop_rule(config),
     )
 
 
@@ -97,6 +113,9 @@ def stop_rule(config: run_config.TrainingKeys) -> Rule:
     return Rule.of_slot()
 
 
+Encode = Callable[[Array | np.ndarray], Array]
+
+
 def jit_encode(family: Family) -> jax.stages.Wrapped:
     """The jitted (params of the autoencoder, pixels) to moments."""
     module = family.autoencoder.module
@@ -105,17 +124,20 @@ def jit_encode(family: Family) -> jax.stages.Wrapped:
     )
 
 
+def make_encode(family: Family, params: Params) -> Encode:
+    """Pixels to moments, compiled once; `params` are the autoencoder's."""
+    return functools.partial(jit_encode(family), params)
+
+
 def encode_buckets(
-    config: run_config.Config, inputs: Inputs, params: Params, progress: bool
+    config: run_config.Config, inputs: Inputs, encode: Encode, progress: bool
 ) -> list[Encoded]:
     """The pictures of each size, encoded."""
     pictures, family, flip = inputs.pictures, inputs.model.family, config.random_flip
     spans, encoded = inputs.prompts.spans, []
     for _, numbers, listed in inputs.buckets:
         crops = [crop for number in numbers for crop in pictures.crops[number]]
-        moments = encode_pictures(
-            family, params, crops, flip, ENCODE_BATCH_SIZE, progress
-        )
+        moments = encode_pictures(encode, crops, flip, ENCODE_BATCH_SIZE, progress)
         weights = None
         if inputs.masks is not None:
             weights = loss_weights(
@@ -141,16 +163,12 @@ def encode_buckets(
 
 
 def encode_pictures(
-    family: Family,
-    params: Params,
+    encode: Encode,
     images: Sequence[UInt8[np.ndarray, "H W 3"]] | UInt8[np.ndarray, "N H W 3"],
     flip: bool,
     batch_size: int,
     progress: bool,
 ) -> Float32[np.ndarray, "N F h w Z"]:
     """Moments of every picture and, with `flip`, of its mirror image (F = 2)."""
-    encode = jit_encode(family)
     batch_size = min(batch_size, len(images) * (1 + flip))
-    return encode_in_batches(
-        images, lambda pixels: encode(params, pixels), batch_size, flip, progress
-    )
+    return encode_in_batches(images, encode, batch_size, flip, progress)

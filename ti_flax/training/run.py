@@ -1,23 +1,21 @@
 """A run from configuration to files; `python -m ti_flax.train` is its command line."""
 
 import contextlib
-import functools
 import logging
 
 from ti_flax.config import run_config
-from ti_flax.reports import report, trackers
+from ti_flax.reports import trackers
 from ti_flax.runtime import compilation, jax_settings, log, profile
 from ti_flax.runtime.errors import Stopped, UserError
 from ti_flax.runtime.signals import StopSignals
 from ti_flax.step.state import Metrics, State
 from ti_flax.text.embedding import Embedding
-from ti_flax.training import divergence, loop, validation
+from ti_flax.training import loop
+from ti_flax.training.concept import Concept, seated
 from ti_flax.training.ready import prepare
 from ti_flax.training.writer import Writer, has_learned, learned
 
 _log = logging.getLogger(__name__)
-
-_SLOT = 0  # a run has one concept
 
 
 @jax_settings.fixed()
@@ -40,62 +38,47 @@ def train_concepts(config: run_config.Config, progress: bool = True) -> list[Emb
         writer = stack.enter_context(Writer(config))
         progress = progress and writer.writes
         ready = prepare(config, writer, progress, phases)
-        steps, state = ready.steps, ready.state
-        writer.open()
-        pictures = ready.inputs.pictures.images
-        run_report = stack.enter_context(
-            report.open_report(config, _SLOT, steps, progress, pictures, warnings)
-        )
-        validate = validation.compile_validation(
-            config, ready.inputs, ready.resident, ready.recipe, run_report, _SLOT
-        )
-        guard = divergence.DivergenceGuard(
-            _SLOT, steps.start, [*ready.resident.high_norms.values()]
+        steps, state, bank = ready.steps, ready.state, ready.bank
+        resident = ready.resident
+        concept = stack.enter_context(
+            seated(
+                config, ready.inputs, writer, resident, bank, steps, progress, warnings
+            )
         )
         signals.defer()
         phases.end("report")
-        if steps.start == 0:
-            validate(0, state)
-            phases.end("validation before training")
+        concept.validate_before(state)
+        phases.end("validation before training")
 
         def take(state: State, count: int) -> tuple[State, Metrics]:
-            resident = ready.resident
-            result = ready.train_steps(state, resident.frozen, resident.bank, count)
+            result = ready.train_steps(state, resident.frozen, bank, count)
             phases.first_step(result, config.profile_startup)
             return result
 
-        # The checkpoint last: of a step that is saved, nothing is left to do.
-        events = [
-            loop.Event(config.validation_steps, validate),
-            loop.Event(config.checkpointing_steps, writer.save),
-        ]
-        examples = config.examples_per_step
-        stop = functools.partial(_should_stop, guard, signals)
-        done, state = loop.run(
-            take, state, steps, examples, events, run_report, guard.add, stop
-        )
-        if guard.diverged or steps.start == steps.stop:  # nothing was left to train
+        seats = [concept.seat if steps else None]
+        state = loop.run(take, state, seats, _leave, signals.wanted)
+        if concept.guard.diverged or not steps:  # nothing was left to train
             writer.export(state)
-        elif steps.start < done < steps.stop and not has_learned(state):
-            writer.save(done, state)
-    return _finish(config, writer, guard, signals, done, state)
+        elif steps.start < concept.seat.done and not concept.seat.ended:
+            writer.save(concept.seat.done, state)
+    return _finish(config, writer, concept, signals, state)
 
 
-def _should_stop(guard: divergence.DivergenceGuard, signals: StopSignals) -> bool:
-    return guard.diverged or signals.wanted()
+def _leave(state: State, slot: int) -> tuple[State, None]:
+    return state, None
 
 
 def _finish(
     config: run_config.Config,
     writer: Writer,
-    guard: divergence.DivergenceGuard,
+    concept: Concept,
     signals: StopSignals,
-    done: int,
     state: State,
 ) -> list[Embedding]:
     """What was learned, or why the run ended before."""
-    if guard.diverged:
-        raise UserError(guard.explanation())
+    done = concept.seat.done
+    if concept.guard.diverged:
+        raise UserError(concept.guard.explanation())
     if has_learned(state):
         _log.info(
             "stopped after %d of %d steps: the fixed loss has settled (stop %s)",

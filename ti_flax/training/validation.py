@@ -12,9 +12,9 @@ import numpy as np
 from ti_flax.config import run_config
 from ti_flax.generation import previews
 from ti_flax.reports import metrics_log, report
-from ti_flax.runtime import compilation, hosts, sharding
-from ti_flax.step import train_step
-from ti_flax.step.fixed_loss import compile_fixed_loss
+from ti_flax.runtime import hosts, sharding
+from ti_flax.step import slots
+from ti_flax.step.bank import Bank
 from ti_flax.step.state import State
 from ti_flax.text import nearest_words
 from ti_flax.training.inputs import Inputs
@@ -25,29 +25,28 @@ def compile_validation(
     config: run_config.Config,
     inputs: Inputs,
     resident: Resident,
-    recipe: train_step.StepRecipe,
+    bank: Bank,
     run_report: report.Report,
-    slot: int,
 ) -> Callable[[int, State], None]:
-    """The event that validates the word of a slot and reports what it finds."""
-    params = resident.params
-    fixed_loss = compilation.compiled_together(compile_fixed_loss(recipe))
+    """The event that validates a word and reports what it finds.
+
+    `bank` is of the word's slot alone, and so are the states that the event gets.
+    """
+    params, encoders = resident.params, inputs.model.family.text_encoders
     began = {
-        name: np.asarray(sharding.whole(rows))[slot]
-        for name, rows in resident.bank.initial.items()
+        name: np.asarray(sharding.whole(rows))[0] for name, rows in bank.initial.items()
     }
-    encoders = recipe.family.text_encoders
 
     def validate(done: int, state: State) -> None:
         hosts.barrier()  # the first process has more to write before one
-        rows = {name: each[slot] for name, each in state.rows.items()}
+        rows = {name: each[0] for name, each in state.rows.items()}
         distance, nearest = [], []
         for encoder in encoders:
             own = rows[encoder.name]
             table = encoder.table(params[encoder.name])
             tokenizer = inputs.tokenizers[encoder.name]
             nearest += nearest_words.nearest_words(tokenizer, table, own)
-            moved = sharding.whole(own) - began[encoder.name]
+            moved = sharding.whole(own) - began[encoder.name][: len(own)]
             distance += np.linalg.norm(moved, axis=-1).tolist()
 
         def show(name: str, control: bool = False) -> list[report.Shown]:
@@ -57,12 +56,12 @@ def compile_validation(
             made = inputs.previews.make(rows, params, control)
             return _save(inputs.previews, made, config.output_dir, folder)
 
-        loss = fixed_loss(state.rows, params, resident.bank)
+        loss = resident.fixed_loss(slots.padded_rows(state.rows, bank), params, bank)
         run_report.add_validation(
             report.Validation(
                 step=done,
-                fixed_loss=float(loss.mean[slot]),
-                loss_by_quarter=np.asarray(loss.quarters)[slot].tolist(),
+                fixed_loss=float(loss.mean[0]),
+                loss_by_quarter=np.asarray(loss.quarters)[0].tolist(),
                 distance=distance,
                 nearest=nearest,
                 previews=show(f"step_{done:06d}"),

@@ -25,7 +25,12 @@ from ti_flax.text.initial_rows import (
     vocabulary_norms,
 )
 from ti_flax.training.recipe import learning_rates, make_recipe
-from ti_flax.training.resident import encode_pictures, held_norm, stop_rule
+from ti_flax.training.resident import (
+    encode_pictures,
+    held_norm,
+    make_encode,
+    stop_rule,
+)
 
 _STEPS_A_DISPATCH = 10
 _ENCODED_AT_ONCE = 10
@@ -114,8 +119,7 @@ def _encode(
     pictures = [drawing.draw(scene) for each in scenes.values() for scene in each]
     family = frozen.model.family
     moments = encode_pictures(
-        family,
-        frozen.params[family.autoencoder.name],
+        make_encode(family, frozen.params[family.autoencoder.name]),
         pictures,
         flip=True,
         batch_size=_ENCODED_AT_ONCE,

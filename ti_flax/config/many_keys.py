@@ -1,0 +1,104 @@
+"""Keys of a run of several concepts, and which keys each concept may have for itself.
+
+The others are of the compiled step, of what stays on the devices, or of the whole run.
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from ti_flax.config import dataset_config
+from ti_flax.config.caption_keys import CaptionKeys
+from ti_flax.config.fields import OptionalFilePath, OptionalInteger, Settings, Texts
+from ti_flax.config.run_config import Config
+from ti_flax.config.run_keys import ConceptKeys
+from ti_flax.runtime import arguments
+from ti_flax.runtime.errors import shown
+
+# Concepts of a run, each of them with each of the values to be swept.
+MOST_CONCEPTS = 100_000
+_MOST_SLOTS = 1024
+
+
+class ManyKeys(Settings):
+    """Which concepts are trained, and how many at once."""
+
+    concepts: OptionalFilePath = Field(
+        None,
+        description="YAML file of `name: {key: value}`, or of a list of `key: value`; "
+        "or a folder with a folder of pictures for each concept; their keys win over "
+        "all others",
+    )
+    sweep: Texts = Field(
+        (),
+        description="values to train every concept with, each with each: "
+        "KEY=VALUE,VALUE ...; in YAML, `key: [value, value]`",
+    )
+    slots: OptionalInteger = Field(
+        None,
+        ge=1,
+        le=_MOST_SLOTS,
+        description="concepts that are trained at once; none: as many as there are, at "
+        "most 16",
+    )
+    skip_bad_concepts: bool = Field(
+        False, description="train the others where a concept has a mistake"
+    )
+
+
+# What a concept may have for itself.
+OWN = frozenset(
+    {
+        *ConceptKeys.model_fields,
+        *CaptionKeys.model_fields,
+        # Masks: where they are, and their numbers.
+        "alpha_mask",
+        "conditioning_data_dir",
+        "unmasked_weight",
+        "unmasked_probability",
+        # How long, and how fast.
+        "seed",
+        "max_train_steps",
+        "learning_rate",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "lr_num_cycles",
+        "lr_power",
+        # When it has learned.
+        "stop",
+        "dvar_eps",
+        "plateau_patience",
+        "plateau_min_delta",
+        "keep",
+        # What is shown and kept of it.
+        "validation_prompt",
+        "num_validation_images",
+        "validation_control",
+        "validation_steps",
+        "checkpointing_steps",
+        "license",
+        "hub_model_id",
+    }
+)
+
+_SHARED = ({*Config.model_fields, *ManyKeys.model_fields} - OWN) | {dataset_config.KEY}
+
+
+def mistake_of_key(key: Any) -> str | None:
+    """What is wrong with a concept's setting a key, if anything is."""
+    if isinstance(key, str) and key in OWN:
+        return None
+    if isinstance(key, str) and key in _SHARED:
+        return f"{key} is the same for all concepts; set it beside `concepts`"
+    return f"unknown key {shown(key)}; {arguments.nearest(str(key)[:100], sorted(OWN))}"
+
+
+def mistake_of_value(value: Any) -> str | None:
+    """What is wrong with the kind of a value, if anything is."""
+    several = value if isinstance(value, list) else [value]
+    if any(isinstance(one, dict | list | set | tuple | bytes) for one in several):
+        return (
+            f"expected a value, or a list of them, found {shown(value)}; a key has no "
+            "keys of its own"
+        )
+    return None

@@ -1,0 +1,152 @@
+"""Many concepts in one run: a queue of them on one compiled step."""
+
+import contextlib
+import logging
+
+import jax
+
+from ti_flax.checkpoints.folder_lock import FolderLock
+from ti_flax.config.concepts import Concept, Many
+from ti_flax.config.run_config import Config
+from ti_flax.reports import trackers
+from ti_flax.runtime import compilation, jax_settings, sharding
+from ti_flax.runtime.errors import Stopped, UserError, listed
+from ti_flax.runtime.progress import Bar
+from ti_flax.runtime.signals import StopSignals
+from ti_flax.step import dispatch
+from ti_flax.step.abstract import abstract_arguments, empty
+from ti_flax.step.state import Metrics, State
+from ti_flax.training import loop
+from ti_flax.training.inputs import Inputs
+from ti_flax.training.ledger import Ledger
+from ti_flax.training.queue import Queue
+from ti_flax.training.recipe import make_recipe
+from ti_flax.training.resident import load, make_encode
+from ti_flax.training.survey import Group, survey
+
+_log = logging.getLogger(__name__)
+
+_MOST_SLOTS = 16  # where the user says nothing
+
+
+@jax_settings.fixed()
+def train_many(many: Many, progress: bool = True) -> None:
+    """Trains all concepts, each into its own folder as a run of its own would.
+
+    A concept that fails does not stop the others.
+
+    Raises:
+        UserError: which concepts failed, after all others are done.
+        Stopped: SIGTERM or SIGINT came; the same command goes on.
+    """
+    first = many.concepts[0].config
+    compilation.keep_compiled(first.compilation_cache_dir)
+    trackers.check(first.report_to)
+    _check(first)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        lock = FolderLock(many.output_dir, "output_dir")
+        lock.take()
+        stack.callback(lock.give_up)
+        ledger = Ledger(many.output_dir, many.concepts, many.bad)
+        waiting = [one for one in many.concepts if not ledger.is_done(one)]
+        groups, shared, bad = survey(waiting)
+        _tell(bad, ledger, len(waiting), many)
+        signals.defer()
+        stack.callback(ledger.close)
+        bar = Bar(
+            total=len(many.concepts),
+            initial=len(many.concepts) - len(waiting) + len(bad),
+            unit="word",
+            desc="training",
+            dynamic_ncols=True,
+            disable=not progress,
+        )
+        stack.enter_context(bar)
+        for group in groups:
+            if not signals.wanted():
+                _train(group, many.slots or _MOST_SLOTS, shared, ledger, bar, signals)
+    _end(many, ledger, signals)
+
+
+def _check(config: Config) -> None:
+    """Raises `UserError` for what many concepts cannot have."""
+    if jax.process_count() > 1:
+        raise UserError(
+            f"concepts: expected one process, found {jax.process_count()}; give each "
+            "host a part of the list with launch/concepts.py"
+        )
+    if config.report_to == "wandb":
+        raise UserError(
+            "report_to: wandb follows one run a process, and here are several; choose "
+            "tensorboard or none"
+        )
+
+
+def _tell(
+    bad: list[tuple[Concept, str]], ledger: Ledger, count: int, many: Many
+) -> None:
+    """Says what is wrong with any concept, before the long work."""
+    for concept, reason in bad:
+        if many.skips_bad:
+            _log.warning("%s: %s", concept.name, reason)
+            ledger.fail(concept, reason)
+        else:
+            _log.error("%s: %s", concept.name, reason)
+    if bad and (not many.skips_bad or len(bad) == count):
+        raise UserError(
+            f"{len(bad)} of {count} concepts cannot be trained; mend them, or "
+            "skip_bad_concepts trains the others"
+        )
+
+
+def _train(
+    group: Group,
+    most: int,
+    shared: Inputs,
+    ledger: Ledger,
+    bar: Bar,
+    signals: StopSignals,
+) -> None:
+    """Trains the concepts of a group, until a signal comes."""
+    config, family = group.concepts[0].config, shared.model.family
+    count = min(most, len(group.concepts))
+    shapes = group.shapes._replace(slots=count)
+    recipe = make_recipe(config, family, shapes.largest.latents, shared.mesh, count)
+    train_steps = dispatch.compile_train_steps(
+        recipe, abstract_arguments(recipe, shapes)
+    )
+    autoencoder = shared.model.load(family.autoencoder.name)
+    encode = make_encode(family, autoencoder)
+    shows = any(concept.config.validation_prompt for concept in group.concepts)
+    resident = load(shared, recipe, autoencoder, shows)
+    state, bank = sharding.replicate(empty(recipe, shapes), shared.mesh)
+    with Queue(group, bank, shared, recipe, resident, encode, ledger, bar) as queue:
+
+        def take(state: State, num_steps: int) -> tuple[State, Metrics]:
+            return train_steps(state, resident.frozen, queue.bank, num_steps)
+
+        seats = []
+        for slot in range(count):
+            state, seat = queue.refill(state, slot)
+            seats.append(seat)
+        state = loop.run(take, state, seats, queue.refill, signals.wanted)
+        queue.put_back(state)
+
+
+def _end(many: Many, ledger: Ledger, signals: StopSignals) -> None:
+    """Says how it went."""
+    counts, failed = ledger.counts(), ledger.failed()
+    if counts["waiting"]:
+        raise Stopped(
+            f"{signals.name}: {counts['done']} of {len(many.concepts)} concepts are "
+            f"done; what was begun is saved in {many.output_dir}, and the same command "
+            "goes on"
+        )
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(many.concepts)} concepts failed: "
+            f"{listed(name for name, _ in failed)}; their reasons are in "
+            f"{many.output_dir / 'index.html'}; the others are done"
+        )
+    _log.info("wrote %d concepts to %s", counts["done"], many.output_dir)

@@ -1,0 +1,211 @@
+"""Concepts that wait for slots: each is read ahead, seated, and sees to its end."""
+
+import contextlib
+import logging
+from collections import deque
+from concurrent import futures
+from types import TracebackType
+from typing import NamedTuple
+
+from ti_flax.checkpoints import store
+from ti_flax.config.concepts import Concept
+from ti_flax.runtime import log, sharding
+from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.progress import Bar
+from ti_flax.step import slots
+from ti_flax.step.bank import Bank
+from ti_flax.step.state import State
+from ti_flax.step.train_step import StepRecipe
+from ti_flax.training import concept as in_training
+from ti_flax.training.inputs import Inputs, read_inputs
+from ti_flax.training.ledger import Ledger
+from ti_flax.training.resident import Encode, Resident, encode_buckets, make_slot
+from ti_flax.training.seat import Seat
+from ti_flax.training.survey import Group
+from ti_flax.training.writer import Writer, has_learned, learned
+
+_log = logging.getLogger(__name__)
+
+
+class Seated(NamedTuple):
+    """A concept in a slot; `open` are its folder and its report."""
+
+    concept: Concept
+    training: in_training.Concept
+    writer: Writer
+    subject: log.Subject
+    open: contextlib.ExitStack
+
+
+class Queue:
+    """The concepts of a group: those that wait, and those that have slots.
+
+    A context manager, which closes the folders and reports of the latter.
+
+    Attributes:
+        bank: of all slots.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        bank: Bank,
+        shared: Inputs,
+        recipe: StepRecipe,
+        resident: Resident,
+        encode: Encode,
+        ledger: Ledger,
+        bar: Bar,
+    ) -> None:
+        self.bank, self._shared = bank, shared
+        self._recipe, self._resident = recipe, resident
+        self._encode, self._ledger, self._bar = encode, ledger, bar
+        self._waiting = deque(group.concepts)
+        self._seated: dict[int, Seated] = {}
+        self._pool = futures.ThreadPoolExecutor(1, "reads the next concept")
+        self._ahead: tuple[log.Subject, futures.Future[Inputs]] | None = None
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for seated in self._seated.values():
+            seated.open.__exit__(kind, error, trace)
+
+    def refill(self, state: State, slot: int) -> tuple[State, Seat | None]:
+        """Sees to the end of the slot's concept, if any, and seats the next."""
+        if slot in self._seated:
+            self._leave(state, slot)
+        while self._waiting:
+            concept = self._waiting.popleft()
+            try:
+                state, seat = self._seat(state, slot, concept)
+            except UserError as error:
+                self._fail(concept, str(error))
+                continue
+            if seat is not None:
+                return state, seat
+        return state, None
+
+    def put_back(self, state: State) -> None:
+        """Saves who is in the middle, for a run that goes on."""
+        for slot, seated in list(self._seated.items()):
+            seat, config = seated.training.seat, seated.concept.config
+            own = slots.state_of(state, slot, config.num_vectors)
+            with seated.subject:
+                seated.writer.save(seat.done, own)
+            seated.open.close()
+            del self._seated[slot]
+            self._ledger.wait(seated.concept, seat.done)
+
+    def _seat(
+        self, state: State, slot: int, concept: Concept
+    ) -> tuple[State, Seat | None]:
+        """Puts a concept into a slot; None, where nothing is left to train."""
+        config = concept.config
+        subject, reading = self._read(concept)
+        inputs = reading.result()
+        subject.silent = False
+        with contextlib.ExitStack() as stack, subject:
+            writer = stack.enter_context(Writer(config))
+            writer.check(inputs)
+            encoded = encode_buckets(config, inputs, self._encode, progress=False)
+            newcomer = make_slot(config, inputs, self._resident, encoded)
+            begun = slots.begin(newcomer, self._recipe.optimizer, self._recipe.window)
+            start, begun = store.restore(writer.found, begun)
+            begun = sharding.replicate(begun, inputs.mesh)
+            left = 0 if has_learned(begun) else config.max_train_steps - start
+            steps = range(start, start + max(0, left))
+            new = slots.refill(state, self.bank, slot, newcomer, begun)
+            training = stack.enter_context(
+                in_training.seated(
+                    config,
+                    inputs,
+                    writer,
+                    self._resident,
+                    slots.bank_of(new[1], slot),
+                    steps,
+                    False,
+                    subject.heard,
+                    subject,
+                )
+            )
+            self._ledger.begin(concept, start)
+            training.validate_before(begun)
+            seated = Seated(concept, training, writer, subject, stack.pop_all())
+        # Only now: what failed before is not in the slot.
+        state, self.bank = new
+        if not steps:
+            seated.writer.export(begun)
+            self._finish(seated, begun)
+            return state, None
+        self._seated[slot] = seated
+        return state, training.seat
+
+    def _read(self, concept: Concept) -> tuple[log.Subject, futures.Future[Inputs]]:
+        """The concept's inputs; and begins to read those of the next."""
+        reading = self._ahead or self._begin_to_read(concept)
+        following = self._waiting[0] if self._waiting else None
+        self._ahead = following and self._begin_to_read(following)
+        return reading
+
+    def _begin_to_read(
+        self, concept: Concept
+    ) -> tuple[log.Subject, futures.Future[Inputs]]:
+        # What it has to tell, the survey has told.
+        subject = log.Subject(concept.name, silent=True)
+
+        def read() -> Inputs:
+            with subject:
+                return read_inputs(concept.config, self._shared)
+
+        return subject, self._pool.submit(read)
+
+    def _leave(self, state: State, slot: int) -> None:
+        seated = self._seated.pop(slot)
+        own = slots.state_of(state, slot, seated.concept.config.num_vectors)
+        if not seated.training.guard.diverged:
+            self._finish(seated, own)
+            return
+        with seated.open, seated.subject:
+            seated.writer.export(own)
+        self._fail(seated.concept, seated.training.guard.explanation())
+
+    def _finish(self, seated: Seated, own: State) -> None:
+        """What a run of its own does at its end."""
+        config, done = seated.concept.config, seated.training.seat.done
+        with seated.subject:
+            seated.open.close()
+            word, step = learned(config, own)
+            kept = f", kept step {step}" if step < done else ""
+            reason = "the fixed loss has settled" if has_learned(own) else ""
+            try:
+                seated.writer.finish(word)
+            except UserError as error:
+                self._fail(seated.concept, str(error))
+                return
+            ended = f" ({reason})" if reason else ""
+            _log.info("done after %d steps%s%s", done, ended, kept)
+        self._ledger.done(seated.concept, done, reason)
+        self._told()
+
+    def _fail(self, concept: Concept, reason: str) -> None:
+        _log.error("%s: %s", concept.name, reason)
+        self._ledger.fail(concept, reason)
+        self._told()
+
+    def _told(self) -> None:
+        counts, speed = self._ledger.counts(), self._ledger.words_per_hour()
+        told = [f"{counts['training']} in training"]
+        if counts["failed"]:
+            told.append(f"{counts['failed']} failed")
+        if speed:
+            told.append(f"{speed:.3g} words/h")
+        self._bar.set_postfix_str(", ".join(told), refresh=False)
+        self._bar.update()
