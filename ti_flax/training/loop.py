@@ -21,6 +21,7 @@ def run(
     seats: list[Seat | None],
     refill: Callable[[State, int], tuple[State, Seat | None]],
     stop: Callable[[], bool],
+    timed: Callable[[int, float], None] = lambda num_steps, seconds: None,
 ) -> State:
     """Takes the steps of all seats, and of those that come into their places.
 
@@ -32,6 +33,7 @@ def run(
 
     A dispatch ends at the next event of any seat. Its metrics are read while the one
     after it runs, but for those before an event: what that sees is written down.
+    `timed` gets each one's steps and seconds.
     """
     length, pending, overlaps = 1, None, runs_behind()
     room, last = next(iter(state.rows.values())).shape[1], time.perf_counter()
@@ -41,6 +43,7 @@ def run(
         nonlocal last, length
         metrics = jax.tree.map(np.asarray, metrics)
         seconds, last = time.perf_counter() - last, time.perf_counter()
+        timed(num_steps, seconds)
         for slot, seat in there:
             own = slots.metrics_of(metrics, slot, seat.vectors, room)
             seat.add(own, num_steps, seconds)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 
 import jax
 
@@ -29,8 +30,25 @@ _log = logging.getLogger(__name__)
 _MOST_SLOTS = 16  # where the user says nothing
 
 
+class Spent:
+    """What a run of many concepts took.
+
+    Attributes:
+        seconds: from the first concept's slot to the end of the last.
+        steps: of all slots together, one after another.
+        in_steps: seconds of those; the rest is reading, encoding, writing, previews.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.steps, self.in_steps = 0.0, 0, 0.0
+
+    def add(self, steps: int, seconds: float) -> None:
+        self.steps += steps
+        self.in_steps += seconds
+
+
 @jax_settings.fixed()
-def train_many(many: Many, progress: bool = True) -> None:
+def train_many(many: Many, progress: bool = True) -> Spent:
     """Trains all concepts, each into its own folder as a run of its own would.
 
     A concept that fails does not stop the others.
@@ -43,6 +61,7 @@ def train_many(many: Many, progress: bool = True) -> None:
     compilation.keep_compiled(first.compilation_cache_dir)
     trackers.check(first.report_to)
     _check(first)
+    spent = Spent()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         lock = FolderLock(many.output_dir, "output_dir")
@@ -65,8 +84,10 @@ def train_many(many: Many, progress: bool = True) -> None:
         stack.enter_context(bar)
         for group in groups:
             if not signals.wanted():
-                _train(group, many.slots or _MOST_SLOTS, shared, ledger, bar, signals)
-    _end(many, ledger, signals)
+                most = many.slots or _MOST_SLOTS
+                _train(group, most, shared, ledger, bar, signals, spent)
+    _end(many, ledger, signals, spent)
+    return spent
 
 
 def _check(config: Config) -> None:
@@ -107,6 +128,7 @@ def _train(
     ledger: Ledger,
     bar: Bar,
     signals: StopSignals,
+    spent: Spent,
 ) -> None:
     """Trains the concepts of a group, until a signal comes."""
     config, family = group.concepts[0].config, shared.model.family
@@ -126,15 +148,17 @@ def _train(
         def take(state: State, num_steps: int) -> tuple[State, Metrics]:
             return train_steps(state, resident.frozen, queue.bank, num_steps)
 
-        seats = []
+        began, seats = time.perf_counter(), []
         for slot in range(count):
             state, seat = queue.refill(state, slot)
             seats.append(seat)
-        state = loop.run(take, state, seats, queue.refill, signals.wanted)
+        wanted = signals.wanted
+        state = loop.run(take, state, seats, queue.refill, wanted, spent.add)
         queue.put_back(state)
+        spent.seconds += time.perf_counter() - began
 
 
-def _end(many: Many, ledger: Ledger, signals: StopSignals) -> None:
+def _end(many: Many, ledger: Ledger, signals: StopSignals, spent: Spent) -> None:
     """Says how it went."""
     counts, failed = ledger.counts(), ledger.failed()
     if counts["waiting"]:
@@ -150,3 +174,10 @@ def _end(many: Many, ledger: Ledger, signals: StopSignals) -> None:
             f"{many.output_dir / 'index.html'}; the others are done"
         )
     _log.info("wrote %d concepts to %s", counts["done"], many.output_dir)
+    if spent.seconds:
+        share = 100 * spent.in_steps / spent.seconds
+        _log.info(
+            "%.0f s from the first slot on, %.0f %% of them in steps",
+            spent.seconds,
+            share,
+        )
