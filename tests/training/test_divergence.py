@@ -182,6 +182,31 @@ def test_a_row_that_is_clipped_to_the_limit_is_not_beyond_it(norm, told, caplog)
     assert ("longer than" in caplog.text) == told
 
 
+@pytest.mark.parametrize("taken", range(1, 6))
+def test_a_resumed_run_warns_of_what_the_whole_one_does(taken, caplog):
+    """Of the same steps, with the same lengths."""
+    norms, skipped = [8.0, 9.5, np.nan, 9.9, 8.5, 12.0], [0, 0, 1, 0, 0, 0]
+
+    def told(guard, lines, first):
+        caplog.clear()
+        guard.tell_again(lines)
+        guard.add(*metrics_of(skipped[first:], norms[first:]))
+        return caplog.messages
+
+    lines = [
+        {
+            "step": step,
+            "row_norm": [None if np.isnan(norm) else norm],
+            "skipped": bool(bad),
+        }
+        for step, (norm, bad) in enumerate(zip(norms, skipped, strict=True), start=1)
+    ]
+    whole = told(divergence.DivergenceGuard(1, 0, limits=[9.0]), [], 0)
+    assert [message.partition(":")[0] for message in whole] == ["step 2", "step 3"]
+    resumed = divergence.DivergenceGuard(1, taken, limits=[9.0])
+    assert told(resumed, lines[:taken], taken) == whole
+
+
 def test_the_lengths_of_a_vocabulary():
     table = np.zeros((101, 3), np.float32)
     table[:, 1] = -np.arange(101)

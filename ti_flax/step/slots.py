@@ -102,7 +102,7 @@ def state_of(state: State, index: int, vectors: int) -> State:
     return jax.tree.map(lambda leaf: leaf[:, :vectors] if leaf.ndim == 3 else leaf, one)
 
 
-def padded_rows(rows: Rows, bank: Bank) -> Rows:
+def padded_rows(rows: dict[str, Float[Array, "S _ D"]], bank: Bank) -> Rows:
     """The rows of each slot with zeros up to what the bank has."""
     room = bank.row_mask.shape[1]
     return {

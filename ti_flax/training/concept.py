@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from ti_flax.config import run_config
-from ti_flax.reports import report
+from ti_flax.reports import metrics_log, report
 from ti_flax.step.bank import Bank
 from ti_flax.step.state import Metrics, State
 from ti_flax.training import divergence, validation
@@ -38,6 +38,10 @@ class Concept:
         self.guard = divergence.DivergenceGuard(
             _ALONE, steps.start, [*resident.high_norms.values()]
         )
+        path = config.output_dir / metrics_log.METRICS_NAME
+        if steps.start > 0:
+            with about:
+                self.guard.tell_again(metrics_log.read_lines(path))
         self._report, self._examples = run_report, config.examples_per_step
         self._about = about
         self._validate = validation.compile_validation(

@@ -1,9 +1,11 @@
 """Stops diverging runs, and warns of rows that grow too long."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from ti_flax.step.state import Metrics
 
@@ -38,16 +40,31 @@ class DivergenceGuard:
         """Adds the first `num_steps` entries of a dispatch's buffers."""
         skipped = np.asarray(metrics.skipped)[:num_steps, self._slot]
         norms = np.asarray(metrics.row_norm)[:num_steps, self._slot]
-        longest = norms.reshape(len(norms), len(self._limits), -1).max(axis=-1)
-        for was_skipped, each in zip(skipped, longest, strict=True):
+        for was_skipped, each in zip(skipped, norms, strict=True):
             self._step += 1
-            if was_skipped:
-                self._note_skipped()
-            elif not self.diverged:
-                self._skipped = 0
-            for norm, limit in zip(each, self._limits, strict=True):
-                if norm > limit * (1 + _ROUNDING) and not self._outgrown:
-                    self._note_outgrown(float(norm), float(limit))
+            self._look(bool(was_skipped), each)
+
+    def tell_again(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Warns of what lines of metrics.jsonl show, those before the first dispatch.
+
+        The run that took these steps may have been killed before it wrote that down.
+        """
+        taken = self._step
+        for line in lines:
+            self._step = line["step"]
+            norms = np.array(line["row_norm"], np.float32)  # None is NaN
+            self._look(line["skipped"], norms)
+        self._step, self._skipped = taken, 0
+
+    def _look(self, was_skipped: bool, norms: Float[np.ndarray, "EK"]) -> None:
+        if was_skipped:
+            self._note_skipped()
+        elif not self.diverged:
+            self._skipped = 0
+        longest = norms.reshape(len(self._limits), -1).max(axis=-1)
+        for norm, limit in zip(longest, self._limits, strict=True):
+            if norm > limit * (1 + _ROUNDING) and not self._outgrown:
+                self._note_outgrown(float(norm), float(limit))
 
     def explanation(self) -> str:
         """What to do about a run that diverged."""

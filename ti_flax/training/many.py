@@ -59,8 +59,8 @@ def train_many(many: Many, progress: bool = True) -> Spent:
     """
     first = many.concepts[0].config
     compilation.keep_compiled(first.compilation_cache_dir)
-    trackers.check(first.report_to)
     _check(first)
+    trackers.check(first.report_to)
     spent = Spent()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals())

@@ -1,0 +1,277 @@
+"""A queue of concepts leaves what runs of their own leave, whatever happens to it."""
+
+import json
+import os
+import shutil
+
+import many
+import numpy as np
+import pytest
+import runs
+
+from ti_flax.formats import find
+from ti_flax.runtime.errors import Stopped, UserError
+from ti_flax.step import dispatch
+from ti_flax.training import divergence, ledger, queue, survey
+from ti_flax.training import many as train_many_module
+from ti_flax.training import run as training_run
+from ti_flax.training.many import train_many
+
+# Another number of slots is another order of summation, which Adam enlarges; that of
+# tests/step/test_slots.py.
+ATOL = 2e-5
+
+
+@pytest.fixture(autouse=True)
+def no_networks(monkeypatch):
+    runs.skip_networks(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return many.write_list(tmp_path_factory.mktemp("list of [5]"))
+
+
+def train(model, path, folder, **given):
+    """The folder that the command leaves."""
+    train_many(many.load(model, path, folder, **given), progress=False)
+    return folder
+
+
+def content(folder):
+    """What queues of the same concepts must agree in, to the bit."""
+    return {name: runs.content(folder / name) for name in many.LIST}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, path, tmp_path_factory):
+    """The folder of a queue through 2 slots that nothing interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        runs.skip_networks(patch)
+        return train(tiny_model, path, tmp_path_factory.mktemp("whole") / "q", slots=2)
+
+
+def rows_of(folder):
+    return find.load_embedding(folder).rows["text_encoder"]
+
+
+def read(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", many.LIST)
+def test_a_concept_leaves_what_a_run_of_its_own_leaves(
+    name, tiny_model, path, whole, tmp_path
+):
+    asked = many.load(tiny_model, path, tmp_path / "alone")
+    config = next(each.config for each in asked.concepts if each.name == name)
+    training_run.train_concepts(config, progress=False)
+    ours, alone = whole / name, tmp_path / "alone" / name
+    names = [sorted(runs.content(folder)) for folder in (ours, alone)]
+    assert names[0] == names[1] and "learned_embeds.bin" in names[0]
+    assert runs.checkpoints(ours) == runs.checkpoints(alone)
+    np.testing.assert_allclose(rows_of(ours), rows_of(alone), rtol=0, atol=ATOL)
+    for file in ("metrics.jsonl", "validation.jsonl"):
+        found, expected = read(ours, file), read(alone, file)
+        assert [line["step"] for line in found] == [line["step"] for line in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert one.keys() == other.keys()
+            for key in one.keys() - {"examples_per_second", "nearest", "previews"}:
+                np.testing.assert_allclose(one[key], other[key], rtol=1e-3, atol=ATOL)
+    finished = (ours / "report.html").read_text()
+    assert f"{config.max_train_steps} of {config.max_train_steps} steps" in finished
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5, None])
+def test_any_number_of_slots_teaches_the_same_and_compiles_once(
+    slots, tiny_model, path, whole, tmp_path, monkeypatch
+):
+    compiled, compile_train_steps = [], dispatch.compile_train_steps
+
+    def count(recipe, shapes):
+        compiled.append(shapes[0].step.shape[0])
+        return compile_train_steps(recipe, shapes)
+
+    monkeypatch.setattr(dispatch, "compile_train_steps", count)
+    given = {} if slots is None else {"slots": slots}
+    folder = train(tiny_model, path, tmp_path / "q", **given)
+    # A program compiled for shapes takes no others.
+    assert compiled == [slots or 5]
+    for name in many.LIST:
+        ours, theirs = rows_of(folder / name), rows_of(whole / name)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL)
+
+
+def test_neighbours_slot_and_time_in_the_queue_change_no_bit(
+    tiny_model, whole, tmp_path
+):
+    backwards = dict(reversed(many.LIST.items()))
+    path = many.write_list(tmp_path, backwards)
+    folder = train(tiny_model, path, tmp_path / "q", slots=2)
+    for name in many.LIST:
+        ours = runs.content(folder / name)
+        assert ours == runs.content(whole / name)
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    step, tiny_model, path, whole, tmp_path, monkeypatch
+):
+    folder = tmp_path / "q"
+    with runs.stopped_after(step, monkeypatch), pytest.raises(Stopped, match="SIGTERM"):
+        train(tiny_model, path, folder, slots=2)
+    assert any(each["state"] != "done" for each in states(folder).values())
+    train(tiny_model, path, folder, slots=2)
+    assert content(folder) == content(whole)
+    assert {each["state"] for each in states(folder).values()} == {"done"}
+
+
+def states(folder):
+    return json.loads((folder / ledger.NAME).read_text())
+
+
+def test_what_is_done_is_not_read_again(tiny_model, path, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "q"
+    shutil.copytree(whole, folder)
+    # Its configuration says where it lies.
+    train(tiny_model, path, folder, slots=2)
+    monkeypatch.setattr(survey, "read_inputs", None)
+    train(tiny_model, path, folder, slots=2)
+    assert content(folder) == content(whole)
+
+
+def test_a_concept_whose_keys_changed_goes_on(tiny_model, path, tmp_path):
+    folder = train(tiny_model, path, tmp_path / "q", max_train_steps=6)
+    before = rows_of(folder / "cat")
+    train(tiny_model, path, folder, max_train_steps=8)
+    assert states(folder)["cat"]["steps"] == 8
+    assert states(folder)["dog"]["steps"] == 4
+    assert np.abs(rows_of(folder / "cat") - before).max() > 0
+    assert [line["step"] for line in read(folder / "cat", "metrics.jsonl")] == [
+        *range(1, 9)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"cat": 3}', '{"cat": {"config": 1}}', '{"cat": {"state": "done"}}'],
+)
+def test_a_ledger_that_is_none_is_passed_over(text, tiny_model, path, tmp_path):
+    folder = tmp_path / "q"
+    folder.mkdir()
+    (folder / ledger.NAME).write_text(text)
+    asked = many.load(tiny_model, path, folder)
+    read_anew = ledger.Ledger(folder, asked.concepts, [])
+    assert read_anew.counts() == {"waiting": 5}
+
+
+def test_mistakes_of_all_are_told_before_anything_is_trained(
+    tiny_model, tmp_path, caplog
+):
+    path = many.write_list(tmp_path)
+    for name in ("dog", "frog"):
+        shutil.rmtree(tmp_path / "pictures" / name)
+    with pytest.raises(UserError, match="2 of 5 concepts"):
+        train(tiny_model, path, tmp_path / "q")
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("train_data_dir: expected a folder" in line for line in told) == 2
+    assert any(line.startswith("dog: ") for line in told)
+    assert not any((tmp_path / "q" / name).exists() for name in many.LIST)
+
+
+def test_bad_concepts_are_skipped_when_asked_and_listed_at_the_end(
+    tiny_model, whole, tmp_path
+):
+    path = many.write_list(tmp_path)
+    shutil.rmtree(tmp_path / "pictures" / "dog")
+    with pytest.raises(UserError, match="1 of 5 concepts failed: dog;"):
+        train(tiny_model, path, tmp_path / "q", slots=2, skip_bad_concepts=True)
+    for name in set(many.LIST) - {"dog"}:
+        assert runs.content(tmp_path / "q" / name) == runs.content(whole / name)
+    assert states(tmp_path / "q")["dog"]["state"] == "failed"
+    page = (tmp_path / "q" / "index.html").read_text()
+    assert "expected a folder of pictures" in page
+    # Mended, it is learned.
+    many.write_list(tmp_path)
+    train(tiny_model, path, tmp_path / "q", slots=2, skip_bad_concepts=True)
+    ours, theirs = (rows_of(folder / "dog") for folder in (tmp_path / "q", whole))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL)
+
+
+def test_what_becomes_bad_while_it_waits_does_not_stop_the_others(
+    tiny_model, whole, tmp_path, monkeypatch
+):
+    path = many.write_list(tmp_path)
+    read_inputs = queue.read_inputs
+
+    def fail(config, like):
+        if config.output_dir.name == "bird":
+            raise UserError("train_data_dir: it is gone")
+        return read_inputs(config, like)
+
+    monkeypatch.setattr(queue, "read_inputs", fail)
+    with pytest.raises(UserError, match="1 of 5 concepts failed: bird;"):
+        train(tiny_model, path, tmp_path / "q", slots=2)
+    for name in set(many.LIST) - {"bird"}:
+        assert runs.content(tmp_path / "q" / name) == runs.content(whole / name)
+
+
+def test_a_concept_that_diverges_leaves_its_slot_to_another(
+    tiny_model, whole, tmp_path, monkeypatch
+):
+    path = many.write_list(tmp_path)
+    started = []
+    make = divergence.DivergenceGuard.__init__
+
+    def remember(self, *arguments):
+        make(self, *arguments)
+        started.append(self)
+
+    def diverged(self):
+        return self is started[0] and self._step >= 3  # the cat's
+
+    monkeypatch.setattr(divergence.DivergenceGuard, "__init__", remember)
+    monkeypatch.setattr(divergence.DivergenceGuard, "diverged", property(diverged))
+    with pytest.raises(UserError, match="1 of 5 concepts failed: cat;"):
+        train(tiny_model, path, tmp_path / "q", slots=2)
+    assert "lower learning_rate" in states(tmp_path / "q")["cat"]["reason"]
+    # The vectors before are there.
+    assert rows_of(tmp_path / "q" / "cat").shape[0] == 2
+    for name in set(many.LIST) - {"cat"}:
+        assert runs.content(tmp_path / "q" / name) == runs.content(whole / name)
+
+
+def test_concepts_of_other_rules_and_sizes_make_groups(tiny_model, tmp_path, caplog):
+    caplog.set_level("INFO", "ti_flax")
+    listed = {
+        "cat": {},
+        "dog": {"stop": "plateau", "plateau_patience": 2},
+        "bird": {"keep": "best"},
+    }
+    path = many.write_list(tmp_path, listed)
+    given = {"fixed_loss_steps": 1, "learning_rate": 1e-6}
+    folder = train(tiny_model, path, tmp_path / "q", **given)
+    assert "2 groups of concepts, of 1, 2," in caplog.text
+    # At such a rate nothing falls by half a percent.
+    assert states(folder)["dog"]["reason"] == "the fixed loss has settled"
+    assert states(folder)["dog"]["steps"] < 6 == states(folder)["bird"]["steps"]
+    assert "fixed_loss" not in read(folder / "cat", "metrics.jsonl")[0]
+    assert "fixed_loss" in read(folder / "bird", "metrics.jsonl")[0]
+
+
+def test_one_list_at_a_time_writes_a_folder(tiny_model, path, tmp_path):
+    folder = tmp_path / "q"
+    lock = train_many_module.FolderLock(folder, "output_dir")
+    lock.take()
+    with pytest.raises(UserError, match="another run is writing"):
+        train(tiny_model, path, folder)
+    lock.give_up()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"), [("report_to", "wandb", "report_to: wandb follows one")]
+)
+def test_what_many_concepts_cannot_have(key, value, told, tiny_model, path, tmp_path):
+    with pytest.raises(UserError, match=told):
+        train(tiny_model, path, tmp_path / "q", **{key: value})
+    assert not os.path.exists(tmp_path / "q")
