@@ -20,7 +20,7 @@ def write_list(folder, listed=None):
     lines = {}
     for name, own in (LIST if listed is None else listed).items():
         own = dict(own)
-        count, seed = own.pop("pictures", 2), sorted(LIST).index(name)
+        count, seed = own.pop("pictures", 2), sum(name.encode())
         pictures = runs.draw_pictures(folder / "pictures" / name, count, seed)
         lines[name] = {
             "train_data_dir": str(pictures),

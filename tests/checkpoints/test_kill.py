@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import many
 import pytest
 import runs
 
@@ -66,7 +67,7 @@ def finish(process):
     return int(out)
 
 
-def kill_and_restart(program, values, kills, seed):
+def kill_and_restart(program, values, kills, seed, content=runs.content):
     """Compares runs that are killed, `kills` times in all, with one that is not.
 
     A run that comes to its end is compared, and another one begins, which compiles
@@ -77,10 +78,10 @@ def kill_and_restart(program, values, kills, seed):
     begun = time.monotonic()
     writes = finish(first)
     seconds = time.monotonic() - begun
-    expected = runs.content(Path(whole["output_dir"]))
+    expected = content(Path(whole["output_dir"]))
     chance = random.Random(seed)
     # As before `latest` finds a checkpoint, so after the last: the same command.
-    values = {**values, "resume_from_checkpoint": "latest"}
+    values = {"resume_from_checkpoint": "latest", **values}
     output = Path(values["output_dir"])
     killed = 0
     while killed < kills:
@@ -96,11 +97,11 @@ def kill_and_restart(program, values, kills, seed):
         assert process.returncode in (0, -9), err
         killed += process.returncode == -9
         if process.returncode == 0:
-            assert runs.content(output) == expected
+            assert content(output) == expected
             shutil.rmtree(output)
             shutil.rmtree(values["output_dir"] + "-compiled")
     finish(start(program, values))
-    assert runs.content(output) == expected
+    assert content(output) == expected
 
 
 @pytest.fixture
@@ -126,3 +127,40 @@ def test_a_run_killed_at_thirty_moments_ends_bit_identical(values):
         "num_validation_images": 1,
     }
     kill_and_restart(WITH_NETWORKS, values | more, kills=30, seed=0)
+
+
+def of_all(folder):
+    """What two runs of a list of concepts must agree in."""
+    return {path.name: runs.content(path) for path in folder.iterdir() if path.is_dir()}
+
+
+def list_of(model, folder, listed):
+    """The keys of a run of a list, three at once."""
+    path = many.write_list(folder, listed)
+    values = runs.keys(model, "", folder / "run", concepts=path, slots=3)
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in ("train_data_dir", "placeholder_token")
+    }
+
+
+def test_a_list_killed_twice_ends_bit_identical(tiny_model, tmp_path):
+    """Without the networks; the slow test below has them."""
+    listed = {name: own for name, own in many.LIST.items() if name != "bird"}
+    values = list_of(tiny_model, tmp_path, listed)
+    kill_and_restart(WITHOUT_NETWORKS, values, kills=2, seed=2, content=of_all)
+
+
+@pytest.mark.slow
+def test_a_list_of_thirty_killed_at_twenty_moments_ends_bit_identical(
+    tiny_model, tmp_path
+):
+    listed = {
+        f"{name}{number}": {**own, "seed": number}
+        for number in range(6)
+        for name, own in many.LIST.items()
+    }
+    more = {"validation_prompt": "a {}", "num_validation_images": 1}
+    values = list_of(tiny_model, tmp_path, listed) | more
+    kill_and_restart(WITH_NETWORKS, values, kills=20, seed=0, content=of_all)
