@@ -328,6 +328,16 @@ def damaged_checkpoint(arguments, folder):
 
 
 # As docs/troubleshooting.md names it -> makes it of a command line that works.
+def listing(text, **keys):
+    """A list of concepts."""
+
+    def make(arguments, folder):
+        (folder / "list.yaml").write_text(text)
+        arguments.update(concepts=folder / "list.yaml", **keys)
+
+    return make
+
+
 CASES = {
     "a misspelt key": given(learning_rat=1),
     "a word for a number": given(max_train_steps="many"),
@@ -405,6 +415,11 @@ CASES = {
     "a run resumed with other pictures": checkpointed(),
     "a run begun where a later one was": checkpointed(resume_from_checkpoint="none"),
     "a damaged checkpoint": damaged_checkpoint,
+    "a list that is none": listing("cat"),
+    "a key of all in one concept": listing("cat: {seed: 1}\ndog: {resolution: 32}"),
+    "a sweep of what all share": given(sweep="resolution=16,32"),
+    "pictures that one concept lacks": listing("cat: {}\ndog: {train_data_dir: x}"),
+    "several concepts with W&B": listing("cat: {}\ndog: {}", report_to="wandb"),
 }
 
 

@@ -460,7 +460,7 @@ SWEEPS = {
     "learning_rat=1": "unknown key 'learning_rat'; did you mean learning_rate?",
     "zzzz=1": "unknown key 'zzzz'; --help lists all keys",
     "resolution=256,512": "resolution is the same for all concepts; set it beside",
-    "slots=1,2": "slots is the same for all concepts; set it beside `concepts`",
+    "slots=1,2": "slots is the same for all concepts; set it beside concepts",
     "name=a,b": "unknown key 'name'",
 }
 
@@ -535,7 +535,7 @@ inside: {train_data_dir: out/other/pictures, placeholder_token: <a>}
 named: {name: x, train_data_dir: a, placeholder_token: <a>}
 fine: {train_data_dir: b, placeholder_token: <b>}
 """
-SAME = "is the same for all concepts; set it beside `concepts`"
+SAME = "is the same for all concepts; set it beside concepts"
 MISTAKES = {
     "typo": "unknown key 'learning_rat'; did you mean learning_rate?",
     "shared": f"resolution {SAME}",
@@ -681,11 +681,11 @@ def test_flags_without_meaning_and_idle_warmups_are_told_once(many, caplog):
 # Files that are no lists
 
 NO_LISTS = {
-    b"": "expected `name: {key: value, ...}` lines, or a list",
-    b"3": "expected `name: {key: value, ...}` lines, or a list",
-    b"[]": "expected `name: {key: value, ...}` lines, or a list",
-    b"[1, 2]": "expected `name: {key: value, ...}` lines, or a list",
-    b"seed: 1\ntrain_data_dir: x": "expected `name: {key: value, ...}` lines",
+    b"": "expected lines of name: {key: value, ...}, or a list",
+    b"3": "expected lines of name: {key: value, ...}, or a list",
+    b"[]": "expected lines of name: {key: value, ...}, or a list",
+    b"[1, 2]": "expected lines of name: {key: value, ...}, or a list",
+    b"seed: 1\ntrain_data_dir: x": "expected lines of name: {key: value, ...}",
     b"a: {}\nb: {}\na: {}": "line 3: 'a' is given twice; rename or remove one",
     b"a: {seed: 1, seed: 2}": "line 1: 'seed' is given twice; rename or remove one",
     b"x: &x {seed: 1}\ny: {<<: *x}": "line 2: expected the keys of a concept, found <<",

@@ -171,7 +171,7 @@ def test_mistakes_of_all_are_told_before_anything_is_trained(
     path = many.write_list(tmp_path)
     for name in ("dog", "frog"):
         shutil.rmtree(tmp_path / "pictures" / name)
-    with pytest.raises(UserError, match="2 of 5 concepts"):
+    with pytest.raises(UserError, match="found 2 of 5 with one"):
         train(tiny_model, path, tmp_path / "q")
     told = [record.getMessage() for record in caplog.records]
     assert sum("train_data_dir: expected a folder" in line for line in told) == 2

@@ -12,7 +12,7 @@ from ti_flax.config.many_keys import MOST_CONCEPTS
 from ti_flax.runtime.errors import UserError, one_line, shown
 from ti_flax.runtime.regular_files import names_in, open_regular
 
-_SHAPE = "`name: {key: value, ...}` lines, or a list of `key: value` with a name"
+_SHAPE = "lines of name: {key: value, ...}, or a list of key: value with a name"
 _ADVICE = f"give a YAML file of {_SHAPE}, or a folder of folders"
 _MOST_BYTES = 2**25
 # libyaml's is ten times as fast.
@@ -113,7 +113,7 @@ def _check_keys(place: str, top: yaml.Node | None) -> None:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise UserError(
                     f"{at}: expected the keys of a concept, found <<; set those that "
-                    "are the same for all beside `concepts`"
+                    "are the same for all beside concepts"
                 )
             if isinstance(key, yaml.ScalarNode):
                 if key.value in names:

@@ -89,7 +89,7 @@ def mistake_of_key(key: Any) -> str | None:
     if isinstance(key, str) and key in OWN:
         return None
     if isinstance(key, str) and key in _SHARED:
-        return f"{key} is the same for all concepts; set it beside `concepts`"
+        return f"{key} is the same for all concepts; set it beside concepts"
     return f"unknown key {shown(key)}; {arguments.nearest(str(key)[:100], sorted(OWN))}"
 
 

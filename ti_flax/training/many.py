@@ -116,8 +116,8 @@ def _tell(
             _log.error("%s: %s", concept.name, reason)
     if bad and (not many.skips_bad or len(bad) == count):
         raise UserError(
-            f"{len(bad)} of {count} concepts cannot be trained; mend them, or "
-            "skip_bad_concepts trains the others"
+            f"expected concepts without a mistake, found {len(bad)} of {count} with "
+            "one, told above; mend them, or --skip_bad_concepts trains the others"
         )
 
 
