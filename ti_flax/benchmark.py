@@ -1,4 +1,4 @@
-"""`python -m ti_flax.benchmark quality|step|kernels [--key value ...]`."""
+"""`python -m ti_flax.benchmark quality|concepts|step|kernels [--key value ...]`."""
 
 from ti_flax.benchmarks.command import read
 from ti_flax.config.door import Door

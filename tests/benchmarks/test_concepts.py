@@ -228,7 +228,7 @@ def test_intervals_are_over_words_and_differences_over_pairs():
     ("given", "told"),
     [
         ("--concepts=1001", "concepts: expected less than or equal to 1000"),
-        ("--alone=65", "expected alone <= concepts, found 65 > 64"),
+        ("--alone=65", "alone: expected at most concepts, which is 64, found 65"),
         ("--slots=0", "slots: expected greater than or equal to 1"),
         ("--lr_scheduler=cosin", "lr_scheduler: expected 'constant'"),
         ("--stop=plateau --max_train_steps=9", "expected plateau_patience <= max"),

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Sequence
 
+from ti_flax.benchmarks.concepts import keys as concepts_keys
 from ti_flax.benchmarks.keys import KERNEL_GROUPS, STEP_GROUPS, KernelKeys, StepKeys
 from ti_flax.benchmarks.quality.keys import GROUPS, QualityKeys
 from ti_flax.config import command_line, validation
@@ -12,6 +13,11 @@ from ti_flax.runtime import errors
 # What can be measured: all keys, these by title, and the module that measures.
 _SUBCOMMANDS = {
     "quality": (QualityKeys, GROUPS, "ti_flax.benchmarks.quality.measure"),
+    "concepts": (
+        concepts_keys.ConceptsKeys,
+        concepts_keys.GROUPS,
+        "ti_flax.benchmarks.concepts.measure",
+    ),
     "step": (StepKeys, STEP_GROUPS, "ti_flax.benchmarks.step"),
     "kernels": (KernelKeys, KERNEL_GROUPS, "ti_flax.benchmarks.kernels"),
 }

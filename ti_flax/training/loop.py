@@ -14,19 +14,19 @@ from ti_flax.training.seat import Seat
 # A dispatch runs about this long: seldom enough to cost nothing, often enough to watch.
 _DISPATCH_SECONDS = 1.0
 
+# State and slot to the state with another concept there, and its seat if there is one.
+Refill = Callable[[State, int], tuple[State, Seat | None]]
+
 
 def run(
     train_steps: Callable[[State, int], tuple[State, Metrics]],
     state: State,
     seats: list[Seat | None],
-    refill: Callable[[State, int], tuple[State, Seat | None]],
+    refill: Refill,
     stop: Callable[[], bool],
     timed: Callable[[int, float], None] = lambda num_steps, seconds: None,
 ) -> State:
-    """Takes the steps of all seats, and of those that come into their places.
-
-    `refill` gives the state with another concept in a slot, and its seat if there is
-    one.
+    """Takes the steps of all seats, and of those that `refill` puts in their places.
 
     Returns the state after them, or where `stop`, which is asked after each dispatch,
     said so: `seats` has those that are not over then.

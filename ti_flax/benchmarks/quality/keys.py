@@ -26,7 +26,28 @@ Method = Literal["templates", "captions", "masks"]
 _AS_QUICKSTART = "none: as configs/quickstart.yaml"
 
 
-class TrainingKeys(Settings):
+class LearningKeys(Settings):
+    """How a concept is learned."""
+
+    train_batch_size: OptionalInteger = Field(
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description=f"examples of each concept in a step; {_AS_QUICKSTART}",
+    )
+    max_train_steps: OptionalInteger = Field(
+        None, ge=1, le=MOST_STEPS, description=f"length of the run; {_AS_QUICKSTART}"
+    )
+    learning_rate: OptionalNumber = Field(
+        None, gt=0, le=1e6, description=f"peak of the learning rate; {_AS_QUICKSTART}"
+    )
+    lr_scheduler: LrScheduler | None = Field(
+        None, description=f"course of the learning rate; {_AS_QUICKSTART}"
+    )
+    seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
+
+
+class TrainingKeys(LearningKeys):
     """How the concepts are learned, all at once."""
 
     model: NameOrPath = Field(
@@ -46,22 +67,6 @@ class TrainingKeys(Settings):
     repeats: Count = Field(
         1, le=100, description="times to learn each concept, from other pictures"
     )
-    train_batch_size: OptionalInteger = Field(
-        None,
-        ge=1,
-        le=LARGEST_BATCH,
-        description=f"examples of each concept in a step; {_AS_QUICKSTART}",
-    )
-    max_train_steps: OptionalInteger = Field(
-        None, ge=1, le=MOST_STEPS, description=f"length of the run; {_AS_QUICKSTART}"
-    )
-    learning_rate: OptionalNumber = Field(
-        None, gt=0, le=1e6, description=f"peak of the learning rate; {_AS_QUICKSTART}"
-    )
-    lr_scheduler: LrScheduler | None = Field(
-        None, description=f"course of the learning rate; {_AS_QUICKSTART}"
-    )
-    seed: Integer = Field(0, ge=0, lt=2**32, description="start of every random number")
 
     @field_validator("methods")
     @classmethod
@@ -74,18 +79,23 @@ class TrainingKeys(Settings):
         return methods
 
 
-class PictureKeys(Settings):
-    """What is generated and judged."""
+class JudgingKeys(Settings):
+    """What is generated of a word, and judged."""
 
-    species: Count = Field(
-        20, le=40, description="species nouns to compare with, of the 40 of the world"
-    )
     num_images: Count = Field(
         12, le=1000, description="pictures of each word, in as many contexts"
     )
     steps: Count = Field(20, le=1000, description="steps from noise to picture")
     guidance_scale: Number = Field(
         3.0, ge=0, le=1000, description="weight of the prompt"
+    )
+
+
+class PictureKeys(JudgingKeys):
+    """What is generated and judged."""
+
+    species: Count = Field(
+        20, le=40, description="species nouns to compare with, of the 40 of the world"
     )
     output: FilePath = Field(
         Path("output/quality.json"),
