@@ -126,6 +126,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert {each["state"] for each in states(folder).values()} == {"done"}
 
 
+def test_what_is_left_of_a_queue_gets_as_many_slots(tiny_model, path, tmp_path):
+    """Fewer would round otherwise."""
+    folder = tmp_path / "q"
+    folder.mkdir()
+    concepts = many.load(tiny_model, path, folder).concepts
+    first = ledger.Ledger(folder, concepts, [])
+    assert first.slots_for(concepts[:4], 3) == 3
+    first.begin(concepts[0], 0)
+    later = ledger.Ledger(folder, concepts, [])
+    assert later.slots_for(concepts[3:4], 3) == 3
+    # But for a user who wants fewer, or a group that was not begun.
+    assert later.slots_for(concepts[3:4], 2) == 2
+    assert ledger.Ledger(folder, concepts, []).slots_for(concepts[4:], 3) == 1
+
+
 def states(folder):
     return json.loads((folder / ledger.NAME).read_text())
 

@@ -49,6 +49,8 @@ class Ledger:
             self._entries[name] = Entry(
                 **told, name=name, word="", max_steps=0, settings={}
             )
+        # In how many slots a concept's group is trained.
+        self._slots: dict[str, int] = {}
         self._began: dict[str, float] = {}
         self._opened, self._done_here = time.monotonic(), 0
         self._written = -_PAGE_SECONDS
@@ -74,6 +76,16 @@ class Ledger:
         if not self._done_here:
             return None
         return self._done_here * 3600 / (time.monotonic() - self._opened)
+
+    def slots_for(self, group: Sequence[Concept], most: int) -> int:
+        """How many slots a group gets: as many as when it was begun.
+
+        What is left of it would do with fewer, which round otherwise.
+        """
+        begun = [self._slots.get(concept.name, 0) for concept in group]
+        count = min(most, max(len(group), *begun))
+        self._slots |= dict.fromkeys((concept.name for concept in group), count)
+        return count
 
     def begin(self, concept: Concept, steps: int) -> None:
         self._began[concept.name] = time.monotonic()
@@ -111,10 +123,12 @@ class Ledger:
         lines = {
             name: {
                 "config": self._identities[name],
+                "slots": self._slots.get(name, 0),
                 **{key: getattr(entry, key) for key in _KEPT},
             }
             for name, entry in self._entries.items()
-            if name in self._identities and (entry.steps or entry.state != "waiting")
+            if name in self._identities
+            and (name in self._slots or entry.state != "waiting")
         }
         atomic.write_json(self._path, lines)
         if time.monotonic() - self._written >= _PAGE_SECONDS:
@@ -133,6 +147,7 @@ class Ledger:
                 continue
             if line["config"] != identity:
                 continue
+            self._slots[name] = line["slots"]
             known = {key: line[key] for key in _KEPT}
             if known["state"] != "done":  # it was killed, or may do better now
                 known |= {"state": "waiting", "reason": ""}
@@ -159,6 +174,5 @@ _KEPT: dict[str, tuple[type, ...]] = {
 
 
 def _is_sound(line: dict[str, Any]) -> bool:
-    return isinstance(line.get("config"), str) and all(
-        key in line and type(line[key]) in types for key, types in _KEPT.items()
-    )
+    kept = _KEPT | {"config": (str,), "slots": (int,)}
+    return all(key in line and type(line[key]) in kept[key] for key in kept)

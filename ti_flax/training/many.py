@@ -132,7 +132,7 @@ def _train(
 ) -> None:
     """Trains the concepts of a group, until a signal comes."""
     config, family = group.concepts[0].config, shared.model.family
-    count = min(most, len(group.concepts))
+    count = ledger.slots_for(group.concepts, most)
     shapes = group.shapes._replace(slots=count)
     recipe = make_recipe(config, family, shapes.largest.latents, shared.mesh, count)
     train_steps = dispatch.compile_train_steps(
