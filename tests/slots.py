@@ -1,5 +1,6 @@
 """The smallest model that has every kind of block, and slots to train on it."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from ti_flax.models import known, stable_diffusion
 from ti_flax.models.random_params import random_params
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch, train_step
+from ti_flax.step.bank import draw_batch
 from ti_flax.step.optimizer import adamw
 from ti_flax.step.slots import Encoded, Slot, begin, stack
 from ti_flax.step.state import init_state
@@ -57,19 +59,48 @@ def make_recipe(devices: int = 1, batch: int = 8, parts: int = 1, **optimizer):
     }
     return train_step.StepRecipe(
         family=FAMILY,
-        optimizer=adamw(**settings | optimizer),
+        optimizer=_adamw(**settings | optimizer),
         train_batch_size=batch,
         gradient_accumulation_steps=parts,
         mesh=sharding.make_mesh(jax.devices()[:devices]),
     )
 
 
+# Recipes of equal settings have one optimizer: `compiled` knows them again.
+_adamw = functools.cache(adamw)
+
+
 def make_frozen(recipe):
+    return _frozen(recipe.mesh)
+
+
+@functools.cache
+def _frozen(mesh):
     frozen = {
         name: random_params(CONFIGS, name, seed)
         for seed, name in enumerate(("text_encoder", "unet"))
     }
-    return jax.device_put(frozen, sharding.replicated(recipe.mesh))
+    return jax.device_put(frozen, sharding.replicated(mesh))
+
+
+_compiled = {}
+
+
+def compiled(recipe):
+    """The steps of a recipe, traced once for each shape of a run.
+
+    What counts compilations, or restarts, compiles its own.
+    """
+    # By identity, as the tables of an objective have no hash. The recipe is kept with
+    # it, so that no other part comes to have the same.
+    key = tuple(map(id, recipe))
+    if key not in _compiled:
+        _compiled[key] = recipe, dispatch.compile_train_steps(recipe)
+    return _compiled[key][1]
+
+
+# `draw_batch` of this family, compiled: its operations one by one take longer.
+draw = jax.jit(functools.partial(draw_batch, family=FAMILY))
 
 
 def make_run(recipe, *concepts: Concept):
@@ -126,12 +157,16 @@ def newcomer(recipe, concept: Concept):
     return slot, begin(slot, recipe.optimizer, recipe.window)
 
 
-def train(recipe, *concepts, dispatches):
-    """The state after the dispatches; a new one is compiled for each."""
+def train(recipe, *concepts, dispatches, restarted=False):
+    """The state after the dispatches, between which it goes through host memory.
+
+    Restarted: those after the first are of steps compiled anew.
+    """
     state, bank = make_run(recipe, *concepts)
-    frozen = make_frozen(recipe)
-    for num_steps in dispatches:
-        run = dispatch.compile_train_steps(recipe)
+    frozen, run = make_frozen(recipe), compiled(recipe)
+    for index, num_steps in enumerate(dispatches):
+        if restarted and index == 1:
+            run = dispatch.compile_train_steps(recipe)
         state = jax.device_put(jax.tree.map(np.array, state), bank.row_mask.sharding)
         state, _ = run(state, frozen, bank, num_steps)
     return jax.tree.map(np.asarray, state)

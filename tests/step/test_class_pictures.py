@@ -7,7 +7,7 @@ import pytest
 import slots
 
 from ti_flax.diffusion.objective import Objective
-from ti_flax.step import dispatch, train_step
+from ti_flax.step import train_step
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.slots import stack
 from ti_flax.step.state import init_state
@@ -56,7 +56,7 @@ def test_steps_on_them_leave_the_vectors_as_they_are():
     rows, bank = stack([without_word(slots.make_slot(CAT))])
     before = jax.tree.map(np.array, rows)
     state = init_state(rows, recipe.optimizer)
-    run = dispatch.compile_train_steps(recipe)
+    run = slots.compiled(recipe)
     state, metrics = run(state, slots.make_frozen(recipe), bank, 3)
     jax.tree.map(np.testing.assert_array_equal, state.rows, before)
     assert np.all(metrics.loss[:3] > 0) and not np.any(metrics.grad_norm)

@@ -6,8 +6,6 @@ import pytest
 import slots
 
 from ti_flax.diffusion.objective import Objective
-from ti_flax.step import dispatch
-from ti_flax.step.bank import draw_batch
 from ti_flax.step.slots import refill, stack
 from ti_flax.step.state import init_state
 
@@ -37,7 +35,7 @@ def test_masks_that_are_white_teach_what_none_teach(recipe):
     for each in (slot, white, none):
         first, bank = stack([each])
         state = init_state(first, recipe.optimizer)
-        run = dispatch.compile_train_steps(recipe)
+        run = slots.compiled(recipe)
         state, _ = run(state, slots.make_frozen(recipe), bank, 4)
         found.append(np.asarray(state.rows["text_encoder"]))
     np.testing.assert_allclose(found[1], found[2], rtol=0, atol=1e-6)
@@ -55,7 +53,7 @@ def test_a_mask_is_drawn_with_its_view_and_left_out_at_its_rate():
         sizes=sizes, loss_weights=weights.astype(np.float32)
     )
     _, bank = stack([slot._replace(buckets=[encoded])])
-    batch = draw_batch(bank, jnp.zeros(1, int), jnp.arange(draws), slots.FAMILY)
+    batch = slots.draw(bank, jnp.zeros(1, int), jnp.arange(draws))
     assert batch.loss_weights.shape == (1, draws, 4, 4)
     drawn = np.asarray(batch.loss_weights[0])
     np.testing.assert_array_equal(drawn.min((1, 2)), drawn.max((1, 2)))

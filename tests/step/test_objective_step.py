@@ -47,7 +47,7 @@ def rows_of(state):
 
 
 def test_ten_and_ten_steps_equal_twenty_bit_for_bit(twenty_steps):
-    resumed = slots.train(make_recipe(), CAT, dispatches=[10, 10])
+    resumed = slots.train(make_recipe(), CAT, dispatches=[10, 10], restarted=True)
     jax.tree.map(np.testing.assert_array_equal, resumed, twenty_steps)
 
 

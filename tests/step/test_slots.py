@@ -16,7 +16,7 @@ BIRD = slots.Concept(seed=3, pictures=1, prompts=2, vectors=1)
 def rows_of(recipe, concept, steps):
     """What a concept learns alone."""
     state, bank = slots.make_run(recipe, concept)
-    train = dispatch.compile_train_steps(recipe)
+    train = slots.compiled(recipe)
     state, _ = train(state, slots.make_frozen(recipe), bank, steps)
     return np.asarray(state.rows["text_encoder"])[0, : concept.vectors]
 

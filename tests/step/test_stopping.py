@@ -180,7 +180,7 @@ def test_looking_changes_no_step(trained):
     state, metrics = trained
     plain = slots.make_recipe()
     unseen, bank = slots.make_run(plain, CAT, DOG)
-    run = dispatch.compile_train_steps(plain)
+    run = slots.compiled(plain)
     unseen, seen = run(unseen, slots.make_frozen(plain), bank, 24)
     name = "text_encoder"
     # Another program is another rounding.

@@ -6,7 +6,6 @@ import pytest
 import slots
 
 from ti_flax.step import dispatch
-from ti_flax.step.bank import draw_batch
 from ti_flax.step.optimizer import adamw, learning_rate_schedule, only_active_rows
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
@@ -17,10 +16,11 @@ def train(recipe, *concepts, dispatches):
     """Rows [S, K, D] after the dispatches, the state, and each step's metrics."""
     state, bank = slots.make_run(recipe, *concepts)
     frozen = slots.make_frozen(recipe)
-    run = dispatch.compile_train_steps(recipe)
+    run = slots.compiled(recipe)
     history = []
     for num_steps in dispatches:
         state, metrics = run(state, frozen, bank, num_steps)
+        metrics = jax.device_get(metrics)
         history += [
             jax.tree.map(lambda m, i=i: m[i], metrics) for i in range(num_steps)
         ]
@@ -42,7 +42,7 @@ def test_only_learned_rows_change(one_device):
     frozen = slots.make_frozen(one_device)
     before = jax.tree.map(np.array, (frozen, bank._replace(seed_keys=0)))
     rows = np.array(state.rows["text_encoder"])
-    state, _ = dispatch.compile_train_steps(one_device)(state, frozen, bank, 5)
+    state, _ = slots.compiled(one_device)(state, frozen, bank, 5)
     jax.tree.map(
         np.testing.assert_array_equal, before, (frozen, bank._replace(seed_keys=0))
     )
@@ -62,7 +62,7 @@ def test_the_state_is_rows_two_moments_and_counters(one_device):
 def test_ten_and_ten_steps_equal_twenty_bit_for_bit(one_device, twenty_steps):
     state, bank = slots.make_run(one_device, CAT)
     frozen = slots.make_frozen(one_device)
-    state, _ = dispatch.compile_train_steps(one_device)(state, frozen, bank, 10)
+    state, _ = slots.compiled(one_device)(state, frozen, bank, 10)
     # What a checkpoint does: through host memory and a newly compiled step.
     state = jax.device_put(jax.tree.map(np.array, state), bank.row_mask.sharding)
     state, _ = dispatch.compile_train_steps(one_device)(state, frozen, bank, 10)
@@ -127,20 +127,17 @@ def test_padded_rows_and_stopped_slots_keep_every_bit():
 
 def test_an_example_is_a_function_of_seed_step_and_index(one_device):
     _, bank = slots.make_run(one_device, CAT, DOG)
-    draw = jax.jit(
-        lambda steps, examples: draw_batch(bank, steps, examples, slots.FAMILY)
-    )
-    whole = draw(jnp.array([4, 9]), jnp.arange(8))
-    tail = draw(jnp.array([4, 9]), jnp.arange(5, 8))
+    whole = slots.draw(bank, jnp.array([4, 9]), jnp.arange(8))
+    tail = slots.draw(bank, jnp.array([4, 9]), jnp.arange(5, 8))
     jax.tree.map(lambda w, t: np.testing.assert_array_equal(w[:, 5:], t), whole, tail)
-    other_step = draw(jnp.array([5, 9]), jnp.arange(8))
+    other_step = slots.draw(bank, jnp.array([5, 9]), jnp.arange(8))
     assert not np.any(whole.noise[0] == other_step.noise[0])
     np.testing.assert_array_equal(whole.noise[1], other_step.noise[1])
 
 
 def test_draws_cover_every_real_picture_prompt_and_timestep(one_device):
     _, bank = slots.make_run(one_device, CAT, DOG)
-    batch = draw_batch(bank, jnp.array([0, 0]), jnp.arange(4096), slots.FAMILY)
+    batch = slots.draw(bank, jnp.array([0, 0]), jnp.arange(4096))
     assert np.isfinite(batch.latents).all()
     for slot, concept in enumerate((CAT, DOG)):
         prompts = {tuple(ids) for ids in np.asarray(batch.ids["text_encoder"][slot])}
@@ -162,7 +159,7 @@ def test_posterior_samples_have_the_moments_they_are_drawn_from(one_device):
     (bucket,) = bank.buckets
     bucket = bucket._replace(moments=bucket.moments[:, :, :1])
     bank = bank._replace(buckets=(bucket,))
-    batch = draw_batch(bank, jnp.array([0]), jnp.arange(8192), slots.FAMILY)
+    batch = slots.draw(bank, jnp.array([0]), jnp.arange(8192))
     mean, logvar = np.split(np.asarray(bucket.moments[0, 0, 0]), 2, axis=-1)
     latents = np.asarray(batch.latents[0]) / slots.FAMILY.scale.factor
     std = np.exp(logvar / 2)

@@ -33,6 +33,8 @@ _MOST_SLOTS = 16  # where the user says nothing
 class Spent:
     """What a run of many concepts took.
 
+    A group's first step, which waits for the compiler, counts in nothing.
+
     Attributes:
         seconds: from the first concept's slot to the end of the last.
         steps: of all slots together, one after another.
@@ -41,10 +43,24 @@ class Spent:
 
     def __init__(self) -> None:
         self.seconds, self.steps, self.in_steps = 0.0, 0, 0.0
+        self._compiles = False
+
+    def begin(self) -> None:
+        """A group begins."""
+        self._compiles, self._began = True, time.perf_counter()
 
     def add(self, steps: int, seconds: float) -> None:
+        """Adds a dispatch."""
+        if self._compiles:
+            self._compiles = False
+            self._began += seconds
+            return
         self.steps += steps
         self.in_steps += seconds
+
+    def end(self) -> None:
+        """A group ends."""
+        self.seconds += time.perf_counter() - self._began
 
 
 @jax_settings.fixed()
@@ -114,10 +130,12 @@ def _tell(
             ledger.fail(concept, reason)
         else:
             _log.error("%s: %s", concept.name, reason)
-    if bad and (not many.skips_bad or len(bad) == count):
+    others = len(bad) < count
+    if bad and not (many.skips_bad and others):
+        found = f"found {len(bad)} of {count} with one, told above"
+        advice = ", or --skip_bad_concepts trains the others" if others else ""
         raise UserError(
-            f"expected concepts without a mistake, found {len(bad)} of {count} with "
-            "one, told above; mend them, or --skip_bad_concepts trains the others"
+            f"expected concepts without a mistake, {found}; mend them{advice}"
         )
 
 
@@ -148,14 +166,15 @@ def _train(
         def take(state: State, num_steps: int) -> tuple[State, Metrics]:
             return train_steps(state, resident.frozen, queue.bank, num_steps)
 
-        began, seats = time.perf_counter(), []
+        spent.begin()
+        seats = []
         for slot in range(count):
             state, seat = queue.refill(state, slot)
             seats.append(seat)
         wanted = signals.wanted
         state = loop.run(take, state, seats, queue.refill, wanted, spent.add)
         queue.put_back(state)
-        spent.seconds += time.perf_counter() - began
+        spent.end()
 
 
 def _end(many: Many, ledger: Ledger, signals: StopSignals, spent: Spent) -> None:

@@ -98,9 +98,9 @@ class Queue:
         for slot, seated in list(self._seated.items()):
             seat, config = seated.training.seat, seated.concept.config
             own = slots.state_of(state, slot, config.num_vectors)
-            with seated.subject:
-                seated.writer.save(seat.done, own)
-            seated.open.close()
+            with seated.subject, seated.open:
+                if seat.done > seat.start:
+                    seated.writer.save(seat.done, own)
             del self._seated[slot]
             self._ledger.wait(seated.concept, seat.done)
 

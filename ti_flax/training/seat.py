@@ -25,6 +25,7 @@ class Seat:
     """A concept in a slot, and how many steps it has taken.
 
     Attributes:
+        start: steps taken before it got the slot.
         done: steps taken whose metrics are read.
         ended: that was its last step, or it has learned.
     """
@@ -43,7 +44,7 @@ class Seat:
         how many each second; `failed` says afterwards whether to give up.
         """
         self.vectors, self._stop, self._events = vectors, steps.stop, events
-        self.begun = self.done = steps.start
+        self.start = self.begun = self.done = steps.start
         self.ended = not steps
         self._add, self.failed = add, failed
 
