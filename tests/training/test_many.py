@@ -274,6 +274,22 @@ def test_concepts_of_other_rules_and_sizes_make_groups(tiny_model, tmp_path, cap
     assert "fixed_loss" in read(folder / "bird", "metrics.jsonl")[0]
 
 
+def test_what_a_run_took_is_without_its_compilation(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(train_many_module.time, "perf_counter", lambda: now[0])
+    spent = train_many_module.Spent()
+    for compiling, dispatches, rest in ((30.0, [2.0, 4.0], 1.0), (5.0, [3.0], 2.0)):
+        spent.begin()
+        now[0] += compiling
+        spent.add(1, compiling)
+        for seconds in dispatches:
+            now[0] += seconds
+            spent.add(10, seconds)
+        now[0] += rest
+        spent.end()
+    assert (spent.seconds, spent.in_steps, spent.steps) == (12.0, 9.0, 30)
+
+
 def test_one_list_at_a_time_writes_a_folder(tiny_model, path, tmp_path):
     folder = tmp_path / "q"
     lock = train_many_module.FolderLock(folder, "output_dir")
