@@ -9,12 +9,10 @@ import tempfile
 from pathlib import Path
 
 # Compiling is most of the suite's time; code that runs once need not be optimised.
-# XLA's older emitters of fused loops compile a train step in half the CPU time.
 # Set in the environment so that processes started by tests have it too.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
 # Where libtpu is installed, JAX would look for a TPU, slowly and with complaints.

@@ -89,11 +89,12 @@ def refill(
     bank has, nor masks where that has none.
     """
     sizes = _sizes_of(bank)
+    one = _pad(slot, sizes)
     # What is of each row, and nothing else, has three axes.
     padded = jax.tree.map(
         lambda leaf: _to(sizes.vectors, leaf[0]) if leaf.ndim == 3 else leaf[0], begun
     )
-    return _replace((state, bank), (padded, _pad(slot, sizes)), jnp.int32(index))
+    return _replace((state, bank), (padded, one), jnp.int32(index))
 
 
 def state_of(state: State, index: int, vectors: int) -> State:
