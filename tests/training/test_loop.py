@@ -149,6 +149,32 @@ def test_a_queue_goes_through_any_number_of_slots(make_device, slots):
         assert told.acted == [*range(35, length, 35), length]
 
 
+@pytest.mark.parametrize("grain", [1, 3, 4, 7, 200])
+def test_newcomers_come_at_a_multiple_of_the_grain(make_device, grain):
+    """So that all are after as many steps of their own at the same time."""
+    lengths = [5, 18, 33, 33, 2, 11]
+    device = make_device([0] * 3)
+    waiting, seats, phases = list(lengths), [None] * 3, []
+
+    def refill(state, slot):
+        phases.extend(seat.begun % grain for seat in seats if seat is not None)
+        if not waiting:
+            return state, None
+        length = waiting.pop(0)
+        device.lengths[slot] = length
+        told = Told(device, length + 10, period=16)
+        state = state._replace(step=state.step.at[slot].set(0))
+        return state, told.seat
+
+    state = empty(3)
+    for slot in range(3):
+        state, seats[slot] = refill(state, slot)
+    loop.run(device.train_steps, state, seats, refill, never, grain=grain)
+    assert not waiting and seats == [None] * 3
+    assert set(phases) == {0}
+    assert max(device.dispatches) <= 128
+
+
 def test_what_failed_acts_no_more_and_leaves_the_others(make_device):
     device = make_device([60, 60])
     bad, good = Told(device, 60, fails_at=20), Told(device, 60)

@@ -25,44 +25,45 @@ def run(
     refill: Refill,
     stop: Callable[[], bool],
     timed: Callable[[int, float], None] = lambda num_steps, seconds: None,
+    grain: int = 1,
 ) -> State:
     """Takes the steps of all seats, and of those that `refill` puts in their places.
 
     Returns the state after them, or where `stop`, which is asked after each dispatch,
     said so: `seats` has those that are not over then.
-
     A dispatch ends at the next event of any seat. Its metrics are read while the one
     after it runs, but for those before an event: what that sees is written down.
-    `timed` gets each one's steps and seconds.
+    `timed` gets its steps and seconds. Newcomers come after a multiple of `grain` steps
+    of the others: what is due after so many is done of all together.
     """
-    length, pending, overlaps = 1, None, runs_behind()
-    room, last = next(iter(state.rows.values())).shape[1], time.perf_counter()
+    pace, pending, free = _Pace(), None, []
+    room, overlaps = next(iter(state.rows.values())).shape[1], runs_behind()
 
     def finish(metrics: Metrics, num_steps: int, there: list[tuple[int, Seat]]) -> None:
-        """Hands a dispatch's metrics out, and finds the length of another."""
-        nonlocal last, length
         metrics = jax.tree.map(np.asarray, metrics)
-        seconds, last = time.perf_counter() - last, time.perf_counter()
+        seconds = pace.lap(num_steps)
         timed(num_steps, seconds)
         for slot, seat in there:
             own = slots.metrics_of(metrics, slot, seat.vectors, room)
             seat.add(own, num_steps, seconds)
-        length = hosts.broadcast_from_first(_next_length(num_steps, seconds))
 
     def act(state: State) -> State:
-        nonlocal last
         for slot, seat in enumerate(seats):
             if seat is not None and seat.is_due():
                 if not seat.failed():
                     seat.act(slots.state_of(state, slot, seat.vectors))
                 if seat.is_over():
-                    state, seats[slot] = refill(state, slot)
-        # What events take is not the steps' time.
-        last = time.perf_counter()
+                    seats[slot] = None
+                    free.append(slot)
+        while free and _begun(seats) % grain == 0 and not stop():
+            slot = free.pop(0)
+            state, seats[slot] = refill(state, slot)
+        pace.rest()  # what events take is not the steps' time
         return state
 
     while any(seats) and not stop():
         there = [(slot, seat) for slot, seat in enumerate(seats) if seat is not None]
+        length = _to_grain(pace.length, _begun(seats), grain)
         num_steps = min(length, *(seat.until_event() for _, seat in there))
         state, metrics = train_steps(state, num_steps)
         for _, seat in there:
@@ -70,7 +71,7 @@ def run(
         if pending is not None:
             finish(*pending)
         pending = metrics, num_steps, there
-        if not overlaps or any(seat.is_due() for _, seat in there):
+        if not overlaps or free or any(seat.is_due() for _, seat in there):
             finish(*pending)
             pending, state = None, act(state)
     if pending is not None:
@@ -87,7 +88,32 @@ def runs_behind() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def _next_length(num_steps: int, seconds: float) -> int:
-    """Steps for a dispatch of `_DISPATCH_SECONDS`, at most doubling at a time."""
-    fitting = int(num_steps * _DISPATCH_SECONDS / seconds)
-    return max(1, min(fitting, 2 * num_steps, dispatch.MAX_STEPS_A_DISPATCH))
+def _begun(seats: list[Seat | None]) -> int:
+    """Steps of the first that has a seat."""
+    return next((seat.begun for seat in seats if seat is not None), 0)
+
+
+def _to_grain(length: int, begun: int, grain: int) -> int:
+    """About `length` steps, which end at a multiple of `grain`."""
+    whole = (begun + length) // grain * grain - begun
+    ends = whole if whole > 0 else grain - begun % grain
+    return min(ends, dispatch.MAX_STEPS_A_DISPATCH)
+
+
+class _Pace:
+    """How long dispatches take, and how long the next may be."""
+
+    def __init__(self) -> None:
+        self.length, self._last = 1, time.perf_counter()
+
+    def rest(self) -> None:
+        """Something else was done until now."""
+        self._last = time.perf_counter()
+
+    def lap(self, num_steps: int) -> float:
+        """The seconds of a dispatch that has ended, at most doubling the next one."""
+        seconds, self._last = time.perf_counter() - self._last, time.perf_counter()
+        fitting = min(int(num_steps * _DISPATCH_SECONDS / seconds), 2 * num_steps)
+        fitting = max(1, min(fitting, dispatch.MAX_STEPS_A_DISPATCH))
+        self.length = hosts.broadcast_from_first(fitting)
+        return seconds

@@ -171,8 +171,10 @@ def _train(
         for slot in range(count):
             state, seat = queue.refill(state, slot)
             seats.append(seat)
+        # The fixed loss is of all slots at once, or it would be evaluated at each step.
+        grain = 1 if recipe.window is None else recipe.fixed_loss_steps
         wanted = signals.wanted
-        state = loop.run(take, state, seats, queue.refill, wanted, spent.add)
+        state = loop.run(take, state, seats, queue.refill, wanted, spent.add, grain)
         queue.put_back(state)
         spent.end()
 
