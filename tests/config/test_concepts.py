@@ -767,6 +767,7 @@ def test_names_are_folders_names_on_every_system():
     for name in (
         *("", ".", "..", ".a", "-a", "a.", "a ", " a", "a/b", "a\\b", "a:b", "a\n"),
         *("con", "CON", "nul.txt", "Lpt1.tar.gz", "a\0", "x" * 121, "猫" * 80, "a*"),
+        *("index.html", "Concepts.JSON"),
     ):
         assert not folder_names.is_name(name), name
         for spaces in (False, True):

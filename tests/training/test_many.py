@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import runs
 
+from ti_flax.config import folder_names
 from ti_flax.formats import find
 from ti_flax.runtime.errors import Stopped, UserError
 from ti_flax.step import dispatch
@@ -288,6 +289,12 @@ def test_what_a_run_took_is_without_its_compilation(monkeypatch):
         now[0] += rest
         spent.end()
     assert (spent.seconds, spent.in_steps, spent.steps) == (12.0, 9.0, 30)
+
+
+def test_no_concept_takes_the_name_of_a_file_of_the_run(whole):
+    files = [path.name for path in whole.iterdir() if path.is_file()]
+    assert sorted(files) == [ledger.NAME, "index.html"]
+    assert not any(map(folder_names.is_name, files))
 
 
 def test_one_list_at_a_time_writes_a_folder(tiny_model, path, tmp_path):
