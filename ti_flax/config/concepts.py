@@ -54,7 +54,7 @@ class Many(NamedTuple):
     # The folder that has theirs.
     output_dir: Path
     concepts: list[Concept]
-    # How many are trained at once; None: as many as there are, at most 16.
+    # How many are trained at once; None: as many as fit, at most 16.
     slots: int | None
     # Name and reason of those that `skip_bad_concepts` leaves out.
     bad: list[tuple[str, str]]

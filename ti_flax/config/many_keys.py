@@ -38,8 +38,8 @@ class ManyKeys(Settings):
         None,
         ge=1,
         le=_MOST_SLOTS,
-        description="concepts that are trained at once; none: as many as there are, at "
-        "most 16",
+        description="concepts that are trained at once; none: as many as there are and "
+        "as memory holds, at most 16",
     )
     skip_bad_concepts: bool = Field(
         False, description="train the others where a concept has a mistake"

@@ -32,12 +32,28 @@ def needs_remat(
     """
     if asked is not None:
         return asked
-    examples = math.ceil(examples / mesh.size)
+    return math.ceil(examples / mesh.size) > _room(family, latents, mesh)
+
+
+def most_slots(
+    family: Family, latents: int, examples: int, mesh: Mesh, most: int
+) -> int:
+    """How many slots, up to `most`, a step takes without recomputation; at least one.
+
+    `latents` are those of one picture, `examples` those of a slot.
+    """
+    fitting = _room(family, latents, mesh) * mesh.size / examples
+    return max(1, int(min(fitting, most)))
+
+
+def _room(family: Family, latents: int, mesh: Mesh) -> float:
+    """Examples on a device for which nothing need be computed again; whole, or inf."""
     net = family.denoiser.module
     width = net.kept_channels
     device = mesh.devices.flat[0]
     a_byte = _KEPT.get(device.platform, _KEPT_ELSEWHERE)
-    kept = a_byte * latents * width * jnp.dtype(net.dtype).itemsize * examples
+    kept = a_byte * latents * width * jnp.dtype(net.dtype).itemsize
     frozen = map(param_shapes, family.trained_through.values())
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves([*frozen]))
-    return held + kept > _USABLE * chips.device_memory(device)
+    room = (_USABLE * chips.device_memory(device) - held) / kept
+    return room if math.isinf(room) else math.floor(room)

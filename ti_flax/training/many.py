@@ -16,6 +16,7 @@ from ti_flax.runtime.progress import Bar
 from ti_flax.runtime.signals import StopSignals
 from ti_flax.step import dispatch
 from ti_flax.step.abstract import abstract_arguments, empty
+from ti_flax.step.remat import most_slots
 from ti_flax.step.state import Metrics, State
 from ti_flax.training import loop
 from ti_flax.training.inputs import Inputs
@@ -27,7 +28,8 @@ from ti_flax.training.survey import Group, survey
 
 _log = logging.getLogger(__name__)
 
-_MOST_SLOTS = 16  # where the user says nothing
+# Where the user says nothing, and memory allows it.
+_MOST_SLOTS = 16
 
 
 class Spent:
@@ -100,8 +102,7 @@ def train_many(many: Many, progress: bool = True) -> Spent:
         stack.enter_context(bar)
         for group in groups:
             if not signals.wanted():
-                most = many.slots or _MOST_SLOTS
-                _train(group, most, shared, ledger, bar, signals, spent)
+                _train(group, many.slots, shared, ledger, bar, signals, spent)
     _end(many, ledger, signals, spent)
     return spent
 
@@ -141,7 +142,7 @@ def _tell(
 
 def _train(
     group: Group,
-    most: int,
+    slots: int | None,
     shared: Inputs,
     ledger: Ledger,
     bar: Bar,
@@ -150,9 +151,13 @@ def _train(
 ) -> None:
     """Trains the concepts of a group, until a signal comes."""
     config, family = group.concepts[0].config, shared.model.family
-    count = ledger.slots_for(group.concepts, most)
+    latents, mesh = group.shapes.largest.latents, shared.mesh
+    if slots is None:
+        slots = most_slots(family, latents, config.train_batch_size, mesh, _MOST_SLOTS)
+    count = ledger.slots_for(group.concepts, slots)
+    _log.info("%d concepts, %d at once", len(group.concepts), count)
     shapes = group.shapes._replace(slots=count)
-    recipe = make_recipe(config, family, shapes.largest.latents, shared.mesh, count)
+    recipe = make_recipe(config, family, latents, mesh, count)
     train_steps = dispatch.compile_train_steps(
         recipe, abstract_arguments(recipe, shapes)
     )
