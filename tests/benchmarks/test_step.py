@@ -21,9 +21,10 @@ from ti_flax.quickstart import settings
 from ti_flax.runtime import errors
 from ti_flax.step import train_step
 from ti_flax.step.bank import Batch, draw_batch
+from ti_flax.step.slots import stack
 from ti_flax.training.inputs import read_inputs
 from ti_flax.training.recipe import make_recipe
-from ti_flax.training.resident import load
+from ti_flax.training.resident import encode_buckets, load, make_encode, make_slot
 
 
 @pytest.fixture(scope="module")
@@ -256,16 +257,17 @@ def test_bfloat16_gradients_are_near_float32s():
     """
     config = settings.load_config([])
     inputs = read_inputs(config)
-    resident = load(config, inputs, progress=False)
     family = inputs.model.family
     recipe = make_recipe(
         config, family, math.prod(inputs.buckets[0].latents), inputs.mesh
     )
-    rows = resident.initial_rows
+    autoencoder = inputs.model.load(family.autoencoder.name)
+    resident = load(inputs, recipe, autoencoder, previews=False)
+    encode = make_encode(family, autoencoder)
+    encoded = encode_buckets(config, inputs, encode, progress=False)
+    rows, bank = stack([make_slot(config, inputs, resident, encoded)])
     draw = jax.jit(functools.partial(draw_batch, family=family))
-    batches = [
-        draw(resident.bank, jnp.full(1, index), jnp.arange(8)) for index in range(4)
-    ]
+    batches = [draw(bank, jnp.full(1, index), jnp.arange(8)) for index in range(4)]
 
     def gradients(dtype):
         chosen = recipe._replace(family=family.clone_denoiser(dtype=dtype))

@@ -207,6 +207,15 @@ def test_a_resumed_run_warns_of_what_the_whole_one_does(taken, caplog):
     assert told(resumed, lines[:taken], taken) == whole
 
 
+@pytest.mark.parametrize(
+    "line", [{}, {"row_norm": 12.0}, {"row_norm": []}, {"row_norm": ["12", 12.0]}]
+)
+def test_lines_that_somebody_changed_are_passed_over(line, caplog):
+    guard = divergence.DivergenceGuard(1, 2, limits=[9.0, 9.0])
+    guard.tell_again([{"step": 1, **line}, {"step": 2, "row_norm": [12.0] * 2}])
+    assert [message.partition(":")[0] for message in caplog.messages] == ["step 2"]
+
+
 def test_the_lengths_of_a_vocabulary():
     table = np.zeros((101, 3), np.float32)
     table[:, 1] = -np.arange(101)

@@ -51,10 +51,17 @@ class DivergenceGuard:
         """
         taken = self._step
         for line in lines:
-            self._step = line["step"]
-            norms = np.array(line["row_norm"], np.float32)  # None is NaN
-            self._look(line["skipped"], norms)
+            if self._are_norms(line.get("row_norm")):
+                self._step = line["step"]
+                norms = np.array(line["row_norm"], np.float32)  # None is NaN
+                self._look(line.get("skipped") is True, norms)
         self._step, self._skipped = taken, 0
+
+    def _are_norms(self, given: object) -> bool:
+        """Whether nobody has changed them in the file."""
+        if not isinstance(given, list) or not given or len(given) % len(self._limits):
+            return False
+        return set(map(type, given)) <= {float, type(None)}
 
     def _look(self, was_skipped: bool, norms: Float[np.ndarray, "EK"]) -> None:
         if was_skipped:
