@@ -297,6 +297,16 @@ def test_no_concept_takes_the_name_of_a_file_of_the_run(whole):
     assert not any(map(folder_names.is_name, files))
 
 
+@pytest.mark.parametrize(("slots", "told"), [(1, "1 examples on 8"), (3, "3 slots")])
+def test_a_batch_of_all_slots_that_does_not_split_is_told(
+    slots, told, tiny_model, path, tmp_path, caplog
+):
+    """Of 8 devices, as the tests have them; 8 slots of one example do."""
+    listed = {"train_batch_size": 1, "max_train_steps": 3, "slots": slots}
+    train(tiny_model, path, tmp_path / "q", **listed)
+    assert told in caplog.text and caplog.text.count("take as long as") == 1
+
+
 def test_one_list_at_a_time_writes_a_folder(tiny_model, path, tmp_path):
     folder = tmp_path / "q"
     lock = train_many_module.FolderLock(folder, "output_dir")

@@ -81,15 +81,19 @@ def padded_batch(examples: int, mesh: Mesh) -> int:
     return mesh.size * math.ceil(examples / mesh.size)
 
 
-def warn_of_padding(train_batch_size: int, mesh: Mesh) -> None:
+def warn_of_padding(train_batch_size: int, mesh: Mesh, slots: int = 1) -> None:
     """Says what batch would use every device, where this one does not."""
-    padded = padded_batch(train_batch_size, mesh)
-    if padded != train_batch_size:
-        _log.warning(
-            "train_batch_size: %d examples on %d devices take as long as %d; set a "
-            "multiple of %d to use every device",
-            train_batch_size,
-            mesh.size,
-            padded,
-            mesh.size,
-        )
+    examples = slots * train_batch_size
+    padded = padded_batch(examples, mesh)
+    if padded == examples:
+        return
+    keys = "train_batch_size" if slots == 1 else f"{slots} slots of train_batch_size"
+    _log.warning(
+        "%s: %d examples on %d devices take as long as %d; set a multiple of %d to use "
+        "every device",
+        keys,
+        examples,
+        mesh.size,
+        padded,
+        mesh.size,
+    )

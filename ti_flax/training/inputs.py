@@ -143,7 +143,6 @@ class _Opened(NamedTuple):
 
 def _open_model(config: run_config.Config) -> _Opened:
     mesh = sharding.make_mesh(fsdp=config.fsdp)
-    sharding.warn_of_padding(config.train_batch_size, mesh)
     model = base_model.open_model(
         config.pretrained_model_name_or_path,
         config.revision,

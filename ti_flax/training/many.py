@@ -156,6 +156,7 @@ def _train(
         slots = most_slots(family, latents, config.train_batch_size, mesh, _MOST_SLOTS)
     count = ledger.slots_for(group.concepts, slots)
     _log.info("%d concepts, %d at once", len(group.concepts), count)
+    sharding.warn_of_padding(config.train_batch_size, mesh, count)
     shapes = group.shapes._replace(slots=count)
     recipe = make_recipe(config, family, latents, mesh, count)
     train_steps = dispatch.compile_train_steps(

@@ -48,6 +48,7 @@ def prepare(
     Raises `UserError` for whatever a user may have got wrong.
     """
     inputs = read_inputs(config)
+    sharding.warn_of_padding(config.train_batch_size, inputs.mesh)
     writer.check(inputs)
     phases.end("checks")
     _log.info("reading %s", inputs.model.source.path)
