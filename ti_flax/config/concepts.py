@@ -214,9 +214,14 @@ def _tell_mistakes(bad: Sequence[tuple[str, str]], good: int, skip: bool) -> Non
             _log.warning("concept %s: %s; it is left out", name, reason)
         else:
             _log.error("concept %s: %s", name, reason)
+    refuse(len(bad), good, skip)
+
+
+def refuse(bad: int, good: int, skip: bool) -> None:
+    """Raises `UserError` for bad concepts, unless they are skipped and others good."""
     if not bad or (skip and good):
         return
-    found = f"found {len(bad)} of {len(bad) + good} with one, told above"
+    found = f"found {bad} of {bad + good} with one, told above"
     advice = "mend them"
     if good:
         advice += ", or --skip_bad_concepts trains the others"

@@ -100,9 +100,13 @@ def rates_of_steps(
     schedule: optax.Schedule, name: str, warmup_steps: int, max_steps: int
 ) -> Float32[np.ndarray, "T"]:
     """The learning rate of each step, up to where it stays as it is."""
-    settles = {"constant": 1, "constant_with_warmup": warmup_steps + 1}
-    counts = jnp.arange(settles.get(name, max_steps))
+    counts = jnp.arange(num_rates(name, warmup_steps, max_steps))
     return np.asarray(jax.vmap(schedule)(counts), np.float32)
+
+
+def num_rates(name: str, warmup_steps: int, max_steps: int) -> int:
+    """After how many steps the learning rate stays as it is."""
+    return max_steps if schedule_has_end(name) else warmup_steps + 1
 
 
 def schedule_has_end(name: str) -> bool:

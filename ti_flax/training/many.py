@@ -7,9 +7,10 @@ import time
 import jax
 
 from ti_flax.checkpoints.folder_lock import FolderLock
-from ti_flax.config.concepts import Concept, Many
+from ti_flax.config.concepts import Concept, Many, refuse
 from ti_flax.config.run_config import Config
 from ti_flax.reports import trackers
+from ti_flax.reports.index_page import INDEX_NAME
 from ti_flax.runtime import compilation, jax_settings, sharding
 from ti_flax.runtime.errors import Stopped, UserError, listed
 from ti_flax.runtime.progress import Bar
@@ -131,13 +132,7 @@ def _tell(
             ledger.fail(concept, reason)
         else:
             _log.error("%s: %s", concept.name, reason)
-    others = len(bad) < count
-    if bad and not (many.skips_bad and others):
-        found = f"found {len(bad)} of {count} with one, told above"
-        advice = ", or --skip_bad_concepts trains the others" if others else ""
-        raise UserError(
-            f"expected concepts without a mistake, {found}; mend them{advice}"
-        )
+    refuse(len(bad), count - len(bad), many.skips_bad)
 
 
 def _train(
@@ -196,9 +191,9 @@ def _end(many: Many, ledger: Ledger, signals: StopSignals, spent: Spent) -> None
         )
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(many.concepts)} concepts failed: "
+            f"{len(failed)} of {counts.total()} concepts failed: "
             f"{listed(name for name, _ in failed)}; their reasons are in "
-            f"{many.output_dir / 'index.html'}; the others are done"
+            f"{many.output_dir / INDEX_NAME}; the others are done"
         )
     _log.info("wrote %d concepts to %s", counts["done"], many.output_dir)
     if spent.seconds:

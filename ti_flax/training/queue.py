@@ -4,10 +4,8 @@ import contextlib
 import logging
 from collections import deque
 from concurrent import futures
-from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ti_flax.checkpoints import store
 from ti_flax.config.concepts import Concept
 from ti_flax.runtime import log, sharding
 from ti_flax.runtime.errors import UserError
@@ -68,15 +66,10 @@ class Queue:
     def __enter__(self) -> "Queue":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._pool.shutdown(cancel_futures=True)
         for seated in self._seated.values():
-            seated.open.__exit__(kind, error, trace)
+            seated.open.__exit__(*exception)
 
     def refill(self, state: State, slot: int) -> tuple[State, Seat | None]:
         """Sees to the end of the slot's concept, if any, and seats the next."""
@@ -118,10 +111,8 @@ class Queue:
             encoded = encode_buckets(config, inputs, self._encode, progress=False)
             newcomer = make_slot(config, inputs, self._resident, encoded)
             begun = slots.begin(newcomer, self._recipe.optimizer, self._recipe.window)
-            start, begun = store.restore(writer.found, begun)
+            steps, begun = writer.restore(begun)
             begun = sharding.replicate(begun, inputs.mesh)
-            left = 0 if has_learned(begun) else config.max_train_steps - start
-            steps = range(start, start + max(0, left))
             new = slots.refill(state, self.bank, slot, newcomer, begun)
             training = stack.enter_context(
                 in_training.seated(
@@ -136,7 +127,7 @@ class Queue:
                     subject,
                 )
             )
-            self._ledger.begin(concept, start)
+            self._ledger.begin(concept, steps.start)
             training.validate_before(begun)
             seated = Seated(concept, training, writer, subject, stack.pop_all())
         # Only now: what failed before is not in the slot.

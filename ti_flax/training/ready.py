@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ti_flax.checkpoints import store
 from ti_flax.config import run_config
 from ti_flax.runtime import profile, sharding
 from ti_flax.step import dispatch
@@ -23,7 +22,7 @@ from ti_flax.training.resident import (
     make_slot,
 )
 from ti_flax.training.shapes import run_shapes
-from ti_flax.training.writer import Writer, has_learned
+from ti_flax.training.writer import Writer
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +64,7 @@ def prepare(
     phases.end("weights and pictures")
     rows, bank = stack([make_slot(config, inputs, resident, buckets)])
     state = init_state(rows, recipe.optimizer, recipe.window)
-    start, state = store.restore(writer.found, state)
-    left = 0 if has_learned(state) else config.max_train_steps - start
+    steps, state = writer.restore(state)
     state, bank = sharding.replicate((state, bank), inputs.mesh)
     phases.end("initial rows, checkpoint")
-    steps = range(start, start + max(0, left))
     return Ready(inputs, recipe, train_steps, resident, bank, state, steps)

@@ -2,8 +2,8 @@
 
 from ti_flax.config import run_config
 from ti_flax.step.abstract import BucketShape, RunShapes
+from ti_flax.step.optimizer import num_rates
 from ti_flax.training.inputs import Inputs
-from ti_flax.training.recipe import learning_rates
 
 
 def run_shapes(config: run_config.Config, inputs: Inputs) -> RunShapes:
@@ -17,5 +17,7 @@ def run_shapes(config: run_config.Config, inputs: Inputs) -> RunShapes:
         views=len(inputs.pictures.crops[0]) * (1 + config.random_flip),
         prompts={name: ids.shape for name, ids in inputs.prompts.ids.items()},
         masked=inputs.masks is not None,
-        rates=len(learning_rates(config)),
+        rates=num_rates(
+            config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
+        ),
     )

@@ -57,6 +57,15 @@ class Writer:
             if self.found is not None:
                 identity.check_fingerprints(self.found, self._fingerprints)
 
+    def restore(self, initial: State) -> tuple[range, State]:
+        """The steps that are left, and the state before them, in host memory.
+
+        `initial` is the state where there is no checkpoint to resume from.
+        """
+        start, state = store.restore(self.found, initial)
+        stop = start if has_learned(state) else self._config.max_train_steps
+        return range(start, max(start, stop)), state
+
     def open(self) -> None:
         """Makes the folder; from now on this may write."""
         self._stack.enter_context(
