@@ -262,7 +262,7 @@ def test_bfloat16_gradients_are_near_float32s():
         config, family, math.prod(inputs.buckets[0].latents), inputs.mesh
     )
     autoencoder = inputs.model.load(family.autoencoder.name)
-    resident = load(inputs, recipe, autoencoder, previews=False)
+    resident = load(inputs, autoencoder, previews=False)
     encode = make_encode(family, autoencoder)
     encoded = encode_buckets(config, inputs, encode, progress=False)
     rows, bank = stack([make_slot(config, inputs, resident, encoded)])

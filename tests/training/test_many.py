@@ -257,7 +257,9 @@ def test_a_concept_that_diverges_leaves_its_slot_to_another(
         assert runs.content(tmp_path / "q" / name) == runs.content(whole / name)
 
 
-def test_concepts_of_other_rules_and_sizes_make_groups(tiny_model, tmp_path, caplog):
+def test_concepts_of_other_rules_and_sizes_make_groups(
+    tiny_model, tmp_path, caplog, monkeypatch
+):
     caplog.set_level("INFO", "ti_flax")
     listed = {
         "cat": {},
@@ -266,7 +268,15 @@ def test_concepts_of_other_rules_and_sizes_make_groups(tiny_model, tmp_path, cap
     }
     path = many.write_list(tmp_path, listed)
     given = {"fixed_loss_steps": 1, "learning_rate": 1e-6}
+    loaded, load = [], train_many_module.load
+
+    def count(*arguments):
+        loaded.append(arguments)
+        return load(*arguments)
+
+    monkeypatch.setattr(train_many_module, "load", count)
     folder = train(tiny_model, path, tmp_path / "q", **given)
+    assert len(loaded) == 1
     assert "2 groups of concepts, of 1, 2," in caplog.text
     # At such a rate nothing falls by half a percent.
     assert states(folder)["dog"]["reason"] == "the fixed loss has settled"

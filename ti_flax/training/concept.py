@@ -11,6 +11,7 @@ from ti_flax.training import divergence, validation
 from ti_flax.training.inputs import Inputs
 from ti_flax.training.resident import Resident
 from ti_flax.training.seat import Event, Seat
+from ti_flax.training.validation import FixedLossOf
 from ti_flax.training.writer import Writer
 
 _ALONE = 0  # its slot in metrics that are of it alone
@@ -31,6 +32,7 @@ class Concept:
         writer: Writer,
         resident: Resident,
         bank: Bank,
+        fixed_loss: FixedLossOf,
         run_report: report.Report,
         steps: range,
         about: contextlib.AbstractContextManager,
@@ -45,7 +47,7 @@ class Concept:
         self._report, self._examples = run_report, config.examples_per_step
         self._about = about
         self._validate = validation.compile_validation(
-            config, inputs, resident, bank, run_report
+            config, inputs, resident, bank, fixed_loss, run_report
         )
         # The checkpoint last: of a step that is saved, nothing is left to do.
         events = [
@@ -74,6 +76,7 @@ def seated(
     writer: Writer,
     resident: Resident,
     bank: Bank,
+    fixed_loss: FixedLossOf,
     steps: range,
     progress: bool,
     warnings: Sequence[str],
@@ -90,4 +93,6 @@ def seated(
     with report.open_report(
         config, _ALONE, steps, progress, pictures, warnings
     ) as run_report:
-        yield Concept(config, inputs, writer, resident, bank, run_report, steps, about)
+        yield Concept(
+            config, inputs, writer, resident, bank, fixed_loss, run_report, steps, about
+        )

@@ -1,8 +1,10 @@
 """Many concepts in one run: a queue of them on one compiled step."""
 
 import contextlib
+import functools
 import logging
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -24,7 +26,7 @@ from ti_flax.training.inputs import Inputs
 from ti_flax.training.ledger import Ledger
 from ti_flax.training.queue import Queue
 from ti_flax.training.recipe import make_recipe
-from ti_flax.training.resident import load, make_encode
+from ti_flax.training.resident import Encode, Resident, load, make_encode
 from ti_flax.training.survey import Group, survey
 
 _log = logging.getLogger(__name__)
@@ -101,9 +103,10 @@ def train_many(many: Many, progress: bool = True) -> Spent:
             disable=not progress,
         )
         stack.enter_context(bar)
+        networks = functools.cache(functools.partial(_load, many, shared))
         for group in groups:
             if not signals.wanted():
-                _train(group, many.slots, shared, ledger, bar, signals, spent)
+                _train(group, many.slots, shared, networks, ledger, bar, signals, spent)
     _end(many, ledger, signals, spent)
     return spent
 
@@ -135,10 +138,20 @@ def _tell(
     refuse(len(bad), count - len(bad), many.skips_bad)
 
 
+def _load(many: Many, shared: Inputs) -> tuple[Encode, Resident]:
+    """What all groups share on the devices."""
+    family = shared.model.family
+    autoencoder = shared.model.load(family.autoencoder.name)
+    shows = any(concept.config.validation_prompt for concept in many.concepts)
+    encode = make_encode(family, autoencoder)
+    return encode, load(shared, autoencoder, shows)
+
+
 def _train(
     group: Group,
     slots: int | None,
     shared: Inputs,
+    networks: Callable[[], tuple[Encode, Resident]],
     ledger: Ledger,
     bar: Bar,
     signals: StopSignals,
@@ -157,10 +170,7 @@ def _train(
     train_steps = dispatch.compile_train_steps(
         recipe, abstract_arguments(recipe, shapes)
     )
-    autoencoder = shared.model.load(family.autoencoder.name)
-    encode = make_encode(family, autoencoder)
-    shows = any(concept.config.validation_prompt for concept in group.concepts)
-    resident = load(shared, recipe, autoencoder, shows)
+    encode, resident = networks()  # while the step compiles
     state, bank = sharding.replicate(empty(recipe, shapes), shared.mesh)
     with Queue(group, bank, shared, recipe, resident, encode, ledger, bar) as queue:
 

@@ -7,11 +7,12 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 from ti_flax.config.concepts import Concept
-from ti_flax.runtime import log, sharding
+from ti_flax.runtime import compilation, log, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.runtime.progress import Bar
 from ti_flax.step import slots
 from ti_flax.step.bank import Bank
+from ti_flax.step.fixed_loss import compile_fixed_loss
 from ti_flax.step.state import State
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.training import concept as in_training
@@ -57,6 +58,7 @@ class Queue:
     ) -> None:
         self.bank, self._shared = bank, shared
         self._recipe, self._resident = recipe, resident
+        self._fixed_loss = compilation.compiled_together(compile_fixed_loss(recipe))
         self._encode, self._ledger, self._bar = encode, ledger, bar
         self._waiting = deque(group.concepts)
         self._seated: dict[int, Seated] = {}
@@ -121,6 +123,7 @@ class Queue:
                     writer,
                     self._resident,
                     slots.bank_of(new[1], slot),
+                    self._fixed_loss,
                     steps,
                     False,
                     subject.heard,

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ti_flax.config import run_config
-from ti_flax.runtime import profile, sharding
+from ti_flax.runtime import compilation, profile, sharding
 from ti_flax.step import dispatch
 from ti_flax.step.abstract import abstract_arguments
 from ti_flax.step.bank import Bank
+from ti_flax.step.fixed_loss import compile_fixed_loss
 from ti_flax.step.slots import stack
 from ti_flax.step.state import Metrics, State, init_state
-from ti_flax.step.train_step import StepRecipe
 from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.recipe import make_recipe
 from ti_flax.training.resident import (
@@ -22,6 +22,7 @@ from ti_flax.training.resident import (
     make_slot,
 )
 from ti_flax.training.shapes import run_shapes
+from ti_flax.training.validation import FixedLossOf
 from ti_flax.training.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Ready(NamedTuple):
     """All that the loop needs, on the devices; `steps.start` steps are taken."""
 
     inputs: Inputs
-    recipe: StepRecipe
+    fixed_loss: FixedLossOf
     train_steps: Callable[..., tuple[State, Metrics]]
     resident: Resident
     bank: Bank
@@ -60,11 +61,12 @@ def prepare(
     autoencoder = inputs.model.load(family.autoencoder.name)
     encode = make_encode(family, autoencoder)
     buckets = encode_buckets(config, inputs, encode, progress)
-    resident = load(inputs, recipe, autoencoder, inputs.previews is not None)
+    resident = load(inputs, autoencoder, inputs.previews is not None)
     phases.end("weights and pictures")
     rows, bank = stack([make_slot(config, inputs, resident, buckets)])
     state = init_state(rows, recipe.optimizer, recipe.window)
     steps, state = writer.restore(state)
     state, bank = sharding.replicate((state, bank), inputs.mesh)
     phases.end("initial rows, checkpoint")
-    return Ready(inputs, recipe, train_steps, resident, bank, state, steps)
+    fixed_loss = compilation.compiled_together(compile_fixed_loss(recipe))
+    return Ready(inputs, fixed_loss, train_steps, resident, bank, state, steps)

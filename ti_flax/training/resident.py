@@ -13,12 +13,9 @@ from ti_flax.data.masks import loss_weights
 from ti_flax.data.moments import encode_in_batches
 from ti_flax.models.family import Family
 from ti_flax.models.torch_params import Params
-from ti_flax.runtime import compilation, hosts, sharding
-from ti_flax.step.bank import Bank
-from ti_flax.step.fixed_loss import FixedLoss, compile_fixed_loss
+from ti_flax.runtime import hosts, sharding
 from ti_flax.step.slots import Encoded, Slot
-from ti_flax.step.state import Rows, Rule
-from ti_flax.step.train_step import StepRecipe
+from ti_flax.step.state import Rule
 from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
 from ti_flax.training.recipe import learning_rates
@@ -39,7 +36,6 @@ class Resident(NamedTuple):
     params: Mapping[str, Params]
     tables: Mapping[str, Float32[np.ndarray | Array, "V _"]]
     norms: Mapping[str, tuple[float, float]]
-    fixed_loss: Callable[[Rows, Mapping[str, Params], Bank], FixedLoss]
 
     @property
     def high_norms(self) -> dict[str, float]:
@@ -47,9 +43,7 @@ class Resident(NamedTuple):
         return {name: high for name, (_, high) in self.norms.items()}
 
 
-def load(
-    inputs: Inputs, recipe: StepRecipe, autoencoder: Params, previews: bool
-) -> Resident:
+def load(inputs: Inputs, autoencoder: Params, previews: bool) -> Resident:
     """Reads the other weights and puts all on the devices.
 
     Of the autoencoder, what previews need.
@@ -71,7 +65,6 @@ def load(
         params=params,
         tables=tables,
         norms={name: vocabulary_norms(table) for name, table in tables.items()},
-        fixed_loss=compilation.compiled_together(compile_fixed_loss(recipe)),
     )
 
 

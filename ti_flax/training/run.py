@@ -42,7 +42,8 @@ def train_concepts(config: run_config.Config, progress: bool = True) -> list[Emb
         resident = ready.resident
         concept = stack.enter_context(
             seated(
-                config, ready.inputs, writer, resident, bank, steps, progress, warnings
+                *(config, ready.inputs, writer, resident, bank, ready.fixed_loss),
+                *(steps, progress, warnings),
             )
         )
         signals.defer()

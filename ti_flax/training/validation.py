@@ -3,7 +3,7 @@
 Nothing here changes what training uses; every random number has a key of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -11,14 +11,18 @@ import numpy as np
 
 from ti_flax.config import run_config
 from ti_flax.generation import previews
+from ti_flax.models.torch_params import Params
 from ti_flax.reports import metrics_log, report
 from ti_flax.runtime import hosts, sharding
 from ti_flax.step import slots
 from ti_flax.step.bank import Bank
-from ti_flax.step.state import State
+from ti_flax.step.fixed_loss import FixedLoss
+from ti_flax.step.state import Rows, State
 from ti_flax.text import nearest_words
 from ti_flax.training.inputs import Inputs
 from ti_flax.training.resident import Resident
+
+FixedLossOf = Callable[[Rows, Mapping[str, Params], Bank], FixedLoss]
 
 
 def compile_validation(
@@ -26,6 +30,7 @@ def compile_validation(
     inputs: Inputs,
     resident: Resident,
     bank: Bank,
+    fixed_loss: FixedLossOf,
     run_report: report.Report,
 ) -> Callable[[int, State], None]:
     """The event that validates a word and reports what it finds.
@@ -56,7 +61,7 @@ def compile_validation(
             made = inputs.previews.make(rows, params, control)
             return _save(inputs.previews, made, config.output_dir, folder)
 
-        loss = resident.fixed_loss(slots.padded_rows(state.rows, bank), params, bank)
+        loss = fixed_loss(slots.padded_rows(state.rows, bank), params, bank)
         run_report.add_validation(
             report.Validation(
                 step=done,
