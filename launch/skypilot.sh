@@ -9,6 +9,8 @@
 # The result comes to BUCKET/NAME/output. Paths after -- are paths in this repository,
 # which is copied along.
 #
+#   --parts N       DIR is a list of concepts, a folder of pictures each: jobs NAME-0 to
+#                   NAME-(N-1), on a machine each, share it
 #   --gpus KIND:N   such as A100:1 or tpu-v6e-4, instead of the TPU of launch/skypilot.yaml
 #   --dry_run       print the command and do not run it
 set -euo pipefail
@@ -17,7 +19,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$root/launch/shell.sh"
 need_bash
 
-bucket='' data='' gpus='' training=()
+bucket='' data='' gpus='' parts='' training=()
 [ $# -gt 0 ] || help "${BASH_SOURCE[0]}"
 case $1 in
     --help | -h) help "${BASH_SOURCE[0]}" ;;
@@ -35,7 +37,7 @@ while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) help "${BASH_SOURCE[0]}" ;;
         --dry_run) dry_run=true ;;
-        --bucket | --data | --gpus)
+        --bucket | --data | --gpus | --parts)
             has_value "$@"
             printf -v "${1#--}" "%s" "$2"
             shift
@@ -73,16 +75,29 @@ case $devices in
     *) devices=1 ;;
 esac
 [[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--gpus: expected KIND:N, found '$gpus'"
-read -ra batch <<<"$(batch_for "$devices" "${training[@]}")"
-training+=("${batch[@]}")
-arguments=
-if [ ${#training[@]} -gt 0 ]; then
-    printf -v arguments '%q ' "${training[@]}"
-fi
+[[ $parts =~ ^([1-9][0-9]*)?$ ]] || fail "--parts: expected a number, found '$parts'"
 options=()
 if [ -n "$gpus" ]; then
     options=(--gpus "$gpus")
 fi
-run sky jobs launch --name "$name" --yes --detach-run "${options[@]}" \
-    --env "RUN=$name" --env "BUCKET=$bucket" --env "DATA=$data" \
-    --env "ARGUMENTS=${arguments% }" launch/skypilot.yaml
+
+# Launches one job: its name, what its pictures are to the training, and its arguments.
+launch() {
+    local job=$1 key=$2 arguments=''
+    shift 2
+    if [ $# -gt 0 ]; then
+        printf -v arguments '%q ' "$@"
+    fi
+    run sky jobs launch --name "$job" --yes --detach-run "${options[@]}" \
+        --env "RUN=$name" --env "BUCKET=$bucket" --env "DATA=$data" --env "KEY=$key" \
+        --env "ARGUMENTS=${arguments% }" launch/skypilot.yaml
+}
+
+if [ -n "$parts" ]; then
+    for ((part = 0; part < parts; part++)); do
+        launch "$name-$part" concepts "${training[@]}" --part "$part/$parts"
+    done
+else
+    read -ra batch <<<"$(batch_for "$devices" "${training[@]}")"
+    launch "$name" train_data_dir "${training[@]}" "${batch[@]}"
+fi

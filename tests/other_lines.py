@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from ti_flax.checkpoints.folder_lock import FolderLock
-from ti_flax.config import run_config, run_keys
+from ti_flax.config import concepts, run_config, run_keys
 from ti_flax.hub import upload
 from ti_flax.models import base_model
 from ti_flax.publishing import full_pipeline, own_files, results
 from ti_flax.runtime import errors, hosts, jax_settings, log, peers
 from ti_flax.text.embedding import Embedding
+from ti_flax.training import job
 
 ADDRESS = "10.0.0.1:1234"
 
@@ -50,6 +51,29 @@ def absent_device(folder: Path, patch: pytest.MonkeyPatch) -> str:
         return refused(jax_settings.require_devices)
     finally:
         jax.config.update("jax_platforms", before)
+
+
+def list_of_several(folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """Two processes of a machine that are given the same list."""
+    patch.setattr(hosts, "has_tpu", lambda: False)
+    patch.setenv("SLURM_STEP_NODELIST", "host-a")
+    patch.setenv("SLURM_NTASKS", "2")
+    return refused(job.train, _list(folder))
+
+
+def list_of_a_slice(folder: Path, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(hosts, "has_tpu", lambda: True)
+    patch.setenv("TPU_WORKER_HOSTNAMES", "host-a,host-b")
+    return refused(job.train, _list(folder))
+
+
+def _list(folder: Path) -> concepts.Many:
+    (folder / "list.yaml").write_text("cat: {placeholder_token: <cat>}\n")
+    keys = {"pretrained_model_name_or_path": "m", "train_data_dir": str(folder)}
+    keys |= {"concepts": str(folder / "list.yaml")}
+    asked = concepts.load([f"--{key}={value}" for key, value in keys.items()])
+    assert isinstance(asked, concepts.Many)
+    return asked
 
 
 def meet(patch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -128,6 +152,8 @@ REFUSED = {
     "a device that is not there": absent_device,
     "processes that do not meet": processes_that_do_not_meet,
     "a process of the job that was killed": killed_process,
+    "several processes with one list": list_of_several,
+    "several hosts of a TPU slice with one list": list_of_a_slice,
     "a disk that is full when the whole pipeline is written": full_disk,
     "a link in a folder to be uploaded": link_to_be_uploaded,
     "a file that is not what its name says": text_as_a_picture,

@@ -12,10 +12,11 @@ import time
 import types
 from pathlib import Path
 
+import many
 import pytest
 import yaml
 
-from ti_flax.config import run_config
+from ti_flax.training import ledger
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
@@ -499,6 +500,29 @@ def test_a_jobset_is_applied_followed_and_deleted(machine):
     ]
 
 
+def test_jobsets_on_slices_of_one_host_share_a_list(machine):
+    machine.install("kubectl")
+    words = ["run", "w", "--image", "i", "--bucket", "b", "--parts", "3"]
+    ran = machine.run("gke.sh", *words, "--", "--slots", "4")
+    assert ran.returncode == 0, ran.stderr
+    calls = machine.calls(with_stdin=True)
+    assert len(calls) == 3
+    for part, (_, manifest) in enumerate(calls):
+        jobset = yaml.safe_load(manifest)
+        assert jobset["metadata"]["name"] == f"w-{part}"
+        job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+        assert job["completions"] == 1
+        pod = job["template"]["spec"]
+        assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2"
+        assert pod["containers"][0]["args"] == [
+            *("--slots", "4", "--concepts", "/bucket/w/pictures"),
+            *("--part", f"{part}/3", "--output_dir", "/bucket/w/output"),
+            *("--resume_from_checkpoint", "latest"),
+        ]
+    ran = machine.run("gke.sh", *words, "--hosts", "2")
+    assert ran.returncode == 2 and "--hosts: expected 1 with --parts" in ran.stderr
+
+
 def test_the_jobset_runs_again_after_75_and_not_after_2(machine):
     gke(machine)
     jobset = yaml.safe_load(machine.calls(with_stdin=True)[0][1])
@@ -556,8 +580,8 @@ def test_a_managed_job_is_launched_followed_and_cancelled(machine):
     assert launch == [
         *("sky", "jobs", "launch", "--name", "cat-1", "--yes", "--detach-run"),
         *("--gpus", "A100:1", "--env", "RUN=cat-1", "--env", "BUCKET=gs://pics"),
-        *("--env", f"DATA={data}", "--env", f"ARGUMENTS={quoted}"),
-        "launch/skypilot.yaml",
+        *("--env", f"DATA={data}", "--env", "KEY=train_data_dir"),
+        *("--env", f"ARGUMENTS={quoted}", "launch/skypilot.yaml"),
     ]
     assert others == [
         ["sky", "jobs", "logs", "--name", "cat-1"],
@@ -573,6 +597,7 @@ def test_what_skypilot_runs_keeps_the_words(tmp_path):
     python.chmod(0o755)
     script = task["run"].replace("/bucket", str(tmp_path / "the bucket"))
     env = {"ARGUMENTS": "--placeholder_token \\<my\\ cat\\'s\\>", "RUN": "cat 1"}
+    env["KEY"] = task["envs"]["KEY"]
     ran = subprocess.run(
         ["bash", "-e", "-c", script],
         cwd=tmp_path,
@@ -587,6 +612,23 @@ def test_what_skypilot_runs_keeps_the_words(tmp_path):
         *("--output_dir", f"{tmp_path}/the bucket/cat 1/output"),
         *("--resume_from_checkpoint", "latest"),
     ]
+
+
+def test_jobs_of_skypilot_share_a_list(machine):
+    machine.install("sky")
+    (machine.folder / "words").mkdir()
+    ran = machine.run(
+        *("skypilot.sh", "run", "w", "--bucket", "gs://b", "--parts", "2"),
+        *("--data", "words", "--", "--slots", "4"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    for part, call in enumerate(machine.calls()):
+        assert call[4] == f"w-{part}"
+        given = dict(word.split("=", 1) for word in call if "=" in word)
+        assert (given["RUN"], given["KEY"]) == ("w", "concepts")
+        # No batch: that of all slots is shared out.
+        assert given["ARGUMENTS"] == f"--slots 4 --part {part}/2"
+    assert part == 1
 
 
 def test_the_task_fits_the_schema_of_skypilot(monkeypatch):
@@ -696,40 +738,27 @@ def test_a_managed_job_gets_a_batch_for_its_devices(gpus, batch, machine):
 
 
 @pytest.fixture
-def concepts(tmp_path):
-    """A list of five, and a training that notes what it is told, in place of ours."""
+def launch(tmp_path):
+    """launch/concepts.py in an empty folder, with a training that notes its words."""
     package = tmp_path / "ti_flax"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "train.py").write_text(
         """
-import json, os, sys, time
-from pathlib import Path
-keys = dict(word[2:].split("=", 1) for word in sys.argv[1:])
-out = Path(keys["output_dir"])
-out.mkdir(parents=True, exist_ok=True)
-with (out / "runs").open("a") as runs:
-    runs.write(json.dumps(keys) + "\\n")
-(out / "metrics.jsonl").write_text('{"step": 3, "loss": 0.25}\\n')
-code = int(os.environ.get(out.name, 0))
-if code == -1:
-    import signal
+import json, os, signal, sys, time
+if "--wait" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    (out / "runs").with_name("waits").touch()
+    open("waits", "w")
     time.sleep(60)
-if code:
-    print("error: no luck", file=sys.stderr)
-sys.exit(code)
+print(json.dumps(sys.argv[1:]))
+sys.exit(int(os.environ.get("CODE", 0)))
 """
     )
-    names = ["a", "b", "c", "d", "e"]
-    listed = {name: {"placeholder_token": f"<{name}>", "flip": True} for name in names}
-    (tmp_path / "list.yaml").write_text(yaml.safe_dump(listed))
 
     def run(*arguments, wait=True, **env):
-        command = [sys.executable, LAUNCH / "concepts.py", "list.yaml", "--output", "o"]
+        command = [sys.executable, LAUNCH / "concepts.py", *arguments]
         started = subprocess.Popen(
-            [*command, *arguments],
+            command,
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(tmp_path), **env},
             stdout=subprocess.PIPE,
@@ -741,104 +770,92 @@ sys.exit(code)
         out, err = started.communicate(timeout=60)
         return subprocess.CompletedProcess(command, started.returncode, out, err)
 
-    run.output = tmp_path / "o"
     return run
 
 
-def runs(folder):
-    path = folder / "runs"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+LIST = ["my list.yaml", "--output", "o"]
 
 
-def states(output):
-    lines = [
-        line.split("\t") for line in (output / "summary.tsv").read_text().splitlines()
+@pytest.mark.parametrize(
+    ("words", "env", "part"),
+    [
+        ([], {}, "0/1"),
+        (["--job", "1", "--jobs", "3"], {}, "1/3"),
+        (
+            [],
+            {
+                "SLURM_ARRAY_TASK_ID": "6",
+                "SLURM_ARRAY_TASK_MIN": "4",
+                "SLURM_ARRAY_TASK_COUNT": "5",
+            },
+            "2/5",
+        ),
+    ],
+)
+def test_a_job_trains_its_part_of_the_list(words, env, part, launch):
+    training = ["--config", "c.yaml", "--validation_prompt", "a {}", "-- b"]
+    ran = launch(*LIST, *words, "--", *training, CODE="2", **env)
+    assert ran.returncode == 2, ran.stderr
+    assert json.loads(ran.stdout) == [
+        *training,
+        *("--concepts=my list.yaml", "--output_dir=o", f"--part={part}"),
     ]
-    return {line[0]: line[1] for line in lines[1:]}
 
 
-def test_jobs_share_a_list_and_go_on_where_they_were(concepts):
-    ran = concepts("--job", "1", "--jobs", "2", "--", "--seed=3", d="1")
-    assert ran.returncode == 1
-    done = {"a": "waiting", "b": "done", "c": "waiting", "d": "failed", "e": "waiting"}
-    assert states(concepts.output) == done
-    assert "error: no luck" in (concepts.output / "summary.tsv").read_text()
-    assert runs(concepts.output / "b") == [
-        {
-            "seed": "3",
-            "placeholder_token": "<b>",
-            "flip": "true",
-            "output_dir": "o/b",
-            "resume_from_checkpoint": "latest",
-        }
-    ]
-    array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
-    assert concepts(SLURM_ARRAY_TASK_ID="1", **array).returncode == 0
-    assert concepts(SLURM_ARRAY_TASK_ID="2", **array).returncode == 0
-    assert set(states(concepts.output).values()) == {"done"}
-    assert {name: len(runs(concepts.output / name)) for name in "abcde"} == {
-        **dict.fromkeys("abce", 1),
-        "d": 2,
-    }
-
-
-def test_a_list_of_prompts_becomes_as_many_prompts(tmp_path):
-    """What the training's own reader of arguments makes of them."""
-    (tmp_path / "list.yaml").write_text(
-        "a: {validation_prompt: [a photo of <a>, '-- b, [c]'], seed: 1}\n"
-        "b: {placeholder_token: <b>}\n"
-    )
-    ran = subprocess.run(
-        [
-            *(sys.executable, LAUNCH / "concepts.py", "list.yaml", "--output", "o"),
-            *("--dry_run", "--", "--seed=5", "--validation_prompt", "x", "y"),
-            *("--placeholder_token", "<c>", "--train_data_dir", "d"),
-            *("--pretrained_model_name_or_path", "m"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    one, two = (
-        run_config.load_config(
-            shlex.split(line.partition(": ")[2].partition(" >> ")[0])[3:]
-        )
-        for line in ran.stdout.splitlines()[:2]
-    )
-    # A concept's own keys win.
-    assert one.validation_prompt == ("a photo of <a>", "-- b, [c]")
-    assert (one.seed, one.placeholder_token) == (1, "<c>")
-    assert two.validation_prompt == ("x", "y")
-    assert (two.seed, two.placeholder_token) == (5, "<b>")
-
-
-def test_a_job_that_is_stopped_asks_to_be_run_again(concepts):
-    process = concepts(wait=False, b="-1")
-    waits = concepts.output / "b" / "waits"
+def test_a_signal_to_a_job_reaches_the_training(launch, tmp_path):
+    process = launch(*LIST, "--", "--wait", wait=False)
     for _ in range(600):
-        if waits.exists():
+        if (tmp_path / "waits").exists():
             break
         time.sleep(0.1)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 75
-    assert list(states(concepts.output).values())[:3] == ["done", "stopped", "waiting"]
-    assert concepts().returncode == 0
-    assert len(runs(concepts.output / "a")) == 1
-    assert len(runs(concepts.output / "b")) == 2
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("", "[a]", "../a: {}", "a: {output_dir: x}", "a: 1"),
-        *("a: {validation_prompt: []}", "a: {seed: {b: 1}}", "a: {seed: [[1]]}"),
-    ],
-)
-def test_a_list_that_is_wrong_is_told_in_one_line(content, concepts):
-    concepts.output.with_name("list.yaml").write_text(content)
-    ran = concepts()
-    assert ran.returncode == 2
-    (line,) = ran.stderr.splitlines()
-    assert line.startswith("error: list.yaml")
+def entry(state, steps=3, **changes):
+    line = {"config": "c", "slots": 2, "state": state, "steps": steps}
+    line |= {"seconds": 2.0, "first_fixed_loss": 0.5, "fixed_loss": 0.25, "reason": ""}
+    return line | changes
+
+
+def test_the_summary_is_of_all_jobs(launch, tmp_path):
+    folder = tmp_path / "o"
+    folder.mkdir()
+
+    def write(name, **concepts):
+        content = {"words_per_hour": None, "concepts": concepts}
+        (folder / name).write_text(json.dumps(content))
+
+    assert launch("--output", "o", "--summary").returncode == 75
+    write("concepts-0-of-2.json", a=entry("done"), c=entry("training", fixed_loss=None))
+    write("concepts-1-of-2.json", b=entry("failed", reason="no luck"))
+    ran = launch("--output", "o", "--summary")
+    assert ran.returncode == 75
+    assert ran.stdout == (folder / "summary.tsv").read_text()
+    assert [line.split("\t") for line in ran.stdout.splitlines()] == [
+        ["concept", "state", "steps", "fixed_loss", "seconds", "reason"],
+        ["a", "done", "3", "0.2500", "2", ""],
+        ["b", "failed", "3", "0.2500", "2", "no luck"],
+        ["c", "training", "3", "", "2", ""],
+    ]
+    # What another number of jobs has done meanwhile.
+    write("concepts.json", a=entry("waiting"), c=entry("done"))
+    assert launch("--output", "o", "--summary").returncode == 2
+    write("concepts-1-of-2.json", b=entry("done"))
+    assert launch("--output", "o", "--summary").returncode == 0
+
+
+def test_a_job_without_a_list_is_told(launch):
+    ran = launch("--output", "o")
+    assert ran.returncode == 2 and "expected LIST, or --summary" in ran.stderr
+
+
+def test_the_summary_reads_what_runs_write(launch, tmp_path, tiny_model):
+    path = many.write_list(tmp_path)
+    asked = many.load(tiny_model, path, tmp_path / "o", part="0/2")
+    ledger.Ledger(asked).fail(asked.concepts[0], "no luck")
+    ran = launch("--output", "o", "--summary")
+    assert ran.returncode == 75
+    states = [line.split("\t")[:2] for line in ran.stdout.splitlines()[1:]]
+    assert states == [["bird", "waiting"], ["cat", "failed"], ["frog", "waiting"]]

@@ -171,9 +171,9 @@ def test_a_second_start_trains_what_is_missing_and_no_more(
     assert first["alone"] is first["ratio"] is first["accuracy"] is None
     assert measured()["queue"] == first["queue"]
     assert commands.called == [train_queue.__name__]
-    done = read(tmp_path, "queue/concepts")
+    done = read(tmp_path, "queue/concepts")["concepts"]
     more = measured(concepts=4, alone=1)
-    ledger = read(tmp_path, "queue/concepts")
+    ledger = read(tmp_path, "queue/concepts")["concepts"]
     assert {name: ledger[name] for name in done} == done and len(ledger) == 4
     # What was done in parts has no time.
     queue = more["queue"]

@@ -373,10 +373,10 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        assert runtime_hosts._are_several(run_keys.HostKeys()) == several
+        assert runtime_hosts.are_several(run_keys.HostKeys()) == several
         server.shutdown()
     alone = run_keys.HostKeys(num_processes=1)
-    assert not runtime_hosts._are_several(alone)
+    assert not runtime_hosts.are_several(alone)
 
 
 @pytest.mark.parametrize(

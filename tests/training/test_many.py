@@ -10,6 +10,7 @@ import pytest
 import runs
 
 from ti_flax.config import folder_names
+from ti_flax.config.many_keys import Part
 from ti_flax.formats import find
 from ti_flax.runtime.errors import Stopped, UserError
 from ti_flax.step import dispatch
@@ -21,6 +22,8 @@ from ti_flax.training.many import train_many
 # Another number of slots is another order of summation, which Adam enlarges; that of
 # tests/step/test_slots.py.
 ATOL = 2e-5
+# What a run of the whole list keeps of it.
+FILE = ledger.NAME.format(Part().suffix)
 
 
 @pytest.fixture(autouse=True)
@@ -131,19 +134,20 @@ def test_what_is_left_of_a_queue_gets_as_many_slots(tiny_model, path, tmp_path):
     """Fewer would round otherwise."""
     folder = tmp_path / "q"
     folder.mkdir()
-    concepts = many.load(tiny_model, path, folder).concepts
-    first = ledger.Ledger(folder, concepts, [])
+    asked = many.load(tiny_model, path, folder)
+    concepts = asked.concepts
+    first = ledger.Ledger(asked)
     assert first.slots_for(concepts[:4], 3) == 3
     first.begin(concepts[0], 0)
-    later = ledger.Ledger(folder, concepts, [])
+    later = ledger.Ledger(asked)
     assert later.slots_for(concepts[3:4], 3) == 3
     # But for a user who wants fewer, or a group that was not begun.
     assert later.slots_for(concepts[3:4], 2) == 2
-    assert ledger.Ledger(folder, concepts, []).slots_for(concepts[4:], 3) == 1
+    assert ledger.Ledger(asked).slots_for(concepts[4:], 3) == 1
 
 
 def states(folder):
-    return json.loads((folder / ledger.NAME).read_text())
+    return json.loads((folder / FILE).read_text())["concepts"]
 
 
 def test_what_is_done_is_not_read_again(tiny_model, path, whole, tmp_path, monkeypatch):
@@ -170,14 +174,18 @@ def test_a_concept_whose_keys_changed_goes_on(tiny_model, path, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"cat": 3}', '{"cat": {"config": 1}}', '{"cat": {"state": "done"}}'],
+    [
+        *("", "[]", "{}", '{"concepts": {}}', '{"words_per_hour": 1, "concepts": 2}'),
+        '{"words_per_hour": "fast", "concepts": {"cat": 3, "dog": {"config": 1}}}',
+        '{"words_per_hour": -1, "concepts": {"cat": {"state": "done"}}}',
+    ],
 )
 def test_a_ledger_that_is_none_is_passed_over(text, tiny_model, path, tmp_path):
     folder = tmp_path / "q"
     folder.mkdir()
-    (folder / ledger.NAME).write_text(text)
+    (folder / FILE).write_text(text)
     asked = many.load(tiny_model, path, folder)
-    read_anew = ledger.Ledger(folder, asked.concepts, [])
+    read_anew = ledger.Ledger(asked)
     assert read_anew.counts() == {"waiting": 5}
 
 
@@ -303,8 +311,10 @@ def test_what_a_run_took_is_without_its_compilation(monkeypatch):
 
 def test_no_concept_takes_the_name_of_a_file_of_the_run(whole):
     files = [path.name for path in whole.iterdir() if path.is_file()]
-    assert sorted(files) == [ledger.NAME, "index.html"]
-    assert not any(map(folder_names.is_name, files))
+    assert sorted(files) == [FILE, "index.html"]
+    of_parts = [ledger.NAME.format(Part(*part).suffix) for part in ((0, 2), (11, 99))]
+    assert not any(map(folder_names.is_name, [*files, *of_parts]))
+    assert folder_names.is_name("concepts-of-2.json")
 
 
 @pytest.mark.parametrize(("slots", "told"), [(1, "1 examples on 8"), (3, "3 slots")])

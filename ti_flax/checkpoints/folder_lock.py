@@ -20,15 +20,15 @@ class FolderLock:
     that a killed run leaves blocks nobody.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        """`key` of the configuration says where the folder is."""
-        self._folder, self._key = folder, key
+    def __init__(self, folder: Path, key: str, name: str = LOCK_NAME) -> None:
+        """`key` of the configuration says where the folder is, `name` is the file's."""
+        self._folder, self._key, self._name = folder, key, name
         self._lock: filelock.BaseFileLock | None = None
         self._made = False
 
     def take_if_used(self) -> None:
         """Takes the lock where a run has one, and writes nothing elsewhere."""
-        if (self._folder / LOCK_NAME).exists():
+        if (self._folder / self._name).exists():
             self.take()
 
     def take(self) -> bool:
@@ -41,7 +41,7 @@ class FolderLock:
         self._made = not self._folder.exists()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(
-            self._folder / LOCK_NAME, timeout=0, fallback_to_soft=False
+            self._folder / self._name, timeout=0, fallback_to_soft=False
         )
         try:
             self._lock.acquire()
@@ -66,7 +66,7 @@ class FolderLock:
             # Before the release, so that it is ours. Windows refuses this of an open
             # file, and filelock does it there.
             with contextlib.suppress(OSError):
-                (self._folder / LOCK_NAME).unlink()
+                (self._folder / self._name).unlink()
             self._lock.release()
         self._lock = None
         if self._made:

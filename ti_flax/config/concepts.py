@@ -23,7 +23,13 @@ from ti_flax.config import (
     validation,
 )
 from ti_flax.config.concept_list import Listed
-from ti_flax.config.many_keys import OWN, ManyKeys, mistake_of_key, mistake_of_value
+from ti_flax.config.many_keys import (
+    OWN,
+    ManyKeys,
+    Part,
+    mistake_of_key,
+    mistake_of_value,
+)
 from ti_flax.config.run_config import Config
 from ti_flax.config.run_keys import GROUPS
 from ti_flax.runtime.errors import UserError, listed, shown
@@ -53,13 +59,20 @@ class Many(NamedTuple):
 
     # The folder that has theirs.
     output_dir: Path
+    # Of all parts.
     concepts: list[Concept]
+    part: Part
     # How many are trained at once; None: as many as fit, at most 16.
     slots: int | None
     # Name and reason of those that `skip_bad_concepts` leaves out.
     bad: list[tuple[str, str]]
     # Whether those that cannot be read are left out, too.
     skips_bad: bool
+
+    @property
+    def own(self) -> list[Concept]:
+        """The concepts of the part."""
+        return self.part.own(self.concepts)
 
 
 class _Base(NamedTuple):
@@ -85,7 +98,7 @@ def load(argv: Sequence[str]) -> Config | Many:
     axes = sweep.read(keys.pop("sweep", None))
     asked = validation.validate(ManyKeys, keys, run_config.PLACE)
     if asked.concepts is None and not axes:
-        if asked.slots is not None or asked.skip_bad_concepts:
+        if asked != ManyKeys():
             idle = listed(keys.keys() - {"concepts"})
             _log.warning("%s: no effect without concepts or sweep", idle)
         return run_config.make_config(run_config.Given(base, given.print_config))
@@ -123,7 +136,8 @@ def _make_many(given: Mapping[str, Any], asked: ManyKeys, axes: sweep.Axes) -> M
     _tell_mistakes(bad, len(concepts), asked.skip_bad_concepts)
     _check_together(concepts)
     _tell_warmups(concepts)
-    return Many(output_dir, concepts, asked.slots, bad, asked.skip_bad_concepts)
+    part = Part() if asked.part is None else Part.of(asked.part)
+    return Many(output_dir, concepts, part, asked.slots, bad, asked.skip_bad_concepts)
 
 
 def _base(given: Mapping[str, Any]) -> _Base:

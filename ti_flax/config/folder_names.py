@@ -10,8 +10,8 @@ _AROUND = re.compile(rf"\A{_OTHER}|{_OTHER}\Z")
 _DEVICES = re.compile(
     r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE
 )
-# What a run of several concepts writes beside their folders.
-_TAKEN = {"index.html", "concepts.json"}
+# What runs of several concepts write beside their folders.
+_TAKEN = re.compile(r"index\.html|concepts(-\d+-of-\d+)?\.json")
 # 255 bytes are what most systems take; files get endings.
 MOST_LETTERS = 120
 _MOST_BYTES = 200
@@ -22,7 +22,7 @@ def is_name(text: str) -> bool:
     return (
         _NAME.fullmatch(text) is not None
         and not _DEVICES.fullmatch(text)
-        and folded(text) not in _TAKEN
+        and not _TAKEN.fullmatch(folded(text))
         and len(text) <= MOST_LETTERS
         and len(text.encode("utf-8", "replace")) <= _MOST_BYTES
     )

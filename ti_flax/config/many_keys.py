@@ -3,13 +3,21 @@
 The others are of the compiled step, of what stays on the devices, or of the whole run.
 """
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ti_flax.config import dataset_config
 from ti_flax.config.caption_keys import CaptionKeys
-from ti_flax.config.fields import OptionalFilePath, OptionalInteger, Settings, Texts
+from ti_flax.config.fields import (
+    OptionalFilePath,
+    OptionalInteger,
+    OptionalName,
+    Settings,
+    Texts,
+)
 from ti_flax.config.run_config import Config
 from ti_flax.config.run_keys import ConceptKeys
 from ti_flax.runtime import arguments
@@ -18,6 +26,41 @@ from ti_flax.runtime.errors import shown
 # Concepts of a run, each of them with each of the values to be swept.
 MOST_CONCEPTS = 100_000
 _MOST_SLOTS = 1024
+
+_T = TypeVar("_T")
+
+
+class Part(NamedTuple):
+    """Which concepts of a list a process trains, beside others with the rest of it."""
+
+    index: int = 0  # from 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> "Part":
+        """That of I/N. Raises `ValueError` for another text."""
+        numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        part = cls(*map(int, numbers.groups())) if numbers else cls(0, 0)
+        if part.index >= part.count:
+            raise ValueError(
+                f"expected I/N with I from 0 to N - 1, found {shown(text)}"
+            )
+        return part
+
+    def own(self, listed: Sequence[_T]) -> list[_T]:
+        """Every `count`-th."""
+        return [*listed[self.index :: self.count]]
+
+    @property
+    def suffix(self) -> str:
+        """What names of its files have, so that parts can share a folder."""
+        return f"-{self.index}-of-{self.count}" if self.count > 1 else ""
+
+
+def _checked_part(text: str | None) -> str | None:
+    if text is not None:
+        Part.of(text)
+    return text
 
 
 class ManyKeys(Settings):
@@ -40,6 +83,11 @@ class ManyKeys(Settings):
         le=_MOST_SLOTS,
         description="concepts that are trained at once; none: as many as there are and "
         "as memory holds, at most 16",
+    )
+    part: Annotated[OptionalName, AfterValidator(_checked_part)] = Field(
+        None,
+        description="I/N trains every N-th concept from number I on, counted from 0: N "
+        "processes, on as many machines or devices, share a list and an output_dir",
     )
     skip_bad_concepts: bool = Field(
         False, description="train the others where a concept has a mistake"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from ti_flax.runtime.errors import UserError
 
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
+# Hosts that share a folder have processes of the same number: in containers all are 1.
+_SALT = secrets.randbelow(10**9)
 
 
 @contextlib.contextmanager
@@ -19,7 +22,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     A reader never sees half a file, and a failed write leaves the old one as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_SALT:09}.tmp")
     try:
         yield temporary
         # Else the new name may reach the disk before the content does. Windows syncs

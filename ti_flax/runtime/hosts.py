@@ -57,7 +57,7 @@ def job(hosts: JobSettings) -> Iterator[None]:
     Raises:
         UserError: the processes cannot be connected.
     """
-    if not _are_several(hosts):
+    if not are_several(hosts):
         yield
         return
     _initialize(hosts)
@@ -131,7 +131,7 @@ def barrier() -> None:
         client.wait_at_barrier(f"ti_flax/meet/{next(_serial)}", _FOREVER_MS)
 
 
-def _are_several(hosts: JobSettings) -> bool:
+def are_several(hosts: JobSettings) -> bool:
     """Whether flags or a scheduler say so; JAX finds out the rest.
 
     Asking JAX alone would not do: on a machine by itself its detection is an error, or

@@ -1,6 +1,11 @@
-"""Where each of many concepts stands: concepts.json, which a later run reads."""
+"""Where each of many concepts stands: concepts.json, which a later run reads.
+
+Processes that share a list have a file each, as concepts-0-of-4.json, and any of them
+writes the page over all.
+"""
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -8,32 +13,35 @@ from pathlib import Path
 from typing import Any
 
 from ti_flax.checkpoints.identity import fingerprint
-from ti_flax.config.concepts import Concept
+from ti_flax.config.concepts import Concept, Many
 from ti_flax.reports import metrics_log
 from ti_flax.reports.index_page import Entry, IndexPage
 from ti_flax.runtime import atomic
 
-NAME = "concepts.json"
+NAME = "concepts{}.json"  # with `Part.suffix`
 # Seconds between index pages.
 _PAGE_SECONDS = 10.0
+# How often the page is written again because other processes have gone on meanwhile.
+_MOST_PAGES = 10
 
 
 class Ledger:
-    """States of concepts by name, and the index page over them."""
+    """States of concepts by name, and the index page over them.
 
-    def __init__(
-        self,
-        output_dir: Path,
-        concepts: Sequence[Concept],
-        bad: Sequence[tuple[str, str]],
-    ) -> None:
-        """`bad` are name and reason of those that cannot be trained."""
-        self._path = output_dir / NAME
-        self._page = IndexPage(output_dir)
+    What is counted are the concepts of this process; the page has those of all.
+    """
+
+    def __init__(self, many: Many) -> None:
+        """Takes over what earlier runs with the same settings wrote."""
+        self._folder = many.output_dir
+        self._path = many.output_dir / NAME.format(many.part.suffix)
+        self._page = IndexPage(many.output_dir)
         self._identities = {
             concept.name: fingerprint(concept.config.model_dump_json().encode())
-            for concept in concepts
+            for concept in many.concepts
         }
+        bad_here = many.part.own(many.bad)
+        self._own = {concept.name for concept in many.own} | {n for n, _ in bad_here}
         self._entries = {
             concept.name: Entry(
                 **_NEW,
@@ -42,9 +50,9 @@ class Ledger:
                 max_steps=concept.config.max_train_steps,
                 settings=concept.settings,
             )
-            for concept in concepts
+            for concept in many.concepts
         }
-        for name, reason in bad:
+        for name, reason in many.bad:
             told = _NEW | {"state": "failed", "reason": reason}
             self._entries[name] = Entry(
                 **told, name=name, word="", max_steps=0, settings={}
@@ -54,21 +62,25 @@ class Ledger:
         self._began: dict[str, float] = {}
         self._opened, self._done_here = time.monotonic(), 0
         self._written = -_PAGE_SECONDS
-        self._read()
+        # Of other files: when they were written, and words an hour while they train.
+        self._seen: dict[Path, int] = {}
+        self._speeds: dict[Path, float] = {}
+        for path in sorted(self._files(), key=_written):
+            self._read(path, begins=True)
 
     def is_done(self, concept: Concept) -> bool:
         return self._entries[concept.name].state == "done"
 
     def counts(self) -> Counter[str]:
         """How many concepts are in each state."""
-        return Counter(entry.state for entry in self._entries.values())
+        return Counter(self._entries[name].state for name in self._own)
 
     def failed(self) -> list[tuple[str, str]]:
         """Name and reason of each that failed."""
         return [
             (entry.name, entry.reason)
-            for entry in self._entries.values()
-            if entry.state == "failed"
+            for name, entry in self._entries.items()
+            if name in self._own and entry.state == "failed"
         ]
 
     def words_per_hour(self) -> float | None:
@@ -103,8 +115,16 @@ class Ledger:
         self._end(concept, state="waiting", steps=steps)
 
     def close(self) -> None:
-        """Writes the page as it is in the end."""
-        self._page.write([*self._entries.values()], self.words_per_hour())
+        """Writes the page as it is in the end.
+
+        Where another process wrote while this one did, it may have the older page.
+        """
+        self._read_others()
+        for _ in range(_MOST_PAGES):
+            speeds = [self.words_per_hour() or 0.0, *self._speeds.values()]
+            self._page.write([*self._entries.values()], sum(speeds) or None)
+            if not self._read_others():
+                return
 
     def _end(self, concept: Concept, **changes: Any) -> None:
         began = self._began.pop(concept.name, None)
@@ -122,36 +142,71 @@ class Ledger:
         self._entries[concept.name] = entry._replace(**changes)
         lines = {
             name: {
-                "config": self._identities[name],
+                "config": self._identities.get(name, ""),
                 "slots": self._slots.get(name, 0),
                 **{key: getattr(entry, key) for key in _KEPT},
             }
             for name, entry in self._entries.items()
-            if name in self._identities
-            and (name in self._slots or entry.state != "waiting")
+            if name in self._own
         }
-        atomic.write_json(self._path, lines)
+        speed = self.words_per_hour() if self.counts()["training"] else None
+        atomic.write_json(self._path, {"words_per_hour": speed, "concepts": lines})
         if time.monotonic() - self._written >= _PAGE_SECONDS:
             self.close()
             self._written = time.monotonic()
 
-    def _read(self) -> None:
-        """Takes over what an earlier run with the same settings wrote."""
-        try:
-            saved = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
+    def _files(self) -> list[Path]:
+        return [*self._folder.glob(NAME.format("*"))]
+
+    def _read_others(self) -> bool:
+        """Takes over what other processes wrote since; whether there was anything."""
+        changed = False
+        for path in self._files():
+            if path != self._path and self._seen.get(path) != _written(path):
+                self._read(path, begins=False)
+                changed = True
+        return changed
+
+    def _read(self, path: Path, begins: bool) -> None:
+        """Takes over what another run with the same settings wrote.
+
+        Of this process's own concepts, when it `begins`.
+        """
+        self._seen[path] = _written(path)
+        speed, saved = read(path)
+        self._speeds[path] = speed
         for name, identity in self._identities.items():
-            line = saved.get(name) if isinstance(saved, dict) else None
-            if not isinstance(line, dict) or not _is_sound(line):
+            line, entry = saved.get(name), self._entries[name]
+            if line is None or line["config"] != identity or entry.state == "done":
                 continue
-            if line["config"] != identity:
-                continue
-            self._slots[name] = line["slots"]
             known = {key: line[key] for key in _KEPT}
-            if known["state"] != "done":  # it was killed, or may do better now
-                known |= {"state": "waiting", "reason": ""}
-            self._entries[name] = self._entries[name]._replace(**known)
+            if name in self._own:
+                if not begins:
+                    continue
+                self._slots[name] = line["slots"]
+                if known["state"] != "done":  # it was killed, or may do better now
+                    known |= {"state": "waiting", "reason": ""}
+            self._entries[name] = entry._replace(**known)
+
+
+def _written(path: Path) -> int:
+    """When a file was, in nanoseconds; 0 where it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def read(path: Path) -> tuple[float, dict[str, dict[str, Any]]]:
+    """Words an hour and the lines of a file by name; nothing of what is none."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        speed, lines = saved["words_per_hour"], saved["concepts"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0.0, {}
+    if type(speed) not in (int, float) or not 0 < speed < math.inf:
+        speed = 0.0
+    return float(speed), {name: line for name, line in lines if _is_sound(line)}
 
 
 _NEW: dict[str, Any] = {
@@ -173,6 +228,8 @@ _KEPT: dict[str, tuple[type, ...]] = {
 }
 
 
-def _is_sound(line: dict[str, Any]) -> bool:
+def _is_sound(line: Any) -> bool:
     kept = _KEPT | {"config": (str,), "slots": (int,)}
-    return all(key in line and type(line[key]) in kept[key] for key in kept)
+    return isinstance(line, dict) and all(
+        key in line and type(line[key]) in kept[key] for key in kept
+    )

@@ -6,11 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-import jax
-
-from ti_flax.checkpoints.folder_lock import FolderLock
+from ti_flax.checkpoints.folder_lock import LOCK_NAME, FolderLock
 from ti_flax.config.concepts import Concept, Many, refuse
-from ti_flax.config.run_config import Config
 from ti_flax.reports import trackers
 from ti_flax.reports.index_page import INDEX_NAME
 from ti_flax.runtime import compilation, jax_settings, sharding
@@ -80,23 +77,23 @@ def train_many(many: Many, progress: bool = True) -> Spent:
     """
     first = many.concepts[0].config
     compilation.keep_compiled(first.compilation_cache_dir)
-    _check(first)
-    trackers.check(first.report_to)
+    _check_tracker(first.report_to)
     spent = Spent()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        lock = FolderLock(many.output_dir, "output_dir")
+        name = LOCK_NAME + many.part.suffix
+        lock = FolderLock(many.output_dir, "output_dir", name)
         lock.take()
         stack.callback(lock.give_up)
-        ledger = Ledger(many.output_dir, many.concepts, many.bad)
-        waiting = [one for one in many.concepts if not ledger.is_done(one)]
+        ledger = Ledger(many)
+        waiting = [one for one in many.own if not ledger.is_done(one)]
         groups, shared, bad = survey(waiting)
         _tell(bad, ledger, len(waiting), many)
         signals.defer()
         stack.callback(ledger.close)
         bar = Bar(
-            total=len(many.concepts),
-            initial=len(many.concepts) - len(waiting) + len(bad),
+            total=len(many.own),
+            initial=len(many.own) - len(waiting) + len(bad),
             unit="word",
             desc="training",
             dynamic_ncols=True,
@@ -111,18 +108,14 @@ def train_many(many: Many, progress: bool = True) -> Spent:
     return spent
 
 
-def _check(config: Config) -> None:
-    """Raises `UserError` for what many concepts cannot have."""
-    if jax.process_count() > 1:
-        raise UserError(
-            f"concepts: expected one process, found {jax.process_count()}; give each "
-            "host a part of the list with launch/concepts.py"
-        )
-    if config.report_to == "wandb":
+def _check_tracker(report_to: str) -> None:
+    """Raises `UserError` for what several concepts cannot report to."""
+    if report_to == "wandb":
         raise UserError(
             "report_to: wandb follows one run a process, and here are several; choose "
             "tensorboard or none"
         )
+    trackers.check(report_to)
 
 
 def _tell(
@@ -142,7 +135,7 @@ def _load(many: Many, shared: Inputs) -> tuple[Encode, Resident]:
     """What all groups share on the devices."""
     family = shared.model.family
     autoencoder = shared.model.load(family.autoencoder.name)
-    shows = any(concept.config.validation_prompt for concept in many.concepts)
+    shows = any(concept.config.validation_prompt for concept in many.own)
     encode = make_encode(family, autoencoder)
     return encode, load(shared, autoencoder, shows)
 
@@ -195,7 +188,7 @@ def _end(many: Many, ledger: Ledger, signals: StopSignals, spent: Spent) -> None
     counts, failed = ledger.counts(), ledger.failed()
     if counts["waiting"]:
         raise Stopped(
-            f"{signals.name}: {counts['done']} of {len(many.concepts)} concepts are "
+            f"{signals.name}: {counts['done']} of {len(many.own)} concepts are "
             f"done; what was begun is saved in {many.output_dir}, and the same command "
             "goes on"
         )

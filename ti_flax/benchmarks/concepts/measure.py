@@ -4,7 +4,6 @@ All of them in the slots of one compiled step, and the first of them by a comman
 with the settings of configs/quickstart.yaml.
 """
 
-import json
 import logging
 import os
 import time
@@ -74,8 +73,8 @@ def measure(keys: ConceptsKeys, progress: bool = True) -> dict[str, Any]:
 
 def _queue_steps(keys: ConceptsKeys) -> list[int]:
     """After how many steps each concept of the queue ended."""
-    path = keys.output_dir / timed.QUEUE_NAME / ledger.NAME
-    entries = json.loads(path.read_text(encoding="utf-8"))
+    path = keys.output_dir / timed.QUEUE_NAME / ledger.NAME.format("")
+    _, entries = ledger.read(path)
     return [entries[name]["steps"] for name in drawn.concepts(keys.concepts)]
 
 

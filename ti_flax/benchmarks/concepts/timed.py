@@ -77,7 +77,7 @@ def train_in_queue(keys: ConceptsKeys, times: Times) -> None:
         _log.info("all %d words are there: not trained again", keys.concepts)
         return
     # Before the first concept there is none.
-    begun = (keys.output_dir / QUEUE_NAME / ledger.NAME).exists()
+    begun = (keys.output_dir / QUEUE_NAME / ledger.NAME.format("")).exists()
     spent = keys.output_dir / _SPENT_NAME
     module = "ti_flax.benchmarks.concepts.train_queue"
     seconds = _seconds([module, str(spent), *queue_arguments(keys)])
