@@ -103,9 +103,12 @@ class Commands:
     def __init__(self):
         self.called = []
 
-    def seconds(self, arguments):
+    def seconds(self, arguments, python=None):
         module, *rest = arguments
         self.called.append(module)
+        if module == "ti_flax.benchmarks.concepts.train_torch":
+            assert ConceptsKeys.model_validate_json(rest[0]).pytorch == "same"
+            return 400.0
         if module == "ti_flax.train":
             job.train(concepts.load(rest))
             return 50.0
@@ -154,6 +157,50 @@ def test_benchmark_trains_judges_and_tells(tiny_model, tmp_path, commands, capsy
     assert "| words an hour, start to exit | 108 | 72.0 | 1.50 times |" in told
     assert "| steps, mean [quartiles] | 6 [6, 6, 6] | 6 [6, 6, 6] |  |" in told
     assert "| objects (3; 2), appearance, % right | 51.0 [" in told
+
+
+def test_runs_of_pytorch_stand_beside_the_queue(tiny_model, tmp_path, commands, capsys):
+    keys = {"judge": False, "pytorch": "same", "concepts": 2}
+    with pytest.raises(UserError, match="pytorch: expected alone"):
+        measure.measure(tiny_keys(tiny_model, tmp_path, **keys), progress=False)
+    for _ in range(2):  # the second time nothing is run
+        keys["alone"] = 2
+        content = measure.measure(tiny_keys(tiny_model, tmp_path, **keys), False)
+        assert len(commands.called) == 5
+        assert content["pytorch"]["seconds"] == [400.0, 400.0]
+        assert content["ratio_to_pytorch"] == pytest.approx(2 * 400 / 100)
+        told = capsys.readouterr().out
+        assert "| 2 runs of PyTorch | beside them |" in told
+        assert "| 1.00 times | 9.00 | 8.00 times |" in told
+        assert "| seconds, start to exit | 100 | 50.0 each |  | 400 each |" in told
+
+
+def test_a_run_of_pytorch_takes_all_steps(tiny_model, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from ti_flax.benchmarks import step_torch
+    from ti_flax.benchmarks.concepts import train_torch
+
+    taken, make_step = [], step_torch.make_step
+
+    def count(*arguments, **keys):
+        step = make_step(*arguments, **keys)
+        [row] = step.learned.values()
+
+        def take():
+            loss = step()
+            taken.append(row[-1].tolist())
+            return loss
+
+        return take
+
+    monkeypatch.setattr(step_torch, "make_step", count)
+    for pytorch in ("same", "script"):
+        taken.clear()
+        keys = tiny_keys(tiny_model, tmp_path, pytorch=pytorch)
+        monkeypatch.setattr("sys.argv", ["train_torch", keys.model_dump_json()])
+        train_torch.main()
+        assert len({*map(tuple, taken)}) == len(taken) == 6
+        assert "PyTorch" in capsys.readouterr().out
 
 
 def read(folder, name):

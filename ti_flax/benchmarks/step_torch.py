@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from jax.sharding import Mesh
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from ti_flax.benchmarks import random_run, work
 from ti_flax.benchmarks.keys import StepKeys, WorkKeys
 from ti_flax.models import attention as attention_plans
 from ti_flax.models import clip_text, unet_config, vae
+from ti_flax.models.base_model import BaseModel
 from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.random_params import constant_or_std
 from ti_flax.models.torch_params import param_shapes
@@ -346,10 +348,8 @@ def _batch(
     }
 
 
-def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
-    """Facts of the program, and a function that takes a turn: seconds a step."""
-    mesh = sharding.make_mesh()
-    model = work.open_model(keys, attention_plans.Plan("plain", mesh))
+def random_step(keys: StepKeys, model: BaseModel, mesh: Mesh) -> Callable[[], Tensor]:
+    """A step of these networks with random weights and pictures, as `make_step`'s."""
     recipe, side = work.recipe_of(keys, model, mesh)
     device, dtype = place(keys)
     script = keys.pytorch == "script"
@@ -362,7 +362,7 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         for name, tree in trees.items()
     }
     batch = _batch(keys, recipe, side, device, dtype)
-    take_step = make_step(
+    return make_step(
         params,
         model.family,
         torch.from_numpy(np.array(recipe.family.process.alphas_cumprod)).to(device),
@@ -370,6 +370,14 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
         script,
         compiled=device.type == "cuda",
     )
+
+
+def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
+    """Facts of the program, and a function that takes a turn: seconds a step."""
+    mesh = sharding.make_mesh()
+    model = work.open_model(keys, attention_plans.Plan("plain", mesh))
+    take_step = random_step(keys, model, mesh)
+    device, dtype = place(keys)
 
     def timed() -> float:
         began = time.perf_counter()
@@ -388,10 +396,16 @@ def prepare(keys: StepKeys) -> tuple[dict[str, Any], Callable[[], float]]:
     first = timed()
     return {
         "first_step_seconds": profile.process_age(),
-        "library": f"PyTorch {torch.__version__}" + " as diffusers' script" * script,
+        "library": library(keys.pytorch),
         "dtype": str(dtype).removeprefix("torch."),
         "compile_seconds": first,
     }, take_turn
+
+
+def library(pytorch: str) -> str:
+    """PyTorch's version, and what it does."""
+    script = " as diffusers' script" if pytorch == "script" else ""
+    return f"PyTorch {torch.__version__}{script}"
 
 
 def peak_memory() -> int | None:

@@ -1,11 +1,19 @@
 """Every key of `python -m ti_flax.benchmark concepts`: type, default, unit, limits."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from ti_flax.benchmarks.quality.keys import JudgingKeys, LearningKeys
-from ti_flax.config.fields import Count, FilePath, Integer, NameOrPath, Settings
+from ti_flax.config.fields import (
+    Count,
+    FilePath,
+    Integer,
+    NameOrPath,
+    OptionalFilePath,
+    Settings,
+)
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
 
@@ -30,6 +38,16 @@ class WorkKeys(Settings):
         ge=0,
         le=_MOST_CONCEPTS,
         description="of these, the first to be learned by a command each, too",
+    )
+    pytorch: Literal["no", "same", "script"] = Field(
+        "no",
+        description="run as many of PyTorch, one after another, for all of "
+        "max_train_steps: the same work in a step, or what diffusers' script does",
+    )
+    pytorch_python: OptionalFilePath = Field(
+        None,
+        description="the Python that has PyTorch, where it is not this one; it needs "
+        "what ti_flax needs, too",
     )
 
 

@@ -37,6 +37,10 @@ def measure(keys: ConceptsKeys, progress: bool = True) -> dict[str, Any]:
             f"alone: expected at most concepts, which is {keys.concepts}, found "
             f"{keys.alone}; they are the first of these"
         )
+    if keys.pytorch != "no" and not keys.alone:
+        raise UserError(
+            "pytorch: expected alone to say how many runs, found 0; set it to 1 or more"
+        )
     config = drawn.configuration(keys)
     times = timed.Times(keys)
     drawn.write_lists(keys)
@@ -46,12 +50,16 @@ def measure(keys: ConceptsKeys, progress: bool = True) -> dict[str, Any]:
     times.write()
     timed.train_in_queue(keys, times)
     timed.train_alone(keys, times)
+    if keys.pytorch != "no":
+        timed.run_pytorch(keys, times)
     # Not before: the commands want the device for themselves.
     jax_settings.require_devices()
     scored = judged.judge(keys, config, progress) if keys.judge else []
     queue = report.of_queue(times.queue, _queue_steps(keys))
     alone = {name: times.alone[name] for name in [*drawn.concepts(keys.alone)]}
     alone = report.of_alone(alone, _alone_steps(keys)) if alone else None
+    pytorch = times.pytorch.get(keys.pytorch, [])[: keys.alone]
+    pytorch = report.of_pytorch(pytorch, config.max_train_steps) if pytorch else None
     content = {
         "settings": keys.model_dump(mode="json"),
         "trained_with": drawn.shared_keys(keys),
@@ -61,7 +69,9 @@ def measure(keys: ConceptsKeys, progress: bool = True) -> dict[str, Any]:
         "compilation_cache": cache,
         timed.QUEUE_NAME: queue,
         timed.ALONE_NAME: alone,
+        timed.PYTORCH_NAME: pytorch,
         "ratio": report.ratio(queue, alone),
+        "ratio_to_pytorch": report.ratio(queue, pytorch),
         "accuracy": judged.accuracy(scored, keys.seed) if scored else None,
         "scores": [score._asdict() for score in scored],
     }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ti_flax.benchmarks import turns
-from ti_flax.benchmarks.concepts.timed import ALONE_NAME, QUEUE_NAME
+from ti_flax.benchmarks.concepts.timed import ALONE_NAME, PYTORCH_NAME, QUEUE_NAME
 
 _NOT_MEASURED = "not measured"
 
@@ -54,8 +54,20 @@ def of_alone(
     }
 
 
+def of_pytorch(seconds: Sequence[float], steps: int) -> dict[str, Any]:
+    """What runs of PyTorch took, in the mean, each of so many steps."""
+    mean = sum(seconds) / len(seconds)
+    return {
+        "runs": len(seconds),
+        "seconds": [*seconds],
+        "mean_seconds": mean,
+        "words_per_hour": 3600 / mean,
+        "steps": spread([steps]),
+    }
+
+
 def ratio(queue: Mapping[str, Any], alone: Mapping[str, Any] | None) -> float | None:
-    """Words an hour of the queue for one alone, both from start to exit."""
+    """Words an hour of the queue for one of single runs, both from start to exit."""
     theirs = alone and alone["words_per_hour"]
     if theirs is None or queue["words_per_hour"] is None:
         return None
@@ -71,16 +83,21 @@ def spread(steps: Sequence[int]) -> dict[str, Any]:
 def table(content: Mapping[str, Any]) -> str:
     """The report as a Markdown table: the queue, and one at a time beside it."""
     queue, alone = content[QUEUE_NAME], content[ALONE_NAME]
+    pytorch = content[PYTORCH_NAME]
     slots = content["settings"]["slots"]
     head = ["", f"{queue['words']} words in {slots} slots"]
     if alone:
         head += [f"{alone['words']} words alone", "beside each other"]
+    if pytorch:
+        head += [f"{pytorch['runs']} runs of PyTorch", "beside them"]
     rows = [
         [
             "words an hour, start to exit",
             _number(queue["words_per_hour"]),
             _number(alone and alone["words_per_hour"]),
-            f"{_number(content['ratio'])} times" if content["ratio"] else "",
+            _times(content["ratio"]),
+            _number(pytorch and pytorch["words_per_hour"]),
+            _times(content["ratio_to_pytorch"]),
         ],
         [
             "words an hour, in slots",
@@ -89,7 +106,9 @@ def table(content: Mapping[str, Any]) -> str:
         [
             "seconds, start to exit",
             _number(queue["seconds"]),
-            f"{_number(alone['mean_seconds'])} each" if alone else "",
+            _each(alone),
+            "",
+            _each(pytorch),
         ],
         ["seconds, in slots", _number(queue["in_slots"])],
         ["share of that in steps", _number(queue["share_in_steps"], "{:.1%}")],
@@ -98,6 +117,8 @@ def table(content: Mapping[str, Any]) -> str:
             "steps, mean [quartiles]",
             _steps(queue["steps"]),
             _steps(alone["steps"]) if alone else "",
+            "",
+            _number(pytorch["steps"]["mean"]) if pytorch else "",
         ],
         *_accuracies(content["accuracy"] or {}),
     ]
@@ -125,6 +146,14 @@ def _number(value: float | None, form: str = "") -> str:
         return form.format(value)
     places = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{places}f}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{_number(ratio)} times"
+
+
+def _each(single: Mapping[str, Any] | None) -> str:
+    return f"{_number(single['mean_seconds'])} each" if single else ""
 
 
 def _steps(steps: Mapping[str, Any]) -> str:

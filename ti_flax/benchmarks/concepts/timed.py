@@ -25,10 +25,10 @@ from ti_flax.training import ledger
 
 _log = logging.getLogger(__name__)
 
-QUEUE_NAME, ALONE_NAME = "queue", "alone"
+QUEUE_NAME, ALONE_NAME, PYTORCH_NAME = "queue", "alone", "pytorch"
 _TIMES_NAME, _SPENT_NAME = "times.json", "spent.json"
 # Keys that may differ from those of the results that are there.
-_MAY_DIFFER = ("concepts", "alone")
+_MAY_DIFFER = ("concepts", "alone", "pytorch", "pytorch_python")
 
 
 class Times:
@@ -38,12 +38,14 @@ class Times:
         queue: of all concepts in slots: `seconds` from start to exit, and `spent`, or
             None where that is not known.
         alone: seconds from start to exit by concept, or None where not known.
+        pytorch: those of each run of PyTorch, by the key of that name.
     """
 
     def __init__(self, keys: ConceptsKeys) -> None:
         """Raises `UserError` where the folder has results of other keys."""
         self.queue: dict[str, Any] | None = None
         self.alone: dict[str, float | None] = {}
+        self.pytorch: dict[str, list[float]] = {}
         self._path = keys.output_dir / _TIMES_NAME
         self._keys = _telling(keys)
         try:
@@ -62,13 +64,13 @@ class Times:
                 f"output_dir: {keys.output_dir} has results with another "
                 f"{listed(others)}; choose another output_dir"
             )
-        self.alone = saved["alone"]
+        self.alone, self.pytorch = saved["alone"], saved["pytorch"]
         if saved["queue"] and saved["queue"]["concepts"] == keys.concepts:
             self.queue = saved["queue"]
 
     def write(self) -> None:
-        content = {"keys": self._keys, "queue": self.queue, "alone": self.alone}
-        atomic.write_json(self._path, content)
+        found = {"queue": self.queue, "alone": self.alone, "pytorch": self.pytorch}
+        atomic.write_json(self._path, {"keys": self._keys, **found})
 
 
 def train_in_queue(keys: ConceptsKeys, times: Times) -> None:
@@ -105,6 +107,17 @@ def train_alone(keys: ConceptsKeys, times: Times) -> None:
         times.write()
 
 
+def run_pytorch(keys: ConceptsKeys, times: Times) -> None:
+    """Runs PyTorch for `alone` concepts, one after another, unless that is done."""
+    seconds = times.pytorch.setdefault(keys.pytorch, [])
+    for number in range(len(seconds), keys.alone):
+        _log.info("PyTorch, %d of %d", number + 1, keys.alone)
+        module = "ti_flax.benchmarks.concepts.train_torch"
+        command = [module, keys.model_dump_json()]
+        seconds.append(_seconds(command, keys.pytorch_python))
+        times.write()
+
+
 def queue_arguments(keys: ConceptsKeys) -> list[str]:
     """Those of `python -m ti_flax.train` for all concepts in slots."""
     folder = keys.output_dir
@@ -126,8 +139,10 @@ def _telling(keys: ConceptsKeys) -> dict[str, Any]:
     return {**keys.model_dump(mode="json", include=own), **drawn.shared_keys(keys)}
 
 
-def _seconds(command: Sequence[str]) -> float:
+def _seconds(command: Sequence[str], python: Path | None = None) -> float:
     """Runs a module with its arguments; from its start to its exit.
+
+    By the Python that runs, or another.
 
     Raises:
         UserError: it has told a mistake.
@@ -136,7 +151,7 @@ def _seconds(command: Sequence[str]) -> float:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [python or sys.executable, "-m", *command],
         env=environment,
         # Ctrl-C in a terminal comes to it from here, once.
         start_new_session=True,
