@@ -109,7 +109,7 @@ class Elements(HTMLParser):
 
 
 def written(output_dir, entries, words_per_hour=None):
-    index_page.write(output_dir, entries, words_per_hour)
+    index_page.IndexPage(output_dir).write(entries, words_per_hour)
     return Elements((output_dir / index_page.INDEX_NAME).read_text("utf-8"))
 
 
@@ -499,7 +499,7 @@ def test_concepts_are_found_and_sorted_and_pictures_load(tmp_path):
         make_entry("bad", "failed", fixed_loss=math.nan),
         make_entry(NASTY[0], settings={"rate": 0.5}, fixed_loss=0.2),
     ]
-    index_page.write(tmp_path, entries, None)
+    index_page.IndexPage(tmp_path).write(entries, None)
     path = tmp_path / index_page.INDEX_NAME
     path.write_text(path.read_text().replace("</body>", f"{PROBE}</body>"))
     answer, console = browse(path, tmp_path / "profile")
