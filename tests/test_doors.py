@@ -1,12 +1,15 @@
 """Help and a mistake come from every command without waiting for JAX."""
 
+import shlex
+import shutil
+import subprocess
 from typing import get_args
 
 import doors
 import pytest
 from test_imports import DOORS, PACKAGE
 
-from ti_flax.__main__ import COMMANDS
+from ti_flax.__main__ import COMMANDS, module_of
 from ti_flax.config import random_model_keys
 from ti_flax.models import known
 
@@ -63,10 +66,23 @@ CALLS = [
     (["random_model", "sd15"], 2, "required: FOLDER"),
     (["random_model", "sd16", "m"], 2, "shape: expected 'sd15', 'sd21', 'sdxl',"),
     (["random_model", "sd15", "m", "--sead=3"], 2, "did you mean --seed?"),
-    (["__main__"], 0, "python -m ti_flax.train "),
-    (["__main__", "train"], 2, "that command is python -m ti_flax.train"),
-    (["__main__", "trian"], 2, "did you mean train?"),
+    (["__main__"], 0, "  train         teach a model a word"),
+    (["__main__", "--help"], 0, "usage: ti-flax COMMAND"),
+    (["__main__", "--version"], 0, "ti_flax 0."),
+    (["__main__", "--completion", "zsh"], 0, "*:push) words='--help --hub_model_id"),
+    (["__main__", "--completion", "fish"], 2, "expected bash or zsh, found 'fish'"),
+    (["__main__", "train", "--help"], 0, "--placeholder_token"),
+    (["__main__", "train", "--sead", "3"], 2, "did you mean --seed?"),
+    (["__main__", "random-model", "sd16", "m"], 2, "shape: expected 'sd15'"),
+    (["__main__", "random_model", "sd16", "m"], 2, "shape: expected 'sd15'"),
+    (["__main__", "compile", "--help"], 0, "--topology KIND:SHAPE"),
+    (["__main__", "data", "--resolutoin", "64"], 2, "did you mean --resolution?"),
+    (["__main__", "trian"], 2, "found 'trian'; did you mean train?"),
+    (["__main__", "xyz"], 2, "ti-flax --help lists them"),
+    (["train", "--config", "cat_toi"], 2, "did you mean cat_toy?"),
+    (["train", "--config", "cat_toy", "--print_config"], 0, "initializer_token: toy"),
     (["benchmark"], 2, "expected one of quality"),
+    (["benchmark", "--help"], 0, "benchmark quality|concepts|step|kernels"),
     (["benchmark", "qualiti"], 2, "found 'qualiti'"),
     (["benchmark", "quality", "--help"], 0, "benchmark quality"),
     (["benchmark", "quality", "--no_such_key"], 2, "--help lists all keys"),
@@ -108,7 +124,39 @@ def test_the_check_sees_an_import_of_jax():
 
 def test_the_list_of_commands_has_each_of_them():
     packages = {path.parent.name for path in PACKAGE.glob("*/__main__.py")}
-    assert {*COMMANDS, "__main__"} == {*DOORS.split(), *packages}
+    modules = [module_of(name).removeprefix("ti_flax.") for name in COMMANDS]
+    assert {*modules, "__main__"} == {*DOORS.split(), *packages}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tr"], {"train"}),
+        (["push", "--hub"], {"--hub_model_id", "--hub_private_repo", "--hub_token"}),
+        (["train", "--config", "--plac"], {"--placeholder_token"}),
+        # Files are the shell's own.
+        (["train", "--config", "x"], set()),
+    ],
+)
+def test_a_shell_completes_commands_and_flags(words, expected, every_run):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    [script] = [
+        ran.stdout.partition("bashcompinit\n")[2]
+        for ran, (call, _, _) in zip(every_run, CALLS, strict=True)
+        if call[1:] == ["--completion", "zsh"]
+    ]
+    typed = " ".join(map(shlex.quote, ["ti-flax", *words]))
+    asked = f"COMP_WORDS=({typed}) COMP_CWORD={len(words)}; _ti_flax"
+    shown = 'printf "%s\\n" "${COMPREPLY[@]}"'
+    ran = subprocess.run(
+        [bash, "-euc", f"{script}\n{asked}\n{shown}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {*ran.stdout.split()} == expected
 
 
 def test_a_door_is_at_most_fifteen_lines():

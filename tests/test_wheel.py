@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ti_flax.config import yaml_file
+
 ROOT = Path(__file__).parent.parent
 FILES = ("LICENSE", "README.md", "pyproject.toml", "requirements.txt", "setup.cfg")
+PACKAGED = "ti_flax/config/recipes"
 LEFT_OUT = "ti_flax/quickstart/base_model/"
 
 
@@ -60,7 +63,12 @@ def test_the_wheel_says_where_it_runs_and_what_it_needs(wheel):
         assert f"Classifier: Operating System :: {system}" in metadata
 
 
-def test_a_configuration_of_the_repository_is_the_packages_own():
-    link = ROOT / "configs" / "quickstart.yaml"
-    assert link.is_symlink()
-    assert link.resolve() == ROOT / "ti_flax" / "quickstart" / "quickstart.yaml"
+def test_the_configurations_of_the_repository_are_the_packages_own():
+    """So that a wheel has them."""
+    links = {path.name: path for path in (ROOT / "configs").iterdir()}
+    assert all(path.is_symlink() for path in links.values())
+    quickstart = links.pop("quickstart.yaml")
+    assert quickstart.resolve().parent == ROOT / "ti_flax" / "quickstart"
+    recipes = {path.name: path for path in (ROOT / PACKAGED).glob("*.yaml")}
+    assert {name: path.resolve() for name, path in links.items()} == recipes
+    assert sorted(recipes) == [f"{name}.yaml" for name in yaml_file.recipes()]

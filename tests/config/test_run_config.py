@@ -447,7 +447,7 @@ def test_help_is_grouped_and_shows_every_key_with_its_default(capsys, monkeypatc
         load_config(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert "python -m ti_flax.train --config configs/cat_toy.yaml [--key value" in text
+    assert "python -m ti_flax.train --config cat_toy [--key value" in text
     positions = [text.index(f"\n{title}:\n") for title in run_keys.GROUPS]
     assert positions == sorted(positions)
     lines = [line.strip() for line in text.splitlines()]

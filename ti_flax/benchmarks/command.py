@@ -26,6 +26,12 @@ _SUBCOMMANDS = {
 def read(argv: Sequence[str]) -> tuple[tuple[str, Settings], dict]:
     """The arguments of `measure`."""
     name, *rest = argv or [""]
+    if name in ("-h", "--help"):
+        print(
+            f"usage: python -m ti_flax.benchmark {'|'.join(_SUBCOMMANDS)} [--key "
+            "value ...]\n\nEach says more with --help."
+        )
+        raise SystemExit(0)
     if name not in _SUBCOMMANDS:
         raise errors.UserError(
             f"expected one of {', '.join(_SUBCOMMANDS)}, found {name!r}; as in "

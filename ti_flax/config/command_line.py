@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from ti_flax.config import yaml_file
 from ti_flax.runtime import arguments
 
 _METAVARS = {
@@ -40,7 +41,7 @@ class Program(NamedTuple):
     defaults: Mapping[str, Any]  # of its own file, before those of the keys
 
 
-TRAIN = Program("train", "--config configs/cat_toy.yaml [--key value ...]", {})
+TRAIN = Program("train", "--config cat_toy [--key value ...]", {})
 
 
 class CommandLine(NamedTuple):
@@ -75,7 +76,8 @@ def parse(
         type=Path,
         default=None,
         metavar="FILE",
-        help="YAML file of `key: value`",
+        help="YAML file of `key: value`, or a recipe of the package: "
+        + ", ".join(yaml_file.recipes()),
     )
     parser.add_argument(
         "--dataset_config",

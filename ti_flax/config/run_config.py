@@ -134,7 +134,9 @@ def read_keys(
     given = command_line.parse(argv, groups, validation.FOREIGN_FLAGS, program)
     fields = [key for group in groups.values() for key in group.model_fields]
     known = (*fields, dataset_config.KEY, *validation.FOREIGN_FLAGS)
-    from_file = yaml_file.read_yaml(given.config, known) if given.config else {}
+    from_file = {}
+    if given.config is not None:
+        from_file = yaml_file.read_yaml(yaml_file.find(given.config), known)
     keys = diffusers_flags.without_foreign_flags({**from_file, **given.values})
     return Given(keys, given.print_config)
 

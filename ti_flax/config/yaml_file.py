@@ -9,6 +9,30 @@ import yaml
 from ti_flax.runtime import arguments
 from ti_flax.runtime.errors import UserError, one_line
 
+_RECIPES = Path(__file__).parent / "recipes"  # configs/ has links to them
+
+
+def recipes() -> list[str]:
+    """The names of the configuration files of the package."""
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+
+
+def find(file: Path) -> Path:
+    """The file, or the recipe of that name where there is no such file.
+
+    Raises `UserError` for a name that is neither.
+    """
+    if file.suffix or len(file.parts) != 1 or file.exists():
+        return file
+    names = recipes()
+    if file.name not in names:
+        hint = arguments.nearest(file.name, names, "a path has an ending")
+        raise UserError(
+            f"config: expected a file, or a recipe of {', '.join(names)}, found "
+            f"{str(file)!r}; {hint}"
+        )
+    return _RECIPES / f"{file.name}.yaml"
+
 
 class _StrictLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys; here that is a mistake."""
