@@ -11,7 +11,7 @@ import pytest
 import slots
 
 from ti_flax import train_compile
-from ti_flax.aot import flops, report, topologies
+from ti_flax.aot import flops, programs, topologies
 from ti_flax.aot.needs import Needs, compile_for, largest_batch
 from ti_flax.benchmarks import random_run
 from ti_flax.config import run_config
@@ -93,15 +93,15 @@ def test_mistakes_on_the_command_line_are_one_line(monkeypatch, argv, message):
 def test_the_quickstart_compiles(described, topology):
     mesh = topologies.make_mesh(topology)
     keys = make_config(resolution=64, train_batch_size=8, mixed_precision="bf16")
-    model = report.open_shapes(keys, mesh)
-    needs = compile_for(report.lower_train_steps(keys, model, mesh))
-    frozen = frozen_shapes(report.recipe_of(keys, model, mesh))
+    model = programs.open_shapes(keys, mesh)
+    needs = compile_for(programs.lower_train_steps(keys, model, mesh))
+    frozen = frozen_shapes(programs.recipe_of(keys, model, mesh))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
     # Tiles of the TPU's memory are filled up, small biases above all.
     assert weights < needs.arguments < 1.5 * weights
     assert needs.peak > needs.arguments + needs.temporaries > weights
     assert needs.traffic > weights
-    forward = compile_for(report.lower_forward(keys, model, mesh))
+    forward = compile_for(programs.lower_forward(keys, model, mesh))
     assert 0 < forward.temporaries < needs.temporaries
 
 
@@ -133,7 +133,7 @@ def test_splash_attention_takes_a_third_of_the_memory(described):
     def needs(name):
         plan = attention.make_plan(name, mesh)
         model = random_run.make_model(known.SHAPES["sd15"], jnp.bfloat16, plan)
-        return compile_for(report.lower_train_steps(keys, model, mesh))
+        return compile_for(programs.lower_train_steps(keys, model, mesh))
 
     ours, plain = needs("auto"), needs("plain")
     assert ours.peak < 8 * 2**30
@@ -148,7 +148,7 @@ def test_sdxl_trains_on_one_v5e(described):
     keys = make_config(resolution=1024, train_batch_size=4, mixed_precision="bf16")
     plan = attention.make_plan("auto", mesh)
     model = random_run.make_model(known.SHAPES["sdxl"], jnp.bfloat16, plan)
-    needs = compile_for(report.lower_train_steps(keys, model, mesh))
+    needs = compile_for(programs.lower_train_steps(keys, model, mesh))
     assert 7 * 2**30 < needs.peak < 12 * 2**30
 
 
@@ -211,7 +211,7 @@ def test_operations_are_those_that_pytorch_counts(name, resolution, teraflops):
     plan = attention.make_plan("plain", mesh)
     model = random_run.make_model(known.SHAPES[name], jnp.bfloat16, plan)
     keys = make_config(resolution=resolution, train_batch_size=1)
-    recipe = report.recipe_of(keys, model, mesh)
+    recipe = programs.recipe_of(keys, model, mesh)
     side = model.family.latent_side(resolution)
     found = flops.count_step(recipe, RunShapes.square(side))
     assert found == pytest.approx(1e12 * teraflops, rel=5e-3)
@@ -235,7 +235,7 @@ def test_operations_in_loops_and_branches():
 def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
     keys = make_config(resolution=64, train_batch_size=8)
     mesh = sharding.make_mesh()
-    family = report.open_shapes(keys, mesh).family
+    family = programs.open_shapes(keys, mesh).family
     asked = functools.partial(
         needs_remat, family=family, latents=32**2, examples=8, mesh=mesh
     )
