@@ -131,6 +131,29 @@ def test_of_many_forms_the_first_are_shown(place, tmp_path, monkeypatch):
     assert last == f"and {len({*prompts}) - 8} more forms"
 
 
+@pytest.mark.parametrize(
+    ("template", "source", "forms"),
+    [
+        ("a photo of {}", "none", []),
+        ("a {}, [filewords]!", "txt", ["a <word>, sks dog, in far, red!"]),
+    ],
+)
+def test_templates_of_the_run_take_captions_in_or_their_place(
+    template, source, forms, place, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "templates.txt").write_text(template)
+    (place / "near by" / "0.txt").unlink()
+    keys = {"train_data_dir": str(place), "subsets": ["far", "near by"]}
+    keys["template_file"] = str(tmp_path / "templates.txt")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(keys))
+    argv = [f"--config={tmp_path / 'run.yaml'}", "--resolution=64"]
+    _, _, found = look(monkeypatch, tmp_path, *argv)
+    assert captions(found["far/0.png"]) == forms
+    # A picture without a caption has its file's name in it, which is a number here.
+    assert captions(found["near by/0.png"]) == []
+    assert ("captions: none" in capsys.readouterr().out) == (source == "none")
+
+
 def test_a_caption_without_the_word_is_a_note_at_its_picture(
     place, tmp_path, monkeypatch, capsys
 ):

@@ -15,8 +15,8 @@ from ti_flax.config import command_line, dataset_config, run_config, validation
 from ti_flax.config.run_keys import GROUPS
 from ti_flax.data import contact_sheet, doctor, masks
 from ti_flax.data.buckets import Cropping
+from ti_flax.data.captioned import Captioned
 from ti_flax.runtime import arguments, errors, log
-from ti_flax.text.captions import Rules
 
 FAULTS_EXIT_CODE = 1
 _LARGEST_SIDE = 4096  # as `config.fields` has it for training
@@ -26,7 +26,7 @@ _USAGE = "[--config FILE] [--dataset_config FILE] [--contact_sheet FILE] [--key 
 # What a run needs, and pictures do not.
 _WITHOUT_MODEL = {
     "pretrained_model_name_or_path": "none",
-    "placeholder_token": contact_sheet.WORD_ALONE.placeholder_token,
+    "placeholder_token": Captioned().rules.placeholder_token,
 }
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         print(fault)
     if told := seen.pictures.counted():
         print(f"folders: {told}")
-    print(doctor.describe_captions(seen.captions, seen.words))
+    print(doctor.describe_captions(seen.captions, seen.captioned.rules))
     print(doctor.describe_masks(seen.masks, source))
     print(f"{len(seen.pictures.names)} pictures to train on, {len(seen.faults)} notes")
     if page is not None:
@@ -69,14 +69,13 @@ def _of_run(argv: Sequence[str]) -> _Asked:
         run_config.Config, {**_WITHOUT_MODEL, **keys}, run_config.PLACE
     )
     rules = {key: getattr(config, key) for key in Cropping._fields}
-    words = {key: getattr(config, key) for key in Rules._fields}
     source = masks.Source(config.alpha_mask, config.conditioning_data_dir)
     seen = doctor.examine(
         config.train_data_dir,
         Cropping(**rules),
         source,
         config.folders,
-        (config.caption_source, Rules(**words)),
+        Captioned.of_run(config),
     )
     return _Asked(config.train_data_dir, seen, source, given.contact_sheet)
 

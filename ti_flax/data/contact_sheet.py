@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ti_flax.data.captioned import Captioned
 from ti_flax.data.captions import Captions
 from ti_flax.data.crop import Cut
 from ti_flax.data.folder import Pictures
 from ti_flax.data.masks import Masks
 from ti_flax.runtime import atomic, errors, pages
-from ti_flax.text.captions import Rules, prompts_of
 
 # Twice that of the page's layout, px.
 _SIDE = 448
@@ -21,8 +21,6 @@ _SIDE = 448
 _ABOUT = ("mask of ", "caption of ")
 # Forms of a caption where something in it is random.
 _MOST_FORMS = 8
-# How captions become prompts where no run says so.
-WORD_ALONE = Rules(placeholder_token="<word>")
 
 
 class _Entry(NamedTuple):
@@ -52,8 +50,7 @@ class Seen(NamedTuple):
     # is a fault.
     masks: dict[str, Masks | None]
     faults: list[str]
-    # How captions become prompts.
-    words: Rules = WORD_ALONE
+    captioned: Captioned = Captioned()
 
 
 def write(path: Path, folder: Path, seen: Seen) -> None:
@@ -70,9 +67,9 @@ def write(path: Path, folder: Path, seen: Seen) -> None:
     entries = _entries(seen)
     told = {fault for entry in entries for fault in entry.notes}
     html = pages.template("ti_flax.data", "contact_sheet.html.jinja").render(
-        folder=errors.one_line(str(folder)),
+        folder=errors.one_line(str(folder if folder.name else folder.resolve())),
         counted=seen.pictures.counted(),
-        word=seen.words.placeholder_token,
+        word=seen.captioned.rules.placeholder_token,
         sizes=", ".join(f"{w} x {h} px" for w, h in seen.pictures.buckets()),
         entries=entries,
         crops=max(len(entry.crops) for entry in entries),
@@ -94,7 +91,7 @@ def _entries(seen: Seen) -> list[_Entry]:
     texts = seen.captions.texts if seen.captions else [""] * len(pictures.names)
     for index, name in enumerate(pictures.names):
         shown, cut = errors.one_line(name), pictures.cuts[index]
-        forms = _forms(texts[index], seen.words, index)
+        forms = _forms(seen.captioned, texts[index], index)
         mask = seen.masks.get(name)
         entries.append(
             _Entry(
@@ -131,10 +128,10 @@ def _crops(
     return [[_uri(crops[i]), _uri(_darkened(crops[i], masks[i]))] for i in distinct]
 
 
-def _forms(text: str, words: Rules, number: int) -> list[list[str]]:
+def _forms(captioned: Captioned, text: str, number: int) -> list[list[str]]:
     """The prompts of a picture's captions, each once: texts between its new words."""
-    prompts = prompts_of(text, words, number) if text else []
-    return [each.split(words.placeholder_token) for each in dict.fromkeys(prompts)]
+    prompts = dict.fromkeys(captioned.prompts(text, number))
+    return [prompt.split(captioned.rules.placeholder_token) for prompt in prompts]
 
 
 def _darkened(

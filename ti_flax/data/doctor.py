@@ -9,11 +9,12 @@ from PIL import Image
 
 from ti_flax.data import decode, masks
 from ti_flax.data.buckets import Cropping
-from ti_flax.data.captions import Captions, Source, read_captions
-from ti_flax.data.contact_sheet import WORD_ALONE, Seen
+from ti_flax.data.captioned import Captioned
+from ti_flax.data.captions import Captions
+from ti_flax.data.contact_sheet import Seen
 from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.runtime import errors
-from ti_flax.text.captions import Rules, prompts_of
+from ti_flax.text.captions import Rules
 
 # Fewer show too few views to tell the concept from its surroundings (Gal et al. 2023
 # train on 3 to 5).
@@ -24,7 +25,7 @@ _ALIKE = 0.97
 _THUMBNAIL = 32, 32
 # A prompt has 75 tokens beside its marks, and every word is at least one.
 _MOST_WORDS = 75
-_BESIDE = masks.Source()
+_BESIDE, _NO_RUN = masks.Source(), Captioned()
 
 
 def examine(
@@ -32,7 +33,7 @@ def examine(
     rules: Cropping,
     source: masks.Source = _BESIDE,
     subsets: Sequence[tuple[str, int]] = (),
-    captioned: tuple[Source, Rules] = ("auto", WORD_ALONE),
+    captioned: Captioned = _NO_RUN,
 ) -> Seen:
     """The folder as training would read it, and a line for each fault.
 
@@ -41,7 +42,7 @@ def examine(
         rules: how they are cut.
         source: where their masks are.
         subsets: the folders in it to read, and how often their pictures count.
-        captioned: where captions are, and how they become prompts.
+        captioned: where their captions are, and how these become prompts.
 
     Raises:
         UserError: there is nothing to train on, or no folder `source` names.
@@ -54,11 +55,10 @@ def examine(
         faults.append(
             f"{names[0]}: nearly the same as {names[1]}{mirror}; both count in training"
         )
-    captions, (files, words) = None, captioned
+    captions = None
     try:
-        separator = words.caption_separator
-        captions = read_captions(folder, pictures.names, files, separator)
-        faults += _caption_faults(captions, pictures.names, words)
+        captions = captioned.read(folder, pictures.names)
+        faults += _caption_faults(captions, pictures.names, captioned)
     except errors.UserError as error:
         faults.append(str(error))
     cut, mask_faults = _read_masks(folder, pictures, source)
@@ -68,7 +68,7 @@ def examine(
             f"only {len(pictures.names)} to train on; {_FEWEST} to 5 different views "
             "tell the concept from its surroundings"
         )
-    return Seen(pictures, captions, cut, faults, words)
+    return Seen(pictures, captions, cut, faults, captioned)
 
 
 def _with_hint(note: str, source: masks.Source) -> str:
@@ -77,7 +77,7 @@ def _with_hint(note: str, source: masks.Source) -> str:
 
 
 def _caption_faults(
-    captions: Captions, names: Sequence[str], words: Rules
+    captions: Captions, names: Sequence[str], captioned: Captioned
 ) -> list[str]:
     faults = [*captions.notes]
     pairs = [*zip(names, captions.texts, strict=True)]
@@ -87,7 +87,7 @@ def _caption_faults(
             f"no caption for {errors.listed(without)}; templates take their place"
         )
     for number, (name, text) in enumerate(pairs):
-        if text and not _has_word(text, words, number):
+        if not captioned.has_word(text, number):
             faults.append(
                 f"caption of {errors.one_line(name)}: it does not hold the new word, "
                 "and training would end; write [name] where that goes"
@@ -138,20 +138,14 @@ def describe_masks(cut: Collection[str], source: masks.Source = _BESIDE) -> str:
     return f"masks: {told}"
 
 
-def _has_word(text: str, words: Rules, number: int) -> bool:
-    """Whether each prompt of a picture's captions has the new word in it."""
-    prompts = prompts_of(text, words, number)
-    return all(words.placeholder_token in prompt for prompt in prompts)
-
-
-def describe_captions(captions: Captions | None, words: Rules = WORD_ALONE) -> str:
+def describe_captions(captions: Captions | None, rules: Rules = _NO_RUN.rules) -> str:
     """One line: where captions are, and how many say where the new word goes."""
     if captions is None:  # told as a fault
         return "captions: not read"
     if captions.source == "none":
         return "captions: none, prompts come from templates"
     texts = [text for text in captions.texts if text]
-    if words.trigger_word or words.caption_prefix is not None:
+    if rules.trigger_word or rules.caption_prefix is not None:
         return (
             f"captions: of {len(texts)} pictures ({captions.source}), with the new word"
             " as caption_prefix and trigger_word say"
