@@ -80,9 +80,9 @@ def load(argv: Sequence[str]) -> Config | Many:
             logged, each in a line, and counted.
     """
     asked, keys = load_with_keys(argv)
-    idle = keys.model_fields_set - {"concepts"}
     if isinstance(asked, Config) and (keys.slots is not None or keys.skip_bad_concepts):
-        _log.warning("%s: no effect without concepts or sweep", listed(idle))
+        idle = listed(keys.model_fields_set - {"concepts"})
+        _log.warning("%s: no effect without concepts or sweep", idle)
     return asked
 
 
