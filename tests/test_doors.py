@@ -56,6 +56,8 @@ CALLS = [
     (["data"], 2, "required: folder"),
     (["data", "--resolutoin", "64"], 2, "did you mean --resolution?"),
     (["data", "pictures", "--resolution=wide"], 2, "invalid int value: 'wide'"),
+    (["data", "--config=a.yaml", "--help"], 0, "--subsets"),
+    (["data", "--dataset_config=no.toml", "--sead=3"], 2, "did you mean --seed?"),
     (["data", "pictures", "more"], 2, "found 'more'"),
     (["data", "pictures", "--resolution=80000"], 2, "expected 1 to 4096, found 80000"),
     (["convert", "--otuput=x"], 2, "'--otuput=x'; did you mean --output?"),

@@ -17,7 +17,7 @@ ROOMS = {
     "runtime": "",
     "config": "runtime",
     "text": "runtime",
-    "data": "runtime",
+    "data": "runtime config text",
     "diffusion": "runtime",
     "hub": "runtime",
     "pickles": "runtime",

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,15 @@ import pytest
 import slots
 
 from ti_flax import train_compile
-from ti_flax.aot import flops, report, topologies
+from ti_flax.aot import command, flops, programs, report, topologies
+from ti_flax.aot import slots as slots_of_a_run
 from ti_flax.aot.needs import Needs, compile_for, largest_batch
 from ti_flax.benchmarks import random_run
-from ti_flax.config import run_config
+from ti_flax.config import concepts, run_config
 from ti_flax.models import attention, known
 from ti_flax.quickstart import settings
 from ti_flax.runtime import chips, errors, sharding
-from ti_flax.step import train_step
+from ti_flax.step import dispatch, train_step
 from ti_flax.step.abstract import RunShapes, frozen_shapes
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.remat import needs_remat
@@ -93,15 +95,15 @@ def test_mistakes_on_the_command_line_are_one_line(monkeypatch, argv, message):
 def test_the_quickstart_compiles(described, topology):
     mesh = topologies.make_mesh(topology)
     keys = make_config(resolution=64, train_batch_size=8, mixed_precision="bf16")
-    model = report.open_shapes(keys, mesh)
-    needs = compile_for(report.lower_train_steps(keys, model, mesh))
-    frozen = frozen_shapes(report.recipe_of(keys, model, mesh))
+    model = programs.open_shapes(keys, mesh)
+    needs = compile_for(programs.lower_train_steps(keys, model, mesh))
+    frozen = frozen_shapes(programs.recipe_of(keys, model, mesh))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen))
     # Tiles of the TPU's memory are filled up, small biases above all.
     assert weights < needs.arguments < 1.5 * weights
     assert needs.peak > needs.arguments + needs.temporaries > weights
     assert needs.traffic > weights
-    forward = compile_for(report.lower_forward(keys, model, mesh))
+    forward = compile_for(programs.lower_forward(keys, model, mesh))
     assert 0 < forward.temporaries < needs.temporaries
 
 
@@ -133,7 +135,7 @@ def test_splash_attention_takes_a_third_of_the_memory(described):
     def needs(name):
         plan = attention.make_plan(name, mesh)
         model = random_run.make_model(known.SHAPES["sd15"], jnp.bfloat16, plan)
-        return compile_for(report.lower_train_steps(keys, model, mesh))
+        return compile_for(programs.lower_train_steps(keys, model, mesh))
 
     ours, plain = needs("auto"), needs("plain")
     assert ours.peak < 8 * 2**30
@@ -148,7 +150,7 @@ def test_sdxl_trains_on_one_v5e(described):
     keys = make_config(resolution=1024, train_batch_size=4, mixed_precision="bf16")
     plan = attention.make_plan("auto", mesh)
     model = random_run.make_model(known.SHAPES["sdxl"], jnp.bfloat16, plan)
-    needs = compile_for(report.lower_train_steps(keys, model, mesh))
+    needs = compile_for(programs.lower_train_steps(keys, model, mesh))
     assert 7 * 2**30 < needs.peak < 12 * 2**30
 
 
@@ -200,6 +202,102 @@ def test_the_largest_batch_is_confirmed_by_compiling_it(largest, first, power):
     assert len(compiled) == len(set(compiled)) < 20
 
 
+class Programs(NamedTuple):
+    """A train step that is compiled by counting its examples."""
+
+    examples: int
+    slots: int
+
+
+@pytest.fixture
+def counting(described, monkeypatch):
+    """Programs fit with at most 10 examples a device, and one less for 4 slots."""
+    compiled = []
+
+    def lower_train_steps(config, model, mesh, only=None, slots=1):
+        examples = sharding.padded_batch(config.train_batch_size * slots, mesh)
+        return Programs(examples // mesh.size, slots)
+
+    def compile_for(lowered):
+        compiled.append(lowered)
+        fits = lowered.examples + lowered.slots / 4 <= 10.25
+        return needs_of(2**30 * lowered.examples) if fits else None
+
+    for name in ("lower_forward", "lower_encode", "lower_preview"):
+        monkeypatch.setattr(programs, name, lambda *_: Programs(0, 0))
+    monkeypatch.setattr(programs, "lower_train_steps", lower_train_steps)
+    monkeypatch.setattr(report, "compile_for", compile_for)
+    monkeypatch.setattr(flops, "count_step", lambda recipe, run: 1e12)
+    return compiled
+
+
+def lines(*argv):
+    argv = ["--topology=v5e:2x4", "--config=configs/quickstart.yaml", *argv]
+    (asked, slots, (topology,)), _ = command.read(argv)
+    return list(report.lines(asked, slots, topology))
+
+
+def test_the_most_slots_are_confirmed_by_compiling_them(counting):
+    told = lines("--train_batch_size=4")
+    assert "  largest  train_batch_size 80, 10 a device; 88 does not compile" in told
+    # 20 slots would have no more examples, but more pictures.
+    expected = max(s for s in range(1, 21) if -(-4 * s // 8) + s / 4 <= 10.25)
+    assert any(
+        line.startswith(f"  slots    {expected} of train_batch_size 4, 7 examples")
+        and line.endswith(f"; {expected + 1} do not compile")
+        for line in told
+    )
+    assert len(counting) == len({*counting}) + 2  # forward, encode and preview are one
+
+
+def test_a_batch_that_fits_no_slot_is_told(counting):
+    told = lines("--train_batch_size=88")
+    assert "  train    does not fit with train_batch_size 88" in told
+    assert "  slots    not one of train_batch_size 88 fits" in told
+
+
+def test_the_step_of_given_slots_is_compiled_and_nothing_is_looked_for(counting):
+    told = lines("--train_batch_size=4", "--slots=3")
+    assert told[1] == "  slots    3 of train_batch_size 4, 2 examples a device"
+    assert told[2].startswith("  train    fits: 2.00 of 16 GiB")
+    assert counting[0] == Programs(2, 3) and len(counting) == 4
+
+
+def test_given_slots_that_do_not_fit_are_told_how_many_do(counting):
+    told = lines("--train_batch_size=4", "--slots=30")
+    assert "  train    does not fit with train_batch_size 4" in told
+    (most,) = (line for line in told if "do not compile" in line)
+    assert most.startswith("  slots    13 of train_batch_size 4, 7 examples a device")
+
+
+@pytest.mark.parametrize(
+    ("keys", "slots"), [([], 3), (["--slots=2"], 2), (["--slots=100"], 3)]
+)
+def test_of_a_list_the_slots_are_those_of_its_run(keys, slots, counting, tmp_path):
+    path = tmp_path / "list.yaml"
+    line = "{train_data_dir: x, placeholder_token: <%d>, num_vectors: %d}"
+    path.write_text("\n".join(f"c{n}: {line % (n, n)}" for n in (1, 3, 2)))
+    told = lines("--train_batch_size=8", f"--concepts={path}", *keys)
+    assert told[1] == (
+        f"  slots    {slots} of train_batch_size 8, {slots} examples a device"
+    )
+    asked, _ = concepts.load_with_keys(
+        ["--config=configs/quickstart.yaml", f"--concepts={path}"]
+    )
+    assert slots_of_a_run.config_of(asked).num_vectors == 3
+
+
+def test_each_slot_of_a_program_has_pictures_steps_and_losses_of_its_own():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    keys = make_config(resolution=64, train_batch_size=2)
+    model = programs.open_shapes(keys, mesh)
+    lowered = programs.lower_train_steps(keys, model, mesh, slots=4)
+    (state, _, bank, _), _ = lowered.args_info
+    assert {leaf.shape[0] for leaf in jax.tree.leaves((state, bank))} == {4}
+    _, metrics = lowered.out_info
+    assert metrics.loss.shape == (dispatch.MAX_STEPS_A_DISPATCH, 4)
+
+
 @pytest.mark.parametrize(
     ("name", "resolution", "teraflops"),
     # What PyTorch's FlopCounterMode counts: UNet to the context, text encoder to the
@@ -211,7 +309,7 @@ def test_operations_are_those_that_pytorch_counts(name, resolution, teraflops):
     plan = attention.make_plan("plain", mesh)
     model = random_run.make_model(known.SHAPES[name], jnp.bfloat16, plan)
     keys = make_config(resolution=resolution, train_batch_size=1)
-    recipe = report.recipe_of(keys, model, mesh)
+    recipe = programs.recipe_of(keys, model, mesh)
     side = model.family.latent_side(resolution)
     found = flops.count_step(recipe, RunShapes.square(side))
     assert found == pytest.approx(1e12 * teraflops, rel=5e-3)
@@ -235,7 +333,7 @@ def test_operations_in_loops_and_branches():
 def test_recomputation_only_where_memory_asks_for_it(monkeypatch):
     keys = make_config(resolution=64, train_batch_size=8)
     mesh = sharding.make_mesh()
-    family = report.open_shapes(keys, mesh).family
+    family = programs.open_shapes(keys, mesh).family
     asked = functools.partial(
         needs_remat, family=family, latents=32**2, examples=8, mesh=mesh
     )

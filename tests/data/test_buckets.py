@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ti_flax.data import buckets, crop, doctor, masks
+from ti_flax.data import buckets, command, crop, masks
 from ti_flax.data.buckets import Cropping
 from ti_flax.data.folder import read_pictures
 from ti_flax.runtime.errors import UserError
@@ -305,7 +305,7 @@ def test_the_doctor_shows_buckets_and_crops(folder, tmp_path, monkeypatch, capsy
     argv = ["ti_flax.data", str(folder), *flags.split(), f"--contact_sheet={sheet}"]
     monkeypatch.setattr("sys.argv", argv)
     with pytest.raises(SystemExit) as ended:
-        doctor.main()
+        command.main()
     assert ended.value.code == 1  # the ramps look alike
     text = sheet.read_text()
     assert "32 x 104 px, 48 x 80 px, 64 x 64 px, 80 x 48 px" in text

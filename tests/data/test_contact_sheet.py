@@ -69,7 +69,7 @@ def test_each_picture_is_there_as_it_is_cropped_and_masked(page):
 def test_captions_shares_and_notes_stand_at_their_picture(page):
     text, pictures = page
     found = dict(zip(pictures.names, figures(text), strict=True))
-    word = '<span class="word">word</span>'
+    word = '<span class="word">&lt;word&gt;</span>'
     lines = {name: re.findall(r"<li>(.*?)</li>", found[name]) for name in found}
     assert lines["1_b/2.png"] == [f"{word}, plain"]
     assert lines["3_a/1.png"] == [

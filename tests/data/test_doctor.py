@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance
 from pydantic import ValidationError
 
 from ti_flax.config.mask_keys import MaskKeys
-from ti_flax.data import doctor, masks
+from ti_flax.data import command, doctor, masks
 from ti_flax.data.buckets import Cropping
 from ti_flax.runtime import errors
 
@@ -122,7 +122,7 @@ FAULTS = {
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["ti_flax.data", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        errors.run(doctor.main)
+        errors.run(command.main)
         sys.exit(0)
     return ended.value.code
 

@@ -1,7 +1,9 @@
 """kohya's dataset.toml from the command line to rows."""
 
+import contextlib
 import logging
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import runs
 from PIL import Image
 
 from ti_flax.config.run_config import load_config
+from ti_flax.data import command
 from ti_flax.formats import find
 from ti_flax.training import run
 from ti_flax.training.inputs import read_inputs
@@ -116,3 +119,21 @@ def test_masks_of_both_folders_are_found(mirrored, place, tiny_model, tmp_path):
     config = load(tiny_model, place / "masked.toml", tmp_path / "out")
     assert config.masked_loss and config.conditioning_data_dir == masks
     assert all((mask == 99).all() for mask in read_inputs(config).masks)
+
+
+def test_the_look_before_a_run_reads_what_the_run_reads(
+    place, tiny_model, tmp_path, monkeypatch
+):
+    toml, seen = write_toml(place, 3, 2), []
+    monkeypatch.setattr(
+        command.contact_sheet, "write", lambda page, folder, found: seen.append(found)
+    )
+    given = ["ti_flax.data", f"--dataset_config={toml}", "--contact_sheet=none"]
+    monkeypatch.setattr(sys, "argv", given)
+    with contextlib.suppress(SystemExit):
+        command.main()
+    inputs = read_inputs(load(tiny_model, toml, tmp_path / "out"))
+    (found,) = seen
+    assert found.pictures.fingerprints() == inputs.pictures.fingerprints()
+    np.testing.assert_array_equal(found.pictures.order(), inputs.listed)
+    assert found.captions.source == "txt" and all(found.captions.texts)

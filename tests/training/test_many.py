@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from concurrent import futures
 
+import jax
 import many
 import numpy as np
 import pytest
@@ -104,6 +106,44 @@ def test_any_number_of_slots_teaches_the_same_and_compiles_once(
     for name in many.LIST:
         ours, theirs = rows_of(folder / name), rows_of(whole / name)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL)
+
+
+def refuse_above(most, monkeypatch):
+    """A compiler whose memory is too small for more slots; the numbers it is given."""
+    tried, compile_train_steps = [], dispatch.compile_train_steps
+
+    def refuse(recipe, shapes):
+        tried.append(len(shapes[0].step))
+        if tried[-1] <= most:
+            return compile_train_steps(recipe, shapes)
+        compiling = futures.Future()
+        told = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom"
+        compiling.set_exception(jax.errors.JaxRuntimeError(told))
+        device = recipe.mesh.devices.flat[0]
+        return dispatch.TrainSteps(pytest.fail, compiling, device)
+
+    monkeypatch.setattr(dispatch, "compile_train_steps", refuse)
+    return tried
+
+
+def test_slots_that_the_compiler_refuses_become_those_that_fit(
+    tiny_model, path, whole, tmp_path, monkeypatch, caplog
+):
+    tried, folder = refuse_above(2, monkeypatch), tmp_path / "q"
+    with runs.stopped_after(4, monkeypatch), pytest.raises(Stopped):
+        train(tiny_model, path, folder)
+    assert tried[:2] == [5, 4] and len(set(tried)) == len(tried)
+    assert "slots: a step of 5 does not fit into a device's memory, of 2" in caplog.text
+    assert caplog.text.count("does not fit") == 1
+    # As those of a run that was asked for so many, whatever interrupts it.
+    train(tiny_model, path, folder)
+    assert content(folder) == content(whole)
+
+
+def test_not_even_one_slot_is_one_line(tiny_model, path, tmp_path, monkeypatch):
+    refuse_above(0, monkeypatch)
+    with pytest.raises(UserError, match="train_batch_size: expected a step that fits"):
+        train(tiny_model, path, tmp_path / "q")
 
 
 def test_neighbours_slot_and_time_in_the_queue_change_no_bit(

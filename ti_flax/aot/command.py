@@ -3,16 +3,19 @@
 import argparse
 from collections.abc import Sequence
 
-from ti_flax.config import run_config
+from ti_flax.config import concepts
 from ti_flax.runtime import arguments, errors
 
 _DESCRIPTION = """\
 Compiles the train step, the encoding of pictures and the making of previews for TPUs
-that nobody holds, and prints for each topology whether they fit, what they need and the
-largest batch. It needs libtpu, pip install 'ti_flax[tpu]', and no TPU."""
+that nobody holds, and prints for each topology whether they fit, what they need, the
+largest batch and the most slots; or whether the step of --slots N or of --concepts LIST
+fits. It needs libtpu, pip install 'ti_flax[tpu]', and no TPU."""
+
+Asked = concepts.Config | concepts.Many
 
 
-def read(argv: Sequence[str]) -> tuple[tuple[run_config.Config, list[str]], dict]:
+def read(argv: Sequence[str]) -> tuple[tuple[Asked, int | None, list[str]], dict]:
     """The arguments of `print_reports`."""
     parser = arguments.Parser(
         prog="python -m ti_flax.train_compile",
@@ -34,11 +37,12 @@ def read(argv: Sequence[str]) -> tuple[tuple[run_config.Config, list[str]], dict
         raise errors.UserError(
             "topology: expected at least one, found none; as in --topology v5e:2x4"
         )
-    return (run_config.load_config(rest), given.topology), {}
+    asked, keys = concepts.load_with_keys(rest)
+    return (asked, keys.slots, given.topology), {}
 
 
-def print_reports(config: run_config.Config, wanted: Sequence[str]) -> None:
-    """Prints a report of the configuration's programs for each topology."""
+def print_reports(asked: Asked, slots: int | None, wanted: Sequence[str]) -> None:
+    """Prints a report of the programs of a run for each topology."""
     # Imported late: --help and a mistyped key must not wait for JAX.
     from ti_flax.aot import topologies
 
@@ -46,5 +50,5 @@ def print_reports(config: run_config.Config, wanted: Sequence[str]) -> None:
     from ti_flax.aot import report
 
     for topology in wanted:
-        for line in report.lines(config, topology):
+        for line in report.lines(asked, slots, topology):
             print(line, flush=True)

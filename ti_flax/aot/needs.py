@@ -9,8 +9,12 @@ from typing import NamedTuple
 
 import jax
 
+from ti_flax.runtime import compilation
+
 # EFFORT_O0 of XLA's ExecutionOptions.
 _LOW_EFFORT = {"optimization_level": 9}
+# Larger batches than this on one device are not looked for.
+MOST_EXAMPLES = 512
 
 
 class Needs(NamedTuple):
@@ -27,19 +31,14 @@ def compile_for(lowered: jax.stages.Lowered) -> Needs | None:
     try:
         compiled = lowered.compile(_LOW_EFFORT)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not compilation.says_too_large(error):
             raise
         return None
     memory = compiled.memory_analysis()
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    arguments, temporaries = (
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-    )
     return Needs(
-        arguments=arguments,
-        temporaries=temporaries,
-        peak=arguments + temporaries + outputs + memory.generated_code_size_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=compilation.peak_bytes(compiled),
         traffic=compiled.cost_analysis()["bytes accessed"],
     )
 

@@ -92,22 +92,30 @@ def load(argv: Sequence[str]) -> Config | Many:
         UserError: what is wrong, in one line; the mistakes of several concepts are
             logged, each in a line, and counted.
     """
+    asked, keys = load_with_keys(argv)
+    has_idle = any((keys.slots, keys.part, keys.skip_bad_concepts))
+    if isinstance(asked, Config) and has_idle:
+        idle = listed(keys.model_fields_set - {"concepts"})
+        _log.warning("%s: no effect without concepts or sweep", idle)
+    return asked
+
+
+def load_with_keys(argv: Sequence[str]) -> tuple[Config | Many, ManyKeys]:
+    """As `load`; beside it the keys of many concepts, which one has no use for."""
     given = run_config.read_keys(argv, command_line.TRAIN, ALL_GROUPS)
     keys = {key: value for key, value in given.keys.items() if key in _KEYS_OF_MANY}
     base = {key: value for key, value in given.keys.items() if key not in keys}
     axes = sweep.read(keys.pop("sweep", None))
     asked = validation.validate(ManyKeys, keys, run_config.PLACE)
     if asked.concepts is None and not axes:
-        if asked != ManyKeys():
-            idle = listed(keys.keys() - {"concepts"})
-            _log.warning("%s: no effect without concepts or sweep", idle)
-        return run_config.make_config(run_config.Given(base, given.print_config))
+        config = run_config.make_config(run_config.Given(base, given.print_config))
+        return config, asked
     many = _make_many(base, asked, axes)
     if given.print_config:
         for concept in many.concepts:
             print(f"--- # {concept.name}\n{run_config.dump_yaml(concept.config)}")
         raise SystemExit(0)
-    return many
+    return many, asked
 
 
 _KEYS_OF_MANY = frozenset(ManyKeys.model_fields)

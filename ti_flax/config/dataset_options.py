@@ -161,7 +161,7 @@ NO_MEANING = {
     ),
     "debug_dataset": (
         Option(_SUBSET, SWITCH, False),
-        "`python -m ti_flax.data DIR` says what is read of a folder",
+        "`python -m ti_flax.data --dataset_config FILE` says what is read",
     ),
 }
 

@@ -25,7 +25,7 @@ from ti_flax.runtime.errors import shown
 
 # Concepts of a run, each of them with each of the values to be swept.
 MOST_CONCEPTS = 100_000
-_MOST_SLOTS = 1024
+MOST_SLOTS = 1024
 
 _T = TypeVar("_T")
 
@@ -80,7 +80,7 @@ class ManyKeys(Settings):
     slots: OptionalInteger = Field(
         None,
         ge=1,
-        le=_MOST_SLOTS,
+        le=MOST_SLOTS,
         description="concepts that are trained at once; none: as many as there are and "
         "as memory holds, at most 16",
     )

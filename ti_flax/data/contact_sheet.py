@@ -1,6 +1,5 @@
 """A page with what a model will see of a folder: pictures, masks, captions."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ti_flax.data.captioned import Captioned
 from ti_flax.data.captions import Captions
 from ti_flax.data.crop import Cut
 from ti_flax.data.folder import Pictures
@@ -17,7 +17,10 @@ from ti_flax.runtime import atomic, errors, pages
 
 # Twice that of the page's layout, px.
 _SIDE = 448
-_PLACE = re.compile(r"\[name\]|\{\}")
+# What of a picture a fault may be of.
+_ABOUT = ("mask of ", "caption of ")
+# Forms of a caption where something in it is random.
+_MOST_FORMS = 8
 
 
 class _Entry(NamedTuple):
@@ -30,8 +33,10 @@ class _Entry(NamedTuple):
     unmasked: str
     cut: str
     share: float
-    # Of each caption the texts around the places of the new word.
+    # Of each prompt made of its captions the texts around the places of the new word.
     captions: list[list[str]]
+    # How many more forms of them there are.
+    more: int
     notes: list[str]
 
 
@@ -45,6 +50,7 @@ class Seen(NamedTuple):
     # is a fault.
     masks: dict[str, Masks | None]
     faults: list[str]
+    captioned: Captioned = Captioned()
 
 
 def write(path: Path, folder: Path, seen: Seen) -> None:
@@ -61,7 +67,9 @@ def write(path: Path, folder: Path, seen: Seen) -> None:
     entries = _entries(seen)
     told = {fault for entry in entries for fault in entry.notes}
     html = pages.template("ti_flax.data", "contact_sheet.html.jinja").render(
-        folder=errors.one_line(str(folder)),
+        folder=errors.one_line(str(folder if folder.name else folder.resolve())),
+        counted=seen.pictures.counted(),
+        word=seen.captioned.rules.placeholder_token,
         sizes=", ".join(f"{w} x {h} px" for w, h in seen.pictures.buckets()),
         entries=entries,
         crops=max(len(entry.crops) for entry in entries),
@@ -83,6 +91,7 @@ def _entries(seen: Seen) -> list[_Entry]:
     texts = seen.captions.texts if seen.captions else [""] * len(pictures.names)
     for index, name in enumerate(pictures.names):
         shown, cut = errors.one_line(name), pictures.cuts[index]
+        forms = _forms(seen.captioned, texts[index], index)
         mask = seen.masks.get(name)
         entries.append(
             _Entry(
@@ -92,13 +101,14 @@ def _entries(seen: Seen) -> list[_Entry]:
                 cut=f"{cut.size[0]} x {cut.size[1]} px of "
                 f"{cut.original[0]} x {cut.original[1]}",
                 share=pictures.repeats[index] / sum(pictures.repeats),
-                captions=[
-                    _around_the_word(line) for line in texts[index].split("\n") if line
-                ],
+                captions=forms[:_MOST_FORMS],
+                more=max(0, len(forms) - _MOST_FORMS),
                 notes=[
                     fault
                     for fault in seen.faults
-                    if fault.startswith((f"{shown}: ", f"mask of {shown}: "))
+                    if fault.startswith(
+                        tuple(f"{about}{shown}: " for about in ("", *_ABOUT))
+                    )
                 ],
             )
         )
@@ -118,10 +128,10 @@ def _crops(
     return [[_uri(crops[i]), _uri(_darkened(crops[i], masks[i]))] for i in distinct]
 
 
-def _around_the_word(caption: str) -> list[str]:
-    """Texts between which the new word stands; in front, where no place is marked."""
-    parts = _PLACE.split(caption)
-    return parts if len(parts) > 1 else ["", f", {caption}"]
+def _forms(captioned: Captioned, text: str, number: int) -> list[list[str]]:
+    """The prompts of a picture's captions, each once: texts between its new words."""
+    prompts = dict.fromkeys(captioned.prompts(text, number))
+    return [prompt.split(captioned.rules.placeholder_token) for prompt in prompts]
 
 
 def _darkened(

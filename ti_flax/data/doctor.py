@@ -1,12 +1,5 @@
-"""`python -m ti_flax.data DIR`: what is read of a folder, and what is wrong.
+"""What is read of a folder of pictures, and what is wrong with it."""
 
-Exit code 0: every picture is used as it is. 1: it can be trained on, but look at what
-is said. 2: there is nothing to train on.
-"""
-
-import argparse
-import os
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -14,15 +7,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ti_flax.data import contact_sheet, decode, masks
+from ti_flax.data import decode, masks
 from ti_flax.data.buckets import Cropping
-from ti_flax.data.captions import Captions, read_captions
+from ti_flax.data.captioned import Captioned
+from ti_flax.data.captions import Captions
 from ti_flax.data.contact_sheet import Seen
 from ti_flax.data.folder import Pictures, read_pictures
-from ti_flax.runtime import arguments, errors
-
-FAULTS_EXIT_CODE = 1
-_LARGEST_SIDE = 4096  # as `config.fields` has it for training
+from ti_flax.runtime import errors
+from ti_flax.text.captions import Rules
 
 # Fewer show too few views to tell the concept from its surroundings (Gal et al. 2023
 # train on 3 to 5).
@@ -33,16 +25,29 @@ _ALIKE = 0.97
 _THUMBNAIL = 32, 32
 # A prompt has 75 tokens beside its marks, and every word is at least one.
 _MOST_WORDS = 75
-_BESIDE = masks.Source()
+_BESIDE, _NO_RUN = masks.Source(), Captioned()
 
 
-def examine(folder: Path, rules: Cropping, source: masks.Source = _BESIDE) -> Seen:
+def examine(
+    folder: Path,
+    rules: Cropping,
+    source: masks.Source = _BESIDE,
+    subsets: Sequence[tuple[str, int]] = (),
+    captioned: Captioned = _NO_RUN,
+) -> Seen:
     """The folder as training would read it, and a line for each fault.
+
+    Args:
+        folder: holds the pictures.
+        rules: how they are cut.
+        source: where their masks are.
+        subsets: the folders in it to read, and how often their pictures count.
+        captioned: where their captions are, and how these become prompts.
 
     Raises:
         UserError: there is nothing to train on, or no folder `source` names.
     """
-    pictures = read_pictures(folder, rules)
+    pictures = read_pictures(folder, rules, subsets)
     faults = [_with_hint(note, source) for note in pictures.notes]
     for first, second, mirrored in _near_duplicates(pictures.images):
         names = pictures.names[second], pictures.names[first]
@@ -52,8 +57,8 @@ def examine(folder: Path, rules: Cropping, source: masks.Source = _BESIDE) -> Se
         )
     captions = None
     try:
-        captions = read_captions(folder, pictures.names, "auto")
-        faults += _caption_faults(captions, pictures.names)
+        captions = captioned.read(folder, pictures.names)
+        faults += _caption_faults(captions, pictures.names, captioned)
     except errors.UserError as error:
         faults.append(str(error))
     cut, mask_faults = _read_masks(folder, pictures, source)
@@ -63,7 +68,7 @@ def examine(folder: Path, rules: Cropping, source: masks.Source = _BESIDE) -> Se
             f"only {len(pictures.names)} to train on; {_FEWEST} to 5 different views "
             "tell the concept from its surroundings"
         )
-    return Seen(pictures, captions, cut, faults)
+    return Seen(pictures, captions, cut, faults, captioned)
 
 
 def _with_hint(note: str, source: masks.Source) -> str:
@@ -71,7 +76,9 @@ def _with_hint(note: str, source: masks.Source) -> str:
     return f"{note}; see it with --alpha_mask" if offered else note
 
 
-def _caption_faults(captions: Captions, names: Sequence[str]) -> list[str]:
+def _caption_faults(
+    captions: Captions, names: Sequence[str], captioned: Captioned
+) -> list[str]:
     faults = [*captions.notes]
     pairs = [*zip(names, captions.texts, strict=True)]
     without = [name for name, text in pairs if not text]
@@ -79,7 +86,12 @@ def _caption_faults(captions: Captions, names: Sequence[str]) -> list[str]:
         faults.append(
             f"no caption for {errors.listed(without)}; templates take their place"
         )
-    for name, text in pairs:
+    for number, (name, text) in enumerate(pairs):
+        if not captioned.has_word(text, number):
+            faults.append(
+                f"caption of {errors.one_line(name)}: it does not hold the new word, "
+                "and training would end; write [name] where that goes"
+            )
         count = max((len(line.split()) for line in text.split("\n")), default=0)
         if count > _MOST_WORDS:
             faults.append(
@@ -126,13 +138,18 @@ def describe_masks(cut: Collection[str], source: masks.Source = _BESIDE) -> str:
     return f"masks: {told}"
 
 
-def describe_captions(captions: Captions | None) -> str:
+def describe_captions(captions: Captions | None, rules: Rules = _NO_RUN.rules) -> str:
     """One line: where captions are, and how many say where the new word goes."""
     if captions is None:  # told as a fault
         return "captions: not read"
     if captions.source == "none":
         return "captions: none, prompts come from templates"
     texts = [text for text in captions.texts if text]
+    if rules.trigger_word or rules.caption_prefix is not None:
+        return (
+            f"captions: of {len(texts)} pictures ({captions.source}), with the new word"
+            " as caption_prefix and trigger_word say"
+        )
     marked = sum("[name]" in text or "{}" in text for text in texts)
     return (
         f"captions: of {len(texts)} pictures ({captions.source}), {marked} with [name] "
@@ -159,97 +176,3 @@ def _thumbnail(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "h w"]:
     grey = np.asarray(small, np.float64)
     grey -= grey.mean()
     return grey / (np.linalg.norm(grey) or 1.0)
-
-
-def main() -> None:
-    parser = arguments.Parser(
-        prog="python -m ti_flax.data", description=__doc__.split("\n\n")[1]
-    )
-    parser.add_argument("folder", type=Path, help="holds the concept's pictures")
-    parser.add_argument(
-        "--contact_sheet",
-        type=Path,
-        metavar="FILE",
-        help="write an HTML page of the pictures as cropped, masks, captions and notes",
-    )
-    _add_mask_source(parser)
-    _add_cropping(parser)
-    given = parser.parse()
-    folder, source = given.folder, _mask_source(given)
-    seen = examine(folder, _cropping(given), source)
-    for fault in seen.faults:
-        print(fault)
-    print(describe_captions(seen.captions))
-    print(describe_masks(seen.masks, source))
-    print(f"{len(seen.pictures.names)} pictures to train on, {len(seen.faults)} notes")
-    if given.contact_sheet is not None:
-        contact_sheet.write(given.contact_sheet, folder, seen)
-        print(f"wrote {given.contact_sheet}")
-    if seen.faults:
-        sys.exit(FAULTS_EXIT_CODE)
-
-
-def _add_mask_source(parser: arguments.Parser) -> None:
-    """The keys of a run that say where masks are."""
-    parser.add_argument(
-        "--alpha_mask",
-        action="store_true",
-        help="the alpha channel of a picture is its mask; default: NAME-masklabel.png",
-    )
-    parser.add_argument(
-        "--conditioning_data_dir",
-        type=_place,
-        metavar="DIR",
-        help="folder of the masks, each with the name of its picture",
-    )
-
-
-def _place(given: str) -> Path:
-    """As `config.fields` has it for training."""
-    if not given:  # would mean the current folder
-        raise argparse.ArgumentTypeError("expected a path, found an empty text")
-    return Path(os.path.expanduser(given))
-
-
-def _mask_source(given: argparse.Namespace) -> masks.Source:
-    source = masks.Source(given.alpha_mask, given.conditioning_data_dir)
-    if len(source.keys) > 1:
-        raise errors.UserError(
-            "expected alpha_mask or conditioning_data_dir, found both; remove one"
-        )
-    return source
-
-
-def _add_cropping(parser: arguments.Parser) -> None:
-    """The keys of a run that say how pictures are cut, as far as a look needs them."""
-    parser.add_argument("--resolution", type=int, default=512, help="default: 512")
-    parser.add_argument(
-        "--no_center_crop",
-        action="store_true",
-        help="squash pictures into squares, as diffusers does",
-    )
-    for key, told in (
-        ("enable_bucket", "cut pictures to sizes near their own aspect ratio"),
-        ("bucket_no_upscale", "with --enable_bucket, make no picture larger"),
-        ("random_crop", "show the crops that random_crop draws from"),
-    ):
-        parser.add_argument(f"--{key}", action="store_true", help=told)
-    for key, told in (
-        ("min_bucket_reso", "least side of a bucket; default: half the resolution"),
-        ("max_bucket_reso", "greatest side of a bucket; default: twice"),
-        ("bucket_reso_steps", "pixels between the sides of buckets; default: 64"),
-        ("max_buckets", "buckets to keep; default: 4"),
-        ("crop_variants", "crops of random_crop; default: 4"),
-    ):
-        default = Cropping._field_defaults[key]
-        parser.add_argument(f"--{key}", type=int, default=default, help=told)
-
-
-def _cropping(given: argparse.Namespace) -> Cropping:
-    for key, value in vars(given).items():
-        if type(value) is int and not 1 <= value <= _LARGEST_SIDE:
-            raise errors.UserError(
-                f"{key}: expected 1 to {_LARGEST_SIDE}, found {value}"
-            )
-    rules = {key: getattr(given, key, None) for key in Cropping._fields}
-    return Cropping(**rules | {"center_crop": not given.no_center_crop})

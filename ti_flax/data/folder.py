@@ -15,7 +15,7 @@ from ti_flax.data import buckets, crop
 from ti_flax.data.caption_files import beside_a_picture
 from ti_flax.data.decode import SkippedError, read_picture
 from ti_flax.data.masks import masks_among
-from ti_flax.runtime.errors import UserError
+from ti_flax.runtime.errors import UserError, listed
 
 NAMES_IN_A_LINE = 3
 # kohya's folders, whose pictures count N times in an epoch: 10_cat.
@@ -50,6 +50,17 @@ class Pictures(NamedTuple):
             size: numbers[[each == size for each in sizes]]
             for size in sorted(set(sizes))
         }
+
+    def counted(self) -> str:
+        """The sub-folders, and how often their pictures count; empty without any."""
+        pairs = zip(self.names, self.repeats, strict=True)
+        counts = {name.rpartition("/")[0] or ".": count for name, count in pairs}
+        if counts.keys() <= {"."}:
+            return ""
+        return listed(
+            f"{name} ({count} times)" if count > 1 else name
+            for name, count in counts.items()
+        )
 
     def fingerprints(self) -> list[str]:
         """A line for each picture that tells whether another host has the same."""

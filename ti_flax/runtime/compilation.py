@@ -1,4 +1,4 @@
-"""Compiled programs: kept for the next run, compiled by all hosts together."""
+"""Compiled programs: kept for the next run, compiled by all hosts, or too large."""
 
 import os
 from collections.abc import Callable
@@ -31,6 +31,47 @@ def compiled_together(
         return program(*arguments)
 
     return call
+
+
+def says_too_large(error: Exception) -> bool:
+    """Whether a compiler says that memory is too small for a program."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Memory that a device needs for a program, by the compiler's own figures.
+
+    0 where it has none.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    inside = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return memory.argument_size_in_bytes + outputs + inside
+
+
+def largest(fits: Callable[[int], bool], first: int, most: int) -> int:
+    """The largest number from 1 to `most` that fits; 0 where none does.
+
+    Few are tried where it is near `first`, none of them twice. The last that is found
+    to fit is the one that is returned.
+    """
+    low, high = 0, most + 1  # fits, does not fit
+    number, stride = min(max(first, 1), most), 1
+    while high - low > 1:
+        if fits(number):
+            low = number
+        else:
+            high = number
+        if low == 0:
+            number = max(high - stride, 1)
+        elif high > most:
+            number = min(low + stride, most)
+        else:
+            number = (low + high) // 2
+        stride *= 2
+    return low
 
 
 def keep_compiled(folder: str | None) -> None:

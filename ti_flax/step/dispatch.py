@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ti_flax.models.torch_params import Params
-from ti_flax.runtime import compilation, sharding
+from ti_flax.runtime import chips, compilation, sharding
 from ti_flax.step import stopping, train_step
 from ti_flax.step.bank import Bank
 from ti_flax.step.state import Metrics, State
@@ -54,11 +54,42 @@ def jit_train_steps(recipe: train_step.StepRecipe) -> jax.stages.Wrapped:
     )
 
 
+class TrainSteps:
+    """`jit_train_steps`, called with a checked number of steps."""
+
+    def __init__(
+        self,
+        steps: Callable[..., tuple[State, Metrics]],
+        compiling: futures.Future | None,
+        device: jax.Device,
+    ) -> None:
+        self._steps, self._compiling, self._device = steps, compiling, device
+
+    def __call__(
+        self, state: State, frozen: dict[str, Params], bank: Bank, num_steps: int
+    ) -> tuple[State, Metrics]:
+        if not 0 < num_steps <= MAX_STEPS_A_DISPATCH:
+            raise ValueError(f"num_steps {num_steps} not in 1..{MAX_STEPS_A_DISPATCH}")
+        return self._steps(state, frozen, bank, np.int32(num_steps))
+
+    def fits(self) -> bool:
+        """Whether a device's memory is enough, once what was begun is compiled."""
+        if self._compiling is None:
+            raise ValueError("shapes were not given")
+        try:
+            compiled = self._compiling.result()
+        except jax.errors.JaxRuntimeError as error:
+            if not compilation.says_too_large(error):
+                raise
+            return False
+        return compilation.peak_bytes(compiled) <= chips.device_memory(self._device)
+
+
 def compile_train_steps(
     recipe: train_step.StepRecipe,
     shapes: tuple[State, dict[str, Params], Bank] | None = None,
-) -> Callable[[State, dict[str, Params], Bank, int], tuple[State, Metrics]]:
-    """`jit_train_steps`, called with a checked number of steps.
+) -> TrainSteps:
+    """The compiled `train_steps`.
 
     Given the arguments' shapes, dtypes and shardings, it is compiled from now on, in a
     thread of its own, so that weights can be read meanwhile.
@@ -71,10 +102,4 @@ def compile_train_steps(
         compiling = pool.submit(lambda: jitted.lower(*shapes, count).compile())
         pool.shutdown(wait=False)
     steps = compilation.compiled_together(jitted, compiling)
-
-    def run(state, frozen, bank, num_steps):
-        if not 0 < num_steps <= MAX_STEPS_A_DISPATCH:
-            raise ValueError(f"num_steps {num_steps} not in 1..{MAX_STEPS_A_DISPATCH}")
-        return steps(state, frozen, bank, np.int32(num_steps))
-
-    return run
+    return TrainSteps(steps, compiling, recipe.mesh.devices.flat[0])

@@ -14,22 +14,16 @@ from ti_flax.runtime import compilation, jax_settings, sharding
 from ti_flax.runtime.errors import Stopped, UserError, listed
 from ti_flax.runtime.progress import Bar
 from ti_flax.runtime.signals import StopSignals
-from ti_flax.step import dispatch
-from ti_flax.step.abstract import abstract_arguments, empty
-from ti_flax.step.remat import most_slots
+from ti_flax.step.abstract import empty
 from ti_flax.step.state import Metrics, State
-from ti_flax.training import loop
+from ti_flax.training import loop, room
 from ti_flax.training.inputs import Inputs
 from ti_flax.training.ledger import Ledger
 from ti_flax.training.queue import Queue
-from ti_flax.training.recipe import make_recipe
 from ti_flax.training.resident import Encode, Resident, load, make_encode
 from ti_flax.training.survey import Group, survey
 
 _log = logging.getLogger(__name__)
-
-# Where the user says nothing, and memory allows it.
-_MOST_SLOTS = 16
 
 
 class Spent:
@@ -151,20 +145,18 @@ def _train(
     spent: Spent,
 ) -> None:
     """Trains the concepts of a group, until a signal comes."""
-    config, family = group.concepts[0].config, shared.model.family
-    latents, mesh = group.shapes.largest.latents, shared.mesh
+    config, mesh = group.concepts[0].config, shared.mesh
+    latents = group.shapes.largest.latents
+    asked = slots or room.unasked_slots(config, shared.model.family, latents, mesh)
+    step = room.begin(group, shared, ledger.slots_for(group.concepts, asked))
+    encode, resident = networks()  # while the step compiles
     if slots is None:
-        slots = most_slots(family, latents, config.train_batch_size, mesh, _MOST_SLOTS)
-    count = ledger.slots_for(group.concepts, slots)
+        step = room.fitting(group, shared, step)
+    recipe, shapes, train_steps = step
+    count = ledger.slots_for(group.concepts, shapes.slots)
     _log.info("%d concepts, %d at once", len(group.concepts), count)
     sharding.warn_of_padding(config.train_batch_size, mesh, count)
-    shapes = group.shapes._replace(slots=count)
-    recipe = make_recipe(config, family, latents, mesh, count)
-    train_steps = dispatch.compile_train_steps(
-        recipe, abstract_arguments(recipe, shapes)
-    )
-    encode, resident = networks()  # while the step compiles
-    state, bank = sharding.replicate(empty(recipe, shapes), shared.mesh)
+    state, bank = sharding.replicate(empty(recipe, shapes), mesh)
     with Queue(group, bank, shared, recipe, resident, encode, ledger, bar) as queue:
 
         def take(state: State, num_steps: int) -> tuple[State, Metrics]:
