@@ -28,6 +28,7 @@ UNETS: dict[str, dict[str, Any]] = {
     "vega": {"mid_block_type": "UNetMidBlock2D"},
     "koala-700m": {"mid_block_type": None, "transformer_layers_per_block": [0, 2]},
     "koala-1b": {"transformer_layers_per_block": [0, 3]},
+    "inpainting": {"in_channels": 9},
 }
 KINDS = tuple(UNETS)
 EOS = 513

@@ -153,6 +153,10 @@ def another_family(arguments, folder):
     change_model(arguments, folder, "unet", class_embed_type="projection")
 
 
+def depth_model(arguments, folder):
+    change_model(arguments, folder, "unet", in_channels=5)
+
+
 def empty_config(arguments, folder):
     copy = change_model(arguments, folder, "unet")
     (copy / "unet" / "config.json").write_text("{}")
@@ -391,6 +395,7 @@ CASES = {
     "a configuration that is no object": list_config,
     "a configuration that contradicts itself": short_heads,
     "a model of a family that is not supported": another_family,
+    "a model that reads depth": depth_model,
     "a resolution that latents do not fit": given(resolution=36),
     "an embedding of another model": narrow_embedding,
     "an embedding that diverged": nan_rows,

@@ -295,13 +295,36 @@ def test_a_part_that_is_missing_is_asked_for(
     assert told in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_channels_of_inpainting_are_told(made, write) -> None:
-    arrays = dict(made("sd1").tensors)
+@pytest.mark.parametrize(
+    ("kind", "pipeline"),
+    [
+        ("sd1", "StableDiffusionInpaintPipeline"),
+        ("sd2", "StableDiffusionInpaintPipeline"),
+        ("sdxl", "StableDiffusionXLInpaintPipeline"),
+    ],
+)
+def test_nine_channels_are_an_inpainting_model(
+    kind: str, pipeline: str, made, write
+) -> None:
+    arrays = dict(made(kind).tensors)
     key = f"{UNET}input_blocks.0.0.weight"
     arrays[key] = np.concatenate([arrays[key]] * 3, axis=1)[:, :9]
     opened = single_file.open_file(write(arrays))
-    assert opened.config("unet")["in_channels"] == 9
-    with pytest.raises(UserError, match="the unet takes 9 channels, the vae makes 4"):
+    assert opened.prediction.prediction_type == "epsilon"
+    family = families.make_family(configs_of(opened))
+    assert (family.pipeline, family.moment_channels) == (pipeline, 12)
+    params = load_params(opened, "unet", family.denoiser.module)
+    kernel = np.moveaxis(arrays[key], (2, 3), (0, 1)).swapaxes(2, 3)
+    np.testing.assert_array_equal(params["conv_in"]["kernel"], kernel)
+    load_params(opened, "vae", family.autoencoder.module)
+
+
+def test_other_channels_are_told(made, write) -> None:
+    arrays = dict(made("sd1").tensors)
+    key = f"{UNET}input_blocks.0.0.weight"
+    arrays[key] = np.concatenate([arrays[key]] * 2, axis=1)
+    opened = single_file.open_file(write(arrays))
+    with pytest.raises(UserError, match="the unet takes 8 channels, the vae makes 4"):
         families.make_family(configs_of(opened))
 
 

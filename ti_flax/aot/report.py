@@ -263,10 +263,19 @@ def lower_preview(
         abstract(negative, everywhere),
         abstract(noise, examples),
         previews.GUIDANCE_SCALE,
+        abstract(_canvas(family, config.resolution), everywhere),
         stepper=sampler.stepper,
         denoiser=family.denoiser.module,
         mesh=mesh,
     )
+
+
+def _canvas(family: Family, side: int) -> jax.ShapeDtypeStruct | None:
+    """The shape of what the denoiser sees beside a picture's latents."""
+    if family.canvas is None:
+        return None
+    canvas = functools.partial(family.canvas, size=(side, side))
+    return jax.eval_shape(canvas, param_shapes(family.autoencoder.module))
 
 
 def _encode(family: Family, count: int) -> Conditioning:

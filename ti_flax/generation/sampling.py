@@ -67,6 +67,10 @@ def make_images(
     negative = None
     if recipe.guidance_scale > 1:
         negative = jax.device_put(_pick(wanted.told, -1), everywhere)
+    canvas = None
+    if family.canvas is not None:
+        pixels = tuple(family.downscale * side for side in recipe.latent_shape[:2])
+        canvas = family.canvas(params[family.autoencoder.name], size=pixels)
     last = len(wanted.seeds) - 1
     for start in range(0, last + 1, batch_size):
         chosen = np.minimum(np.arange(start, start + batch_size), last)
@@ -79,6 +83,7 @@ def make_images(
             negative,
             draw_noise(seeds, recipe.latent_shape),
             recipe.guidance_scale,
+            canvas,
             stepper=recipe.sampler.stepper,
             denoiser=family.denoiser.module,
             mesh=mesh,
@@ -160,6 +165,7 @@ def sample_latents(
     negative: Conditioning | None,
     noise: Float32[Array, "B h w c"],
     guidance_scale: Float[Array, ""],
+    canvas: Float[Array, "h w _"] | None = None,
     *,
     stepper: samplers.Stepper,
     denoiser: nn.Module,
@@ -167,12 +173,16 @@ def sample_latents(
 ) -> Float32[Array, "B h w c"]:
     """Latents as the denoiser sees them; without `negative` there is no guidance.
 
-    `told` has an entry for each image first; `negative` is without that axis.
+    `told` has an entry for each image first; `negative` is without that axis. `canvas`
+    is the family's, what the denoiser sees beside the latents.
     """
 
     def ask(x: Array, timestep: Array, told: Conditioning) -> Array:
         x = jax.lax.with_sharding_constraint(x, sharding.over_examples(mesh))
         timesteps = jnp.full(len(x), timestep)
+        if canvas is not None:
+            seen = jnp.broadcast_to(canvas, (*x.shape[:-1], canvas.shape[-1]))
+            x = jnp.concatenate([x, seen], axis=-1)
         # The sampler's sums are float32 whatever the denoiser computes in.
         predicted = denoiser.apply({"params": params}, x, timesteps, *told)
         return predicted.astype(jnp.float32)

@@ -87,18 +87,23 @@ class Family:
     text_encoders: tuple[TextEncoder, ...]
     # (x_t [B, h, w, c], times [B], *conditioning) to the model's prediction.
     denoiser: Part
-    # `encode` gives moments [B, h, w, 2c], `decode` takes latents.
+    # `encode` gives moments [B, h, w, Z], `decode` takes latents [B, h, w, c].
     autoencoder: Part
-    # Of the autoencoder's params, those that decode.
-    decoder_params: tuple[str, ...]
+    # Of the autoencoder's params, those by which pictures are made.
+    picture_params: tuple[str, ...]
     condition: Condition
     # What is told instead of a prompt without text; None: such a prompt is encoded.
     tell_nothing: Callable[[Conditioning], Conditioning] | None = None
     process: Ddpm
     scale: LatentScale
-    # (moments [..., 2c], noise [..., c]) to latents of the autoencoder.
+    # (moments [..., Z], noise [..., c]) to latents of the autoencoder, and to what else
+    # of them `process` reads.
     sample_posterior: Callable[[Array, Array], Array]
     latent_channels: int  # c
+    moment_channels: int  # Z
+    # (the autoencoder's params, size=(height, width)) to what the denoiser sees beside
+    # x_t [h, w, _] where there is no picture; None: x_t alone.
+    canvas: Callable[..., Array] | None = None
     downscale: int  # pixels along a latent
     sample_size: tuple[int, int]  # height, width of the latents it was trained on
     # The class of diffusers' pipeline, and {part: (library, class)} in it.

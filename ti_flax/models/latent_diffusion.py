@@ -7,7 +7,7 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 
 from ti_flax.diffusion.process import Ddpm
-from ti_flax.models import attention, vae
+from ti_flax.models import attention, inpainting, vae
 from ti_flax.models.clip_text import ClipTextConfig
 from ti_flax.models.family import Family, LatentScale, Part, TextEncoder
 from ti_flax.models.unet import UNet
@@ -42,20 +42,23 @@ def assemble(
     Raises `UserError` where UNet and autoencoder do not fit one another.
     """
     auto = vae.Vae(vae.VaeConfig.from_json(configs["vae"]))
-    if net.in_channels != auto.config.latent_channels:
+    channels = auto.config.latent_channels
+    inpaints = net.in_channels == inpainting.channels_of(channels)
+    if net.in_channels != channels and not inpaints:
         raise UserError(
-            f"the unet takes {net.in_channels} channels, the vae makes "
-            f"{auto.config.latent_channels}; inpainting and depth models are not "
-            "supported, use a text-to-image model"
+            f"the unet takes {net.in_channels} channels, the vae makes {channels}; "
+            "models that read depth or a picture are not supported, use a "
+            "text-to-image or an inpainting model"
         )
-    return Family(
+    family = Family(
         denoiser=Part("unet", UNet(net, dtype, plan)),
         autoencoder=Part("vae", auto),
-        decoder_params=("decoder", "post_quant_conv"),
+        picture_params=("decoder", "post_quant_conv"),
         process=Ddpm.from_json(configs["scheduler"]),
         scale=LatentScale(auto.config.scaling_factor),
         sample_posterior=vae.sample_posterior,
-        latent_channels=auto.config.latent_channels,
+        latent_channels=channels,
+        moment_channels=2 * channels,
         downscale=auto.config.downscale,
         sample_size=read_sample_size(configs["unet"]),
         classes={
@@ -65,3 +68,4 @@ def assemble(
         },
         **own,
     )
+    return inpainting.paint_all(family) if inpaints else family

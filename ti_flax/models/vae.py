@@ -219,8 +219,7 @@ class Vae(nn.Module):
 
     def __call__(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Decodes the posterior mean; exists so that `init` makes every parameter."""
-        means, _ = jnp.split(self.encode(pixels), 2, axis=-1)
-        return self.decode(means)
+        return self.decode(self.encode(pixels)[..., : self.config.latent_channels])
 
 
 def sample_posterior(
