@@ -157,6 +157,14 @@ def depth_model(arguments, folder):
     change_model(arguments, folder, "unet", in_channels=5)
 
 
+def distilled_model(arguments, folder):
+    change_model(arguments, folder, "unet", time_cond_proj_dim=256)
+
+
+def upscaler(arguments, folder):
+    change_model(arguments, folder, "unet", in_channels=7, num_class_embeds=1000)
+
+
 def empty_config(arguments, folder):
     copy = change_model(arguments, folder, "unet")
     (copy / "unet" / "config.json").write_text("{}")
@@ -396,6 +404,8 @@ CASES = {
     "a configuration that contradicts itself": short_heads,
     "a model of a family that is not supported": another_family,
     "a model that reads depth": depth_model,
+    "a model that was distilled": distilled_model,
+    "an upscaler": upscaler,
     "a resolution that latents do not fit": given(resolution=36),
     "an embedding of another model": narrow_embedding,
     "an embedding that diverged": nan_rows,

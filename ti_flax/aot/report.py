@@ -256,9 +256,10 @@ def lower_preview(
     negative = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), told
     )
+    steps = sampler.steps.renewed(lambda count: jnp.zeros((count, *noise.shape)))
     return sampling.sample_latents.lower(
         abstract(param_shapes(family.denoiser.module), everywhere),
-        abstract(jax.tree.map(jnp.asarray, sampler.steps), everywhere),
+        abstract(jax.tree.map(jnp.asarray, steps), everywhere),
         abstract(told, examples),
         abstract(negative, everywhere),
         abstract(noise, examples),

@@ -23,8 +23,12 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
     "pndm": "PNDMScheduler",
 }
+# What a consistency model takes the spread of latents for, as diffusers' (Luo et al.
+# 2023, appendix).
+_LCM_SIGMA_DATA = 0.5
 # Settings with one value that is supported; a file may leave them out.
 _FIXED: dict[str, dict[str, Any]] = {
     "ddim": {"thresholding": False},
@@ -48,6 +52,7 @@ _FIXED: dict[str, dict[str, Any]] = {
         "use_beta_sigmas": False,
         "use_exponential_sigmas": False,
     },
+    "lcm": {"clip_sample": False, "thresholding": False},
     "pndm": {"skip_prk_steps": True},
 }
 
@@ -72,7 +77,7 @@ def make_sampler(
 
     Settings that the file lacks have the defaults of diffusers' class, apart from
     `steps_offset`, which StableDiffusionPipeline wants to be 1. `clip_sample` has no
-    effect, as in that pipeline: latents are not confined to [-1, 1].
+    effect, as in that pipeline: latents are not confined to [-1, 1] (LCM's would be).
 
     Raises:
         UserError: a setting that is not supported, or more steps than timesteps.
@@ -83,6 +88,7 @@ def make_sampler(
         "ddim": _make_ddim,
         "dpmpp_2m": _make_dpm_solver_2m,
         "euler": _make_euler,
+        "lcm": _make_lcm,
         "pndm": _make_plms,
     }[name]
     stepper, steps = make(config, num_steps)
@@ -167,6 +173,33 @@ def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.S
     )
     return samplers.Sampler(
         samplers.dpm_solver_2m, samplers.Steps(1.0, timesteps, step)
+    )
+
+
+def _make_lcm(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    total = len(read_alphas_cumprod(config))
+    settings = scheduler_settings(config)
+    distilled = settings.integer("original_inference_steps", 1, total, min(50, total))
+    if num_steps > distilled:
+        raise UserError(
+            f"steps: LCM has the {distilled} steps of its distillation at most, found "
+            f"{num_steps}; take 4 to 8"
+        )
+    known = np.arange(distilled, 0, -1) * (total // distilled) - 1
+    timesteps = known[np.arange(num_steps) * distilled // num_steps]
+    start = noise_levels.levels_at(config, timesteps, set_alpha_to_one=True)
+    # Noise comes back but for the last step, to the level of the next.
+    signal, noise = np.append(start.signal[1:], 1.0), np.append(start.noise[1:], 0.0)
+    scaled = timesteps * settings.number("timestep_scaling", 1e-6, 1e6, 10.0)
+    spread = np.hypot(scaled, _LCM_SIGMA_DATA)
+    skip, out = (_LCM_SIGMA_DATA / spread) ** 2, scaled / spread
+    x0, _ = _x0_and_eps(config, start.signal, start.noise)
+    denoise = samplers.Transfer(out * x0.x + skip, out * x0.prediction)
+    return samplers.Sampler(
+        samplers.lcm,
+        samplers.Steps(
+            1.0, timesteps.astype(float), samplers.Renewal(denoise, signal, noise)
+        ),
     )
 
 

@@ -104,6 +104,10 @@ class Family:
     # (the autoencoder's params, size=(height, width)) to what the denoiser sees beside
     # x_t [h, w, _] where there is no picture; None: x_t alone.
     canvas: Callable[..., Array] | None = None
+    # The denoiser is told the guidance scale, `guidance=` [B], and asked once.
+    tells_guidance: bool = False
+    # Why no word can be learned from it, and what to do; None: one can.
+    untrainable: str | None = None
     downscale: int  # pixels along a latent
     sample_size: tuple[int, int]  # height, width of the latents it was trained on
     # The class of diffusers' pipeline, and {part: (library, class)} in it.
@@ -148,6 +152,11 @@ class Family:
             **{name: list(named) for name, named in self.classes.items()},
             "scheduler": ["diffusers", scheduler_class],
         }
+
+    def check_trains(self) -> None:
+        """Raises `UserError` where no word can be learned from it."""
+        if self.untrainable is not None:
+            raise UserError(self.untrainable)
 
     def latent_side(self, resolution: int, key: str = "resolution") -> int:
         """Latents along a side of `resolution` pixels, which `key` gives.

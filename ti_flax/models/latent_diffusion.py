@@ -14,6 +14,12 @@ from ti_flax.models.unet import UNet
 from ti_flax.models.unet_config import UNetConfig, read_sample_size
 from ti_flax.runtime.errors import UserError
 
+_DISTILLED = (
+    "unet: time_cond_proj_dim says that the model was distilled (LCM), which leaves no "
+    "noise to learn from; train on the base model that it was made of, and give "
+    "generate the word with this one"
+)
+
 
 def clip_encoder(
     name: str, tokenizer: str, module: nn.Module, config: ClipTextConfig
@@ -61,6 +67,8 @@ def assemble(
         moment_channels=2 * channels,
         downscale=auto.config.downscale,
         sample_size=read_sample_size(configs["unet"]),
+        tells_guidance=net.guidance_width is not None,
+        untrainable=None if net.guidance_width is None else _DISTILLED,
         classes={
             **classes,
             "unet": ("diffusers", "UNet2DConditionModel"),
