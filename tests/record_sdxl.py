@@ -10,6 +10,7 @@ torch, diffusers, transformers.
 import collections
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ Rows = dict[str, Tensor]
 
 
 class Sdxl(NamedTuple):
-    """The networks of a folder that a step runs.
+    """The networks of a folder that a step runs, and the scheduler that adds its noise.
 
     `canvas` is what the UNet sees beside x_t, of no channels where it sees that alone.
     """
@@ -44,6 +45,7 @@ class Sdxl(NamedTuple):
     text_encoder_2: transformers.CLIPTextModelWithProjection
     unet: diffusers.UNet2DConditionModel
     canvas: Tensor
+    scheduler: diffusers.SchedulerMixin
 
 
 def load(folder: Path) -> Sdxl:
@@ -56,10 +58,11 @@ def load(folder: Path) -> Sdxl:
         ),
         unet,
         canvas(diffusers.AutoencoderKL.from_pretrained(folder / "vae"), unet),
+        training_scheduler(folder / "scheduler"),
     )
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     models.unet.load_state_dict(load_file(file), strict=True)
-    for model in models[:-1]:
+    for model in models[:3]:
         model.eval().requires_grad_(False)
     return models
 
@@ -74,6 +77,39 @@ def canvas(
         means = vae.encode(grey_picture()).latent_dist.mode()
     means = means * vae.config.scaling_factor
     return torch.cat([torch.ones_like(means[:, :1]), means], dim=1)
+
+
+def training_scheduler(folder: Path) -> diffusers.SchedulerMixin:
+    """The one of a model of EDM; of others DDPM's, on SDXL's betas."""
+    config = json.loads((folder / "scheduler_config.json").read_text())
+    if config["_class_name"].startswith("EDM"):
+        return diffusers.EDMDPMSolverMultistepScheduler.from_config(config)
+    return diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+
+
+def diffuse(
+    scheduler: diffusers.SchedulerMixin, batch: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """What the UNet is given and told, and the loss of what it makes of it.
+
+    Of EDM as diffusers' train_dreambooth_lora_sdxl.py has it; times count from the
+    least noise, as in the other processes.
+    """
+    z, noise, times = batch["latents"], batch["noise"], batch["timesteps"]
+    if isinstance(scheduler, diffusers.DDPMScheduler):
+        x_t = scheduler.add_noise(z, noise, times)
+        return x_t, times, lambda made: nn.functional.mse_loss(made, noise)
+    sigmas = scheduler.sigmas[:-1].flip(0)[times][:, None, None, None]
+    x = z + sigmas * noise
+
+    def loss(made: Tensor) -> Tensor:
+        denoised = scheduler.precondition_outputs(x, made, sigmas)
+        return nn.functional.mse_loss(denoised, z)
+
+    told = scheduler.precondition_noise(sigmas.flatten())
+    return scheduler.precondition_inputs(x, sigmas), told, loss
 
 
 def grey_picture() -> Tensor:
@@ -129,9 +165,6 @@ def encode(models: Sdxl, ids: Rows, rows: Rows) -> tuple[Tensor, Tensor]:
 
 def record_training(models: Sdxl, rng: np.random.Generator) -> dict[str, Tensor]:
     """20 AdamW steps on the rows of both encoders, and what leads to their loss."""
-    scheduler = diffusers.DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-    )
     shape = (STEPS, BATCH, 4, *LATENT_SIZE)
     batches = {
         **{f"ids.{name}": torch.from_numpy(i) for name, i in draw_ids(rng).items()},
@@ -149,13 +182,11 @@ def record_training(models: Sdxl, rng: np.random.Generator) -> dict[str, Tensor]
         batch = {name: values[step] for name, values in batches.items()}
         ids = {name: batch[f"ids.{name}"] for name in widths}
         context, pooled = encode(models, ids, rows)
-        x_t = scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+        x_t, told, loss_of = diffuse(models.scheduler, batch)
         x_t = torch.cat([x_t, models.canvas.expand(BATCH, -1, -1, -1)], dim=1)
         added = {"text_embeds": pooled, "time_ids": batch["sizes"]}
-        prediction = models.unet(
-            x_t, batch["timesteps"], context, added_cond_kwargs=added
-        ).sample
-        loss = nn.functional.mse_loss(prediction, batch["noise"])
+        prediction = models.unet(x_t, told, context, added_cond_kwargs=added).sample
+        loss = loss_of(prediction)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

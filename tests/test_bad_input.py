@@ -165,6 +165,13 @@ def upscaler(arguments, folder):
     change_model(arguments, folder, "unet", in_channels=7, num_class_embeds=1000)
 
 
+def weights_of_edm(arguments, folder):
+    copy = change_model(arguments, folder, "unet")
+    settings = {"_class_name": "EDMEulerScheduler"}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    arguments["snr_gamma"] = 5
+
+
 def empty_config(arguments, folder):
     copy = change_model(arguments, folder, "unet")
     (copy / "unet" / "config.json").write_text("{}")
@@ -406,6 +413,7 @@ CASES = {
     "a model that reads depth": depth_model,
     "a model that was distilled": distilled_model,
     "an upscaler": upscaler,
+    "a weight of the loss that a model of EDM has not": weights_of_edm,
     "a resolution that latents do not fit": given(resolution=36),
     "an embedding of another model": narrow_embedding,
     "an embedding that diverged": nan_rows,

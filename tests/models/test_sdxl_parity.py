@@ -69,7 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 # Every kind in the long checks; in the quick ones those with all that they differ in.
 KINDS = [
     kind
-    if kind in ("sdxl", "ssd-1b", "inpainting")
+    if kind in ("sdxl", "ssd-1b", "inpainting", "playground")
     else pytest.param(kind, marks=pytest.mark.slow)
     for kind in sdxl_models.KINDS
 ]
@@ -169,7 +169,8 @@ def test_context_pooled_text_and_prediction_are_pytorchs(reference: Reference):
     np.testing.assert_array_equal(sizes, recorded["sizes"][0])
     x_t = model.family.process.add_noise(batch.latents, batch.noise, batch.times)
     apply = jax.jit(model.family.denoiser.module.apply)
-    prediction = apply({"params": params["unet"]}, x_t, batch.times, *told)
+    times = model.family.process.told(batch.times)
+    prediction = apply({"params": params["unet"]}, x_t, times, *told)
     theirs = np.moveaxis(recorded["prediction"], 1, -1)
     assert_close(prediction, theirs, FORWARD_TOLERANCE)
 
@@ -233,7 +234,8 @@ def draw_picture(reference: Reference, rows: Arrays, negative: str) -> np.ndarra
     told = sampling.encode_prompts(
         params, ids, rows, family, (height, width), last_is_empty=not negative
     )
-    sampler = scheduler_config.make_sampler(model.scheduler, "euler", 5)
+    name = scheduler_config.find_name(model.scheduler)
+    sampler = scheduler_config.make_sampler(model.scheduler, name, 5)
     mesh = sharding.make_mesh(jax.devices()[:1])
     latents = sampling.sample_latents(
         params["unet"],

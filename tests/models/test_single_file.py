@@ -16,7 +16,8 @@ import single_files
 from safetensors.numpy import load_file
 from single_files import Arrays
 
-from ti_flax.models import base_model, families, single_file
+from ti_flax.diffusion import edm
+from ti_flax.models import base_model, families, known, single_file
 from ti_flax.models.torch_params import Params, load_params
 from ti_flax.pickles import torch_zip
 from ti_flax.runtime.errors import UserError
@@ -326,6 +327,26 @@ def test_other_channels_are_told(made, write) -> None:
     opened = single_file.open_file(write(arrays))
     with pytest.raises(UserError, match="the unet takes 8 channels, the vae makes 4"):
         families.make_family(configs_of(opened))
+
+
+def test_playground_is_told_by_the_means_of_its_latents(made, write) -> None:
+    mean = np.float32(known.PLAYGROUND["vae"]["latents_mean"]) + np.float32(0.5)
+    std = np.float32(known.PLAYGROUND["vae"]["latents_std"])
+    both = {"edm_mean": mean, "edm_std": std}
+    opened = single_file.open_file(write({**made("sdxl").tensors, **both}))
+    configs = configs_of(opened)
+    assert configs["scheduler"] == known.PLAYGROUND["scheduler"]
+    family = families.make_family(configs)
+    assert isinstance(family.process, edm.Edm)
+    assert family.scale.factor == 0.5
+    np.testing.assert_array_equal(np.float32(family.scale.mean), mean)
+    np.testing.assert_array_equal(np.float32(family.scale.std), std)
+    assert family.parts.keys() == made("sdxl").parts.keys()
+    # What no such file has is not read: SDXL's settings stay.
+    for strange in ({"edm_mean": mean}, {**both, "edm_std": np.ones(65, np.float32)}):
+        opened = single_file.open_file(write({**made("sdxl").tensors, **strange}))
+        assert opened.config("scheduler")["_class_name"] == "EulerDiscreteScheduler"
+        assert opened.config("vae")["scaling_factor"] == 0.13025
 
 
 def test_the_refiner_is_named(made, write) -> None:

@@ -373,6 +373,8 @@ def test_a_weights_file_that_is_none_is_named(
         ("unet", {"down_block_types": ["AttnDownBlock2D"] * 2}, "AttnDownBlock2D"),
         ("vae", {"use_quant_conv": False}, "use_quant_conv"),
         ("vae", {"shift_factor": 0.1159}, "shift_factor"),
+        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean and latents_std, found one"),
+        ("vae", {"latents_mean": [0.0], "latents_std": [1.0]}, "expected 4 entries"),
         ("vae", {"up_block_types": ["AttnUpDecoderBlock2D"] * 2}, "AttnUpDecoder"),
     ],
 )

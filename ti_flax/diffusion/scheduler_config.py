@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ti_flax.diffusion import noise_levels, samplers
+from ti_flax.diffusion import edm, noise_levels, samplers
 from ti_flax.diffusion.process import (
     read_alphas_cumprod,
     read_prediction_type,
@@ -26,8 +26,7 @@ SCHEDULERS = {
     "lcm": "LCMScheduler",
     "pndm": "PNDMScheduler",
 }
-# What a consistency model takes the spread of latents for, as diffusers' (Luo et al.
-# 2023, appendix).
+# What diffusers' consistency models take the spread of latents for (Luo et al. 2023).
 _LCM_SIGMA_DATA = 0.5
 # Settings with one value that is supported; a file may leave them out.
 _FIXED: dict[str, dict[str, Any]] = {
@@ -60,7 +59,7 @@ _FIXED: dict[str, dict[str, Any]] = {
 def find_name(config: Mapping[str, Any]) -> str:
     """Our name of the checkpoint's own scheduler; `UserError` if there is none."""
     class_name = config.get("_class_name")
-    for name, known in SCHEDULERS.items():
+    for name, known in (*SCHEDULERS.items(), *edm.SCHEDULERS.items()):
         if class_name == known:
             return name
     raise UserError(
@@ -83,7 +82,15 @@ def make_sampler(
         UserError: a setting that is not supported, or more steps than timesteps.
     """
     instead = f"choose another scheduler ({', '.join(SCHEDULERS)})"
-    scheduler_settings(config, instead).fixed(_FIXED[name])
+    fixed = _FIXED[name]
+    if edm.claims(config):
+        if name not in edm.SCHEDULERS:
+            raise UserError(
+                f"scheduler: {name} is not for models of EDM (Karras et al. 2022); "
+                f"choose one of {', '.join(edm.SCHEDULERS)}"
+            )
+        fixed = edm.FIXED
+    scheduler_settings(config, instead).fixed(fixed)
     make = {
         "ddim": _make_ddim,
         "dpmpp_2m": _make_dpm_solver_2m,
@@ -129,6 +136,19 @@ def _make_plms(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
 
 
 def _make_euler(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    if edm.claims(config):
+        start_scale, timesteps, levels = edm.schedule(config, num_steps)
+    else:
+        start_scale, timesteps, levels = _euler_schedule(config, num_steps)
+    transfer = _transfer(config, levels.before, levels.after)
+    return samplers.Sampler(
+        samplers.ddim, samplers.Steps(start_scale, timesteps, transfer)
+    )
+
+
+def _euler_schedule(
+    config: Mapping[str, Any], num_steps: int
+) -> tuple[float, np.ndarray, noise_levels.Levels]:
     table = noise_levels.sigma_table(config)
     # The timesteps are not rounded: the UNet is asked between those of its training.
     timesteps = noise_levels.place_timesteps(config, "linspace", num_steps)
@@ -142,13 +162,32 @@ def _make_euler(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
     # Only with this spacing do diffusers' latents start with the variance of x_t.
     leading = noise_levels.spacing_of(config, "linspace") == "leading"
     start_scale = np.hypot(leading, sigmas.max()) * levels.signal[0]
-    transfer = _transfer(config, levels.before, levels.after)
-    return samplers.Sampler(
-        samplers.ddim, samplers.Steps(start_scale, timesteps, transfer)
-    )
+    return start_scale, timesteps, levels
 
 
 def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    if edm.claims(config):
+        start_scale, timesteps, levels = edm.schedule(config, num_steps)
+    else:
+        start_scale, timesteps, levels = _dpm_schedule(config, num_steps)
+    signal, noise = levels.before
+    next_signal, next_noise = levels.after
+    x0, _ = _x0_and_eps(config, signal, noise)
+    step = samplers.TwoStep(
+        denoise=x0,
+        x=next_noise / noise,
+        # alpha_t (1 - exp(-h)) of the paper, without the infinite h of the last step.
+        x0=next_signal - signal * next_noise / noise,
+        extrapolation=_extrapolation(config, levels),
+    )
+    return samplers.Sampler(
+        samplers.dpm_solver_2m, samplers.Steps(start_scale, timesteps, step)
+    )
+
+
+def _dpm_schedule(
+    config: Mapping[str, Any], num_steps: int
+) -> tuple[float, np.ndarray, noise_levels.Levels]:
     table = noise_levels.sigma_table(config)
     timesteps = noise_levels.place_timesteps(
         config, "linspace", num_steps, skip_last=True
@@ -161,19 +200,7 @@ def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.S
     levels = noise_levels.levels_of(
         np.append(sigmas, noise_levels.last_sigma(config, table))
     )
-    signal, noise = levels.before
-    next_signal, next_noise = levels.after
-    x0, _ = _x0_and_eps(config, signal, noise)
-    step = samplers.TwoStep(
-        denoise=x0,
-        x=next_noise / noise,
-        # alpha_t (1 - exp(-h)) of the paper, without the infinite h of the last step.
-        x0=next_signal - signal * next_noise / noise,
-        extrapolation=_extrapolation(config, levels),
-    )
-    return samplers.Sampler(
-        samplers.dpm_solver_2m, samplers.Steps(1.0, timesteps, step)
-    )
+    return 1.0, timesteps, levels
 
 
 def _make_lcm(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
@@ -257,6 +284,10 @@ def _x0_and_eps(
     For v see Salimans & Ho 2022, appendix D. Raises `UserError` where eps is asked to
     tell x_0 in pure noise.
     """
+    if edm.claims(config):
+        data, sign = edm.read_output(config)
+        x0 = samplers.Transfer(data**2 * signal, sign * data * noise)
+        return x0, samplers.Transfer(noise, -sign * data * signal)
     if read_prediction_type(config) == "v_prediction":
         return samplers.Transfer(signal, -noise), samplers.Transfer(noise, signal)
     if not signal.all():

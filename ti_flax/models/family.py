@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ti_flax.diffusion.process import Ddpm
+from ti_flax.diffusion.edm import Process
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime.errors import UserError
 
@@ -51,15 +52,33 @@ class Part(NamedTuple):
 
 
 class LatentScale(NamedTuple):
-    """Latents as the denoiser sees them: those of the autoencoder times `factor`."""
+    """Latents as the denoiser sees them: those of the autoencoder times `factor`.
+
+    Where a model says `mean` and `std` of each channel, their deviation from the one
+    in units of the other.
+    """
 
     factor: float
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
-    def to_denoiser(self, z: Array) -> Array:
-        return z * self.factor
+    def to_denoiser(self, z: Float[Array, "*B c"]) -> Float[Array, "*B c"]:
+        if self.mean is None or self.std is None:
+            return z * self.factor
+        mean, std = _beside(self.mean, z), _beside(self.std, z)
+        return (z - mean) * self.factor / std
 
-    def to_autoencoder(self, latents: Array) -> Array:
-        return latents / self.factor
+    def to_autoencoder(self, latents: Float[Array, "*B c"]) -> Float[Array, "*B c"]:
+        if self.mean is None or self.std is None:
+            return latents / self.factor
+        mean, std = _beside(self.mean, latents), _beside(self.std, latents)
+        return latents * std / self.factor + mean
+
+
+def _beside(numbers: tuple[float, ...], latents: Array) -> Array:
+    """A number a channel, to be taken with latents; an inpainting model has twice c."""
+    times = latents.shape[-1] // len(numbers)
+    return jnp.broadcast_to(jnp.asarray(numbers * times), latents.shape)
 
 
 def encode_text(
@@ -94,7 +113,7 @@ class Family:
     condition: Condition
     # What is told instead of a prompt without text; None: such a prompt is encoded.
     tell_nothing: Callable[[Conditioning], Conditioning] | None = None
-    process: Ddpm
+    process: Process
     scale: LatentScale
     # (moments [..., Z], noise [..., c]) to latents of the autoencoder, and to what else
     # of them `process` reads.

@@ -87,14 +87,14 @@ def canvas(
     return beside(scale.to_denoiser(jnp.split(moments, 2, axis=-1)[0]))[0]
 
 
-def paint_all(family: Family) -> Family:
+def paint_all(family: Family, process: Ddpm) -> Family:
     """A family whose UNet takes nine channels as a text-to-image one."""
     plain = family.autoencoder.module
     return dataclasses.replace(
         family,
         autoencoder=Part(family.autoencoder.name, InpaintingVae(plain.config)),
         picture_params=("encoder", "quant_conv", *family.picture_params),
-        process=Inpainting(*family.process),
+        process=Inpainting(*process),
         sample_posterior=sample_posterior,
         moment_channels=3 * family.latent_channels,
         canvas=functools.partial(canvas, autoencoder=plain, scale=family.scale),

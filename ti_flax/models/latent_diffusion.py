@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 from jax.typing import DTypeLike
 
+from ti_flax.diffusion.edm import read_process
 from ti_flax.diffusion.process import Ddpm
 from ti_flax.models import attention, inpainting, vae
 from ti_flax.models.clip_text import ClipTextConfig
@@ -49,8 +50,9 @@ def assemble(
     """
     auto = vae.Vae(vae.VaeConfig.from_json(configs["vae"]))
     channels = auto.config.latent_channels
+    process = read_process(configs["scheduler"])
     inpaints = net.in_channels == inpainting.channels_of(channels)
-    if net.in_channels != channels and not inpaints:
+    if net.in_channels != channels and not (inpaints and isinstance(process, Ddpm)):
         raise UserError(
             f"the unet takes {net.in_channels} channels, the vae makes {channels}; "
             "models that read depth or a picture are not supported, use a "
@@ -60,8 +62,12 @@ def assemble(
         denoiser=Part("unet", UNet(net, dtype, plan)),
         autoencoder=Part("vae", auto),
         picture_params=("decoder", "post_quant_conv"),
-        process=Ddpm.from_json(configs["scheduler"]),
-        scale=LatentScale(auto.config.scaling_factor),
+        process=process,
+        scale=LatentScale(
+            auto.config.scaling_factor,
+            auto.config.latents_mean,
+            auto.config.latents_std,
+        ),
         sample_posterior=vae.sample_posterior,
         latent_channels=channels,
         moment_channels=2 * channels,
@@ -76,4 +82,6 @@ def assemble(
         },
         **own,
     )
-    return inpainting.paint_all(family) if inpaints else family
+    if inpaints and isinstance(process, Ddpm):
+        return inpainting.paint_all(family, process)
+    return family

@@ -95,15 +95,16 @@ class SingleFile(NamedTuple):
         published = single_file_configs.PUBLISHED[self.kind]
         if part == "model_index":
             return published.get(part, {})
+        own = single_file_configs.playground(self.contents.tensors)
         if part == "scheduler":
-            return {**published[part], **self._noise()}
+            return {**own.get(part, published[part]), **self._noise()}
         if part not in self.parts:
             raise UserError(self._missing(part))
         config = part_config(self.path, part, self.parts[part], self.kind)
         if part == "unet" and self.kind == "sd2":
             size = _SAMPLE_SIZE_OF_SD2[self.prediction.prediction_type]
             config["sample_size"] = size
-        return config
+        return {**config, **own.get(part, {})}
 
     def tensors(self, part: str) -> Iterator[Tensor]:
         yield from self.parts[part]

@@ -174,9 +174,8 @@ class UNet(nn.Module):
         context, embedding = context.astype(dtype), self._embed(timesteps, guidance)
         if pooled is not None and sizes is not None:
             embedding += self._embed_picture(pooled, sizes)
-        x = layers.conv(config.block_out_channels[0], 3, "conv_in", dtype)(
-            x_t.astype(dtype)
-        )
+        conv_in = layers.conv(config.block_out_channels[0], 3, "conv_in", dtype)
+        x = conv_in(x_t.astype(dtype))
         skips = [x]
         last = len(config.block_out_channels) - 1
         for i, width in enumerate(config.block_out_channels):
