@@ -172,6 +172,12 @@ def weights_of_edm(arguments, folder):
     arguments["snr_gamma"] = 5
 
 
+def refiner(arguments, folder):
+    told = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 72}
+    told |= {"addition_embed_type": "text_time", "cross_attention_dim": 32}
+    change_model(arguments, folder, "unet", **told)
+
+
 def empty_config(arguments, folder):
     copy = change_model(arguments, folder, "unet")
     (copy / "unet" / "config.json").write_text("{}")
@@ -413,6 +419,7 @@ CASES = {
     "a model that reads depth": depth_model,
     "a model that was distilled": distilled_model,
     "an upscaler": upscaler,
+    "SDXL's refiner": refiner,
     "a weight of the loss that a model of EDM has not": weights_of_edm,
     "a resolution that latents do not fit": given(resolution=36),
     "an embedding of another model": narrow_embedding,

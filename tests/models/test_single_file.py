@@ -354,7 +354,7 @@ def test_the_refiner_is_named(made, write) -> None:
     left = {k: v for k, v in arrays.items() if "conditioner.embedders.0." not in k}
     first, second = "conditioner.embedders.0.model.", "conditioner.embedders.1.model."
     path = write(renamed(left, second, first))
-    with pytest.raises(UserError, match="is SDXL's refiner, not supported"):
+    with pytest.raises(UserError, match="is SDXL's refiner, which goes on"):
         single_file.open_file(path)
 
 

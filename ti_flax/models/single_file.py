@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ti_flax.models import (
     clip_tokenizer,
     prediction,
+    sdxl,
     single_file_configs,
     single_file_contents,
     single_file_keys,
@@ -289,6 +290,4 @@ def _refuse_refiner(contents: Contents, kind: str) -> None:
     single = _under(contents, _OPEN_CLIP["text_encoder"][1:], (_OPEN_CLIP_SIGN,))
     both = _under(contents, _OPEN_CLIP["text_encoder_2"], (_OPEN_CLIP_SIGN,))
     if kind == "sdxl" and single is not None and both is None:
-        raise UserError(
-            f"{contents.path} is SDXL's refiner, not supported; give SDXL's base model"
-        )
+        raise UserError(f"{contents.path} is {sdxl.REFINER}")
