@@ -125,3 +125,5 @@ def test_weights_of_another_loss_are_refused(keys: dict) -> None:
 def test_what_are_no_noise_levels_is_refused() -> None:
     with pytest.raises(UserError, match="sigma_min is 90"):
         edm.Edm.from_json(PLAYGROUND | {"sigma_min": 90.0})
+    with pytest.raises(UserError, match="rescale_betas_zero_snr is True, supported is"):
+        edm.Edm.from_json(PLAYGROUND | {"rescale_betas_zero_snr": True})

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch_models
 
+from ti_flax.config.verify_keys import VerifyKeys
 from ti_flax.diffusion import samplers, scheduler_config
-from ti_flax.generation import sampling
+from ti_flax.formats import find, registry
+from ti_flax.generation import compare, sampling
 from ti_flax.models import base_model
 from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
+from ti_flax.text.embedding import Embedding
 
 SHAPE = (8, 4, 4)
 STEPS, GUIDANCE_SCALE, SEED = 4, 8.0, 7
@@ -152,6 +155,13 @@ def test_a_picture_is_that_of_diffusers_pipeline(own_noise, tmp_path) -> None:
     assert scheduler_config.find_name(model.scheduler) == "lcm"
     with pytest.raises(UserError, match=r"distilled .* train on the base model"):
         model.family.check_trains()
+    rows = {"text_encoder": np.ones((1, torch_models.WIDTH), np.float32)}
+    registry.write(tmp_path / "word", "diffusers", Embedding("<toy>", rows))
+    keys = VerifyKeys(source=str(tmp_path / "word"), model=str(tmp_path), prompt="a")
+    with pytest.raises(UserError, match="LCM's scheduler draws noise in each step"):
+        compare.pictures(
+            pipeline, model, registry.read(find.find_file(keys.source)), keys
+        )
     recipe = sampling.SamplingRecipe(
         family=model.family,
         sampler=scheduler_config.make_sampler(model.scheduler, "lcm", STEPS),

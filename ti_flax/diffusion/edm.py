@@ -58,6 +58,8 @@ class Edm(NamedTuple):
     def from_json(cls, config: Mapping[str, Any]) -> "Edm":
         """Raises `UserError` for settings that are no noise levels."""
         settings = scheduler_settings(config)
+        # It has no betas that a run's key could change.
+        settings.fixed({"rescale_betas_zero_snr": False})
         total = settings.integer("num_train_timesteps", 2, MAX_TIMESTEPS, 1000)
         sigmas = sigmas_of(config, total)[::-1]
         sigma_data, sign = read_output(config)

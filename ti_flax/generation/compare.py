@@ -6,11 +6,13 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from ti_flax.config.verify_keys import VerifyKeys
+from ti_flax.diffusion import scheduler_config
 from ti_flax.formats.registry import ReadFile
 from ti_flax.generation import generate, sampling
 from ti_flax.models import base_model
 from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.opening import Choices
+from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
 
@@ -149,7 +151,15 @@ def pictures(
     found: ReadFile,
     keys: VerifyKeys,
 ) -> Check:
-    """The picture of the prompt, from the same noise."""
+    """The picture of the prompt, from the same noise.
+
+    Raises `UserError` where a sampler draws more of it.
+    """
+    if scheduler_config.find_name(model.scheduler) == "lcm":
+        raise UserError(
+            "prompt: LCM's scheduler draws noise in each step, in PyTorch other than "
+            "here, so that pictures cannot be compared; leave prompt out"
+        )
     import torch
 
     shape = (*model.family.sample_size, model.family.latent_channels)

@@ -65,17 +65,17 @@ class LatentScale(NamedTuple):
     def to_denoiser(self, z: Float[Array, "*B c"]) -> Float[Array, "*B c"]:
         if self.mean is None or self.std is None:
             return z * self.factor
-        mean, std = _beside(self.mean, z), _beside(self.std, z)
+        mean, std = _by_channel(self.mean, z), _by_channel(self.std, z)
         return (z - mean) * self.factor / std
 
     def to_autoencoder(self, latents: Float[Array, "*B c"]) -> Float[Array, "*B c"]:
         if self.mean is None or self.std is None:
             return latents / self.factor
-        mean, std = _beside(self.mean, latents), _beside(self.std, latents)
+        mean, std = _by_channel(self.mean, latents), _by_channel(self.std, latents)
         return latents * std / self.factor + mean
 
 
-def _beside(numbers: tuple[float, ...], latents: Array) -> Array:
+def _by_channel(numbers: tuple[float, ...], latents: Array) -> Array:
     """A number a channel, to be taken with latents; an inpainting model has twice c."""
     times = latents.shape[-1] // len(numbers)
     return jnp.broadcast_to(jnp.asarray(numbers * times), latents.shape)
