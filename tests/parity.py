@@ -101,8 +101,14 @@ def batch_of(recorded: Arrays, index: int, ids: Arrays, sizes: np.ndarray) -> Ba
 
     Arrays are NCHW in the recording.
     """
+    latents = recorded["latents"][index]
+    if "canvas" in recorded:
+        # An inpainting model's also have those of a grey picture.
+        grey = recorded["canvas"][:, 1:]
+        grey = np.broadcast_to(grey, (len(latents), *grey.shape[1:]))
+        latents = np.concatenate([latents, grey], axis=1)
     return Batch(
-        latents=np.moveaxis(recorded["latents"][index], 1, -1)[None],
+        latents=np.moveaxis(latents, 1, -1)[None],
         noise=np.moveaxis(recorded["noise"][index], 1, -1)[None],
         times=recorded["timesteps"][index][None].astype(np.int32),
         ids={name: each[None].astype(np.int32) for name, each in ids.items()},

@@ -161,8 +161,12 @@ def record_training(
     text_encoder: transformers.CLIPTextModel,
     unet: diffusers.UNet2DConditionModel,
     rng: np.random.Generator,
+    canvas: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Textual Inversion by torch autograd and torch's AdamW on the rows alone."""
+    """Textual Inversion by torch autograd and torch's AdamW on the rows alone.
+
+    `canvas` is what an inpainting UNet sees beside x_t.
+    """
     scheduler = diffusers.DDPMScheduler.from_config(
         torch_models.SCHEDULERS[kind].config
     )
@@ -180,6 +184,8 @@ def record_training(
     for step in range(STEPS):
         batch = {name: values[step] for name, values in batches.items()}
         x_t, target = diffuse(scheduler, batch)
+        if canvas is not None:
+            x_t = torch.cat([x_t, canvas.expand(BATCH, -1, -1, -1)], dim=1)
         context = encode_prompts(text_encoder, batch["ids"], rows)
         prediction = unet(x_t, batch["timesteps"], context).sample
         loss = nn.functional.mse_loss(prediction, target)

@@ -8,9 +8,11 @@ torch, diffusers, transformers.
 """
 
 import collections
+import json
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffusers
 import numpy as np
@@ -34,27 +36,85 @@ Rows = dict[str, Tensor]
 
 
 class Sdxl(NamedTuple):
-    """The networks of a folder that a step runs."""
+    """The networks of a folder that a step runs, and the scheduler that adds its noise.
+
+    `canvas` is what the UNet sees beside x_t, of no channels where it sees that alone.
+    """
 
     text_encoder: transformers.CLIPTextModel
     text_encoder_2: transformers.CLIPTextModelWithProjection
     unet: diffusers.UNet2DConditionModel
+    canvas: Tensor
+    scheduler: diffusers.SchedulerMixin
 
 
 def load(folder: Path) -> Sdxl:
     """Every weight of the files and no other, or an error."""
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     models = Sdxl(
         transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
         transformers.CLIPTextModelWithProjection.from_pretrained(
             folder / "text_encoder_2"
         ),
-        diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
+        unet,
+        canvas(diffusers.AutoencoderKL.from_pretrained(folder / "vae"), unet),
+        training_scheduler(folder / "scheduler"),
     )
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     models.unet.load_state_dict(load_file(file), strict=True)
-    for model in models:
+    for model in models[:3]:
         model.eval().requires_grad_(False)
     return models
+
+
+def canvas(
+    vae: diffusers.AutoencoderKL, unet: diffusers.UNet2DConditionModel
+) -> Tensor:
+    """What an inpainting UNet sees beside x_t: a mask of ones, a grey picture."""
+    if unet.config.in_channels == 4:
+        return torch.zeros(1, 0, *LATENT_SIZE)
+    with torch.no_grad():
+        means = vae.encode(grey_picture()).latent_dist.mode()
+    means = means * vae.config.scaling_factor
+    return torch.cat([torch.ones_like(means[:, :1]), means], dim=1)
+
+
+def training_scheduler(folder: Path) -> diffusers.SchedulerMixin:
+    """The one of a model of EDM; of others DDPM's, on SDXL's betas."""
+    config = json.loads((folder / "scheduler_config.json").read_text())
+    if config["_class_name"].startswith("EDM"):
+        return diffusers.EDMDPMSolverMultistepScheduler.from_config(config)
+    return diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+
+
+def diffuse(
+    scheduler: diffusers.SchedulerMixin, batch: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """What the UNet is given and told, and the loss of what it makes of it.
+
+    Of EDM as diffusers' train_dreambooth_lora_sdxl.py has it; times count from the
+    least noise, as in the other processes.
+    """
+    z, noise, times = batch["latents"], batch["noise"], batch["timesteps"]
+    if isinstance(scheduler, diffusers.DDPMScheduler):
+        x_t = scheduler.add_noise(z, noise, times)
+        return x_t, times, lambda made: nn.functional.mse_loss(made, noise)
+    sigmas = scheduler.sigmas[:-1].flip(0)[times][:, None, None, None]
+    x = z + sigmas * noise
+
+    def loss(made: Tensor) -> Tensor:
+        denoised = scheduler.precondition_outputs(x, made, sigmas)
+        return nn.functional.mse_loss(denoised, z)
+
+    told = scheduler.precondition_noise(sigmas.flatten())
+    return scheduler.precondition_inputs(x, sigmas), told, loss
+
+
+def grey_picture() -> Tensor:
+    """In [-1, 1]."""
+    return torch.zeros(1, 3, *(2 * side for side in LATENT_SIZE))
 
 
 @one_thread()
@@ -63,6 +123,8 @@ def record(kind: str, folder: Path) -> dict[str, np.ndarray]:
     models = load(folder)
     rng = np.random.default_rng(sdxl_models.KINDS.index(kind))
     recorded = {**record_training(models, rng), **record_pictures(folder, rng)}
+    if models.canvas.shape[1]:
+        recorded["canvas"] = models.canvas
     return {
         name: np.ascontiguousarray(torch.as_tensor(each).detach().numpy())
         for name, each in recorded.items()
@@ -103,9 +165,6 @@ def encode(models: Sdxl, ids: Rows, rows: Rows) -> tuple[Tensor, Tensor]:
 
 def record_training(models: Sdxl, rng: np.random.Generator) -> dict[str, Tensor]:
     """20 AdamW steps on the rows of both encoders, and what leads to their loss."""
-    scheduler = diffusers.DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-    )
     shape = (STEPS, BATCH, 4, *LATENT_SIZE)
     batches = {
         **{f"ids.{name}": torch.from_numpy(i) for name, i in draw_ids(rng).items()},
@@ -123,12 +182,11 @@ def record_training(models: Sdxl, rng: np.random.Generator) -> dict[str, Tensor]
         batch = {name: values[step] for name, values in batches.items()}
         ids = {name: batch[f"ids.{name}"] for name in widths}
         context, pooled = encode(models, ids, rows)
-        x_t = scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+        x_t, told, loss_of = diffuse(models.scheduler, batch)
+        x_t = torch.cat([x_t, models.canvas.expand(BATCH, -1, -1, -1)], dim=1)
         added = {"text_embeds": pooled, "time_ids": batch["sizes"]}
-        prediction = models.unet(
-            x_t, batch["timesteps"], context, added_cond_kwargs=added
-        ).sample
-        loss = nn.functional.mse_loss(prediction, batch["noise"])
+        prediction = models.unet(x_t, told, context, added_cond_kwargs=added).sample
+        loss = loss_of(prediction)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -148,7 +206,8 @@ def record_training(models: Sdxl, rng: np.random.Generator) -> dict[str, Tensor]
 
 def record_pictures(folder: Path, rng: np.random.Generator) -> dict[str, Tensor]:
     """A learned word's picture by diffusers' pipeline, also with a negative prompt."""
-    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     rows = {"picture.text_encoder": 32, "picture.text_encoder_2": 48}
     rows = {name: 0.02 * draw(rng, LEARNED, width) for name, width in rows.items()}
@@ -183,6 +242,16 @@ def picture(
 ) -> Tensor:
     """uint8 [H, W, 3]."""
     height, width = (2 * side for side in LATENT_SIZE)
+    seen = canvas(pipeline.vae, pipeline.unet)
+    inpainting: dict[str, Any] = {}
+    if seen.shape[1]:
+        inpainting = {
+            "image": grey_picture(),
+            "mask_image": torch.ones(1, 1, height, width),
+            # Else a sample of the posterior.
+            "masked_image_latents": seen[:, 1:],
+            "strength": 1.0,
+        }
     [made] = pipeline(
         PROMPT,
         negative_prompt=negative,
@@ -192,6 +261,7 @@ def picture(
         height=height,
         width=width,
         output_type="np",
+        **inpainting,
     ).images
     return torch.from_numpy(np.round(255 * made).astype(np.uint8))
 

@@ -28,6 +28,8 @@ UNETS: dict[str, dict[str, Any]] = {
     "vega": {"mid_block_type": "UNetMidBlock2D"},
     "koala-700m": {"mid_block_type": None, "transformer_layers_per_block": [0, 2]},
     "koala-1b": {"transformer_layers_per_block": [0, 3]},
+    "inpainting": {"in_channels": 9},
+    "playground": {},
 }
 KINDS = tuple(UNETS)
 EOS = 513
@@ -37,6 +39,9 @@ def configs(kind: str, eos: int = EOS) -> known.Configs:
     """Settings of each part; `eos` is 2 in the Hub's files."""
     made = copy.deepcopy(known.TINY_XL)
     made["unet"].update(UNETS[kind])
+    if kind == "playground":
+        made["scheduler"] = known.PLAYGROUND["scheduler"]
+        made["vae"].update(known.PLAYGROUND["vae"])
     for name in ("text_encoder", "text_encoder_2"):
         made[name].update(eos_token_id=eos, num_hidden_layers=3)
     return made
@@ -55,7 +60,10 @@ def write(kind: str, folder: Path, eos: int = EOS) -> None:
     atomic.write_json(folder / "scheduler" / "scheduler_config.json", own["scheduler"])
     for encoder in family.text_encoders:
         random_model.write_tokenizer(folder / encoder.tokenizer)
-    index = {**own["model_index"], **family.model_index("EulerDiscreteScheduler")}
+    index = {
+        **own["model_index"],
+        **family.model_index(own["scheduler"]["_class_name"]),
+    }
     atomic.write_json(folder / "model_index.json", index)
 
 

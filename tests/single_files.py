@@ -44,6 +44,7 @@ RELATIVES: dict[str, dict[str, Any]] = {
         "transformer_layers_per_block": [0, 2, 3],
     },
     "koala-1b": {"transformer_layers_per_block": [0, 2, 3]},
+    "inpainting": {"in_channels": 9},
 }
 KINDS = ("sd1", "sd2", *RELATIVES)
 FILES = {

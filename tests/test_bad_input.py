@@ -153,6 +153,31 @@ def another_family(arguments, folder):
     change_model(arguments, folder, "unet", class_embed_type="projection")
 
 
+def depth_model(arguments, folder):
+    change_model(arguments, folder, "unet", in_channels=5)
+
+
+def distilled_model(arguments, folder):
+    change_model(arguments, folder, "unet", time_cond_proj_dim=256)
+
+
+def upscaler(arguments, folder):
+    change_model(arguments, folder, "unet", in_channels=7, num_class_embeds=1000)
+
+
+def weights_of_edm(arguments, folder):
+    copy = change_model(arguments, folder, "unet")
+    settings = {"_class_name": "EDMEulerScheduler"}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    arguments["snr_gamma"] = 5
+
+
+def refiner(arguments, folder):
+    told = {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 72}
+    told |= {"addition_embed_type": "text_time", "cross_attention_dim": 32}
+    change_model(arguments, folder, "unet", **told)
+
+
 def empty_config(arguments, folder):
     copy = change_model(arguments, folder, "unet")
     (copy / "unet" / "config.json").write_text("{}")
@@ -391,6 +416,11 @@ CASES = {
     "a configuration that is no object": list_config,
     "a configuration that contradicts itself": short_heads,
     "a model of a family that is not supported": another_family,
+    "a model that reads depth": depth_model,
+    "a model that was distilled": distilled_model,
+    "an upscaler": upscaler,
+    "SDXL's refiner": refiner,
+    "a weight of the loss that a model of EDM has not": weights_of_edm,
     "a resolution that latents do not fit": given(resolution=36),
     "an embedding of another model": narrow_embedding,
     "an embedding that diverged": nan_rows,

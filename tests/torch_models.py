@@ -74,7 +74,7 @@ _STREAM_SCALE = 0.03
 
 
 def make_models(
-    kind: str, rng: np.random.Generator
+    kind: str, rng: np.random.Generator, **unet_settings: Any
 ) -> tuple[
     transformers.CLIPTextModel,
     diffusers.UNet2DConditionModel,
@@ -94,7 +94,10 @@ def make_models(
         )
     )
     unet = diffusers.UNet2DConditionModel(
-        sample_size=8, cross_attention_dim=WIDTH, norm_num_groups=8, **_UNET[kind]
+        sample_size=8,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=8,
+        **_UNET[kind] | unet_settings,
     )
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 16),

@@ -27,6 +27,7 @@ from parity import (
 from safetensors.numpy import load_file
 
 from ti_flax.diffusion import scheduler_config
+from ti_flax.diffusion.process import Ddpm
 from ti_flax.generation import sampling
 from ti_flax.models import base_model
 from ti_flax.models.torch_params import Params
@@ -67,7 +68,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 # Every kind in the long checks; in the quick ones those with all that they differ in.
 KINDS = [
-    kind if kind in ("sdxl", "ssd-1b") else pytest.param(kind, marks=pytest.mark.slow)
+    kind
+    if kind in ("sdxl", "ssd-1b", "inpainting", "playground")
+    else pytest.param(kind, marks=pytest.mark.slow)
     for kind in sdxl_models.KINDS
 ]
 
@@ -107,6 +110,41 @@ def read_batch(recorded: Arrays, index: int) -> Batch:
     return batch_of(recorded, index, ids, recorded["sizes"][index])
 
 
+def test_the_latents_of_a_grey_picture_are_pytorchs(reference: Reference):
+    """What an inpainting model is told beside x_t, in training and in pictures."""
+    model, params, recorded = reference
+    family = model.family
+    if "canvas" not in recorded:
+        assert family.canvas is None
+        return
+    height, width = (2 * side for side in recorded["canvas"].shape[2:])
+    # Of the params that stay during a run with previews.
+    kept = {name: params["vae"][name] for name in family.picture_params}
+    canvas = family.canvas(kept, size=(height, width))
+    assert_close(canvas, np.moveaxis(recorded["canvas"], 1, -1)[0], FORWARD_TOLERANCE)
+    # What a picture's own moments become in the bank.
+    random = np.random.default_rng(0)
+    pixels = random.uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
+    moments = family.autoencoder.module.apply(
+        {"params": params["vae"]}, jnp.asarray(pixels), method="encode"
+    )
+    assert moments.shape[-1] == family.moment_channels
+    noise = jnp.asarray(
+        random.normal(size=(2, height // 2, width // 2, 4)), jnp.float32
+    )
+    latents = family.scale.to_denoiser(family.sample_posterior(moments, noise))
+    for each in latents:
+        np.testing.assert_allclose(each[..., 4:], canvas[..., 1:], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(latents[0, ..., :4], latents[1, ..., :4])
+    times = jnp.array([0, 999])
+    seen = family.process.add_noise(latents, noise, times)
+    plain = Ddpm(*family.process)
+    x_t = plain.add_noise(latents[..., :4], noise, times)
+    np.testing.assert_array_equal(seen[..., :4], x_t)
+    np.testing.assert_array_equal(seen[..., 4], 1)
+    np.testing.assert_array_equal(seen[..., 5:], latents[..., 4:])
+
+
 def initial_rows(recorded: Arrays) -> Arrays:
     return {name: recorded[f"initial_rows.{name}"] for name in ENCODERS}
 
@@ -131,7 +169,8 @@ def test_context_pooled_text_and_prediction_are_pytorchs(reference: Reference):
     np.testing.assert_array_equal(sizes, recorded["sizes"][0])
     x_t = model.family.process.add_noise(batch.latents, batch.noise, batch.times)
     apply = jax.jit(model.family.denoiser.module.apply)
-    prediction = apply({"params": params["unet"]}, x_t, batch.times, *told)
+    times = model.family.process.told(batch.times)
+    prediction = apply({"params": params["unet"]}, x_t, times, *told)
     theirs = np.moveaxis(recorded["prediction"], 1, -1)
     assert_close(prediction, theirs, FORWARD_TOLERANCE)
 
@@ -195,7 +234,8 @@ def draw_picture(reference: Reference, rows: Arrays, negative: str) -> np.ndarra
     told = sampling.encode_prompts(
         params, ids, rows, family, (height, width), last_is_empty=not negative
     )
-    sampler = scheduler_config.make_sampler(model.scheduler, "euler", 5)
+    name = scheduler_config.find_name(model.scheduler)
+    sampler = scheduler_config.make_sampler(model.scheduler, name, 5)
     mesh = sharding.make_mesh(jax.devices()[:1])
     latents = sampling.sample_latents(
         params["unet"],
@@ -204,6 +244,7 @@ def draw_picture(reference: Reference, rows: Arrays, negative: str) -> np.ndarra
         tuple(each[-1] for each in told),
         noise,
         5.0,
+        family.canvas and family.canvas(params["vae"], size=(height, width)),
         stepper=sampler.stepper,
         denoiser=family.denoiser.module,
         mesh=mesh,

@@ -16,7 +16,8 @@ import single_files
 from safetensors.numpy import load_file
 from single_files import Arrays
 
-from ti_flax.models import base_model, families, single_file
+from ti_flax.diffusion import edm
+from ti_flax.models import base_model, families, known, single_file
 from ti_flax.models.torch_params import Params, load_params
 from ti_flax.pickles import torch_zip
 from ti_flax.runtime.errors import UserError
@@ -295,14 +296,57 @@ def test_a_part_that_is_missing_is_asked_for(
     assert told in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_channels_of_inpainting_are_told(made, write) -> None:
-    arrays = dict(made("sd1").tensors)
+@pytest.mark.parametrize(
+    ("kind", "pipeline"),
+    [
+        ("sd1", "StableDiffusionInpaintPipeline"),
+        ("sd2", "StableDiffusionInpaintPipeline"),
+        ("sdxl", "StableDiffusionXLInpaintPipeline"),
+    ],
+)
+def test_nine_channels_are_an_inpainting_model(
+    kind: str, pipeline: str, made, write
+) -> None:
+    arrays = dict(made(kind).tensors)
     key = f"{UNET}input_blocks.0.0.weight"
     arrays[key] = np.concatenate([arrays[key]] * 3, axis=1)[:, :9]
     opened = single_file.open_file(write(arrays))
-    assert opened.config("unet")["in_channels"] == 9
-    with pytest.raises(UserError, match="the unet takes 9 channels, the vae makes 4"):
+    assert opened.prediction.prediction_type == "epsilon"
+    family = families.make_family(configs_of(opened))
+    assert (family.pipeline, family.moment_channels) == (pipeline, 12)
+    params = load_params(opened, "unet", family.denoiser.module)
+    kernel = np.moveaxis(arrays[key], (2, 3), (0, 1)).swapaxes(2, 3)
+    np.testing.assert_array_equal(params["conv_in"]["kernel"], kernel)
+    load_params(opened, "vae", family.autoencoder.module)
+
+
+def test_other_channels_are_told(made, write) -> None:
+    arrays = dict(made("sd1").tensors)
+    key = f"{UNET}input_blocks.0.0.weight"
+    arrays[key] = np.concatenate([arrays[key]] * 2, axis=1)
+    opened = single_file.open_file(write(arrays))
+    with pytest.raises(UserError, match="the unet takes 8 channels, the vae makes 4"):
         families.make_family(configs_of(opened))
+
+
+def test_playground_is_told_by_the_means_of_its_latents(made, write) -> None:
+    mean = np.float32(known.PLAYGROUND["vae"]["latents_mean"]) + np.float32(0.5)
+    std = np.float32(known.PLAYGROUND["vae"]["latents_std"])
+    both = {"edm_mean": mean, "edm_std": std}
+    opened = single_file.open_file(write({**made("sdxl").tensors, **both}))
+    configs = configs_of(opened)
+    assert configs["scheduler"] == known.PLAYGROUND["scheduler"]
+    family = families.make_family(configs)
+    assert isinstance(family.process, edm.Edm)
+    assert family.scale.factor == 0.5
+    np.testing.assert_array_equal(np.float32(family.scale.mean), mean)
+    np.testing.assert_array_equal(np.float32(family.scale.std), std)
+    assert family.parts.keys() == made("sdxl").parts.keys()
+    # What no such file has is not read: SDXL's settings stay.
+    for strange in ({"edm_mean": mean}, {**both, "edm_std": np.ones(65, np.float32)}):
+        opened = single_file.open_file(write({**made("sdxl").tensors, **strange}))
+        assert opened.config("scheduler")["_class_name"] == "EulerDiscreteScheduler"
+        assert opened.config("vae")["scaling_factor"] == 0.13025
 
 
 def test_the_refiner_is_named(made, write) -> None:
@@ -310,7 +354,7 @@ def test_the_refiner_is_named(made, write) -> None:
     left = {k: v for k, v in arrays.items() if "conditioner.embedders.0." not in k}
     first, second = "conditioner.embedders.0.model.", "conditioner.embedders.1.model."
     path = write(renamed(left, second, first))
-    with pytest.raises(UserError, match="is SDXL's refiner, not supported"):
+    with pytest.raises(UserError, match="is SDXL's refiner, which goes on"):
         single_file.open_file(path)
 
 

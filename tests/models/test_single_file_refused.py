@@ -56,7 +56,6 @@ KEYS: list[tuple[str, list[str]]] = [
     ("a video model", [f"{UNET}input_blocks.1.1.time_stack.0.weight", *SIGN]),
     ("quantised", [f"{UNET}out.2.weight.quant_state.bitsandbytes__nf4", *SIGN]),
     ("quantised", [f"{UNET}out.2.weight.absmax", *SIGN]),
-    ("Playground 2.5", ["edm_mean", "edm_std", *SIGN]),
     ("CosXL", ["edm_vpred.sigma_max", *SIGN]),
     ("FLUX or a relative", ["double_blocks.0.img_attn.qkv.weight"]),
     ("FLUX or a relative", [f"{UNET}double_blocks.0.img_attn.qkv.weight"]),

@@ -369,10 +369,12 @@ def test_a_weights_file_that_is_none_is_named(
         ),
         ("unet", {"addition_embed_type": "text_image"}, "addition_embed_type"),
         ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
-        ("unet", {"in_channels": 9}, "unet takes 9 channels, the vae makes 4"),
+        ("unet", {"in_channels": 5}, "unet takes 5 channels, the vae makes 4"),
         ("unet", {"down_block_types": ["AttnDownBlock2D"] * 2}, "AttnDownBlock2D"),
         ("vae", {"use_quant_conv": False}, "use_quant_conv"),
         ("vae", {"shift_factor": 0.1159}, "shift_factor"),
+        ("vae", {"latents_mean": [0.0] * 4}, "latents_mean and latents_std, found one"),
+        ("vae", {"latents_mean": [0.0], "latents_std": [1.0]}, "expected 4 entries"),
         ("vae", {"up_block_types": ["AttnUpDecoderBlock2D"] * 2}, "AttnUpDecoder"),
     ],
 )

@@ -130,17 +130,27 @@ def lower_preview(
     negative = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), told
     )
+    steps = sampler.steps.renewed(lambda count: jnp.zeros((count, *noise.shape)))
     return sampling.sample_latents.lower(
         abstract(param_shapes(family.denoiser.module), everywhere),
-        abstract(jax.tree.map(jnp.asarray, sampler.steps), everywhere),
+        abstract(jax.tree.map(jnp.asarray, steps), everywhere),
         abstract(told, examples),
         abstract(negative, everywhere),
         abstract(noise, examples),
         previews.GUIDANCE_SCALE,
+        abstract(_canvas(family, config.resolution), everywhere),
         stepper=sampler.stepper,
         denoiser=family.denoiser.module,
         mesh=mesh,
     )
+
+
+def _canvas(family: Family, side: int) -> jax.ShapeDtypeStruct | None:
+    """The shape of what the denoiser sees beside a picture's latents."""
+    if family.canvas is None:
+        return None
+    canvas = functools.partial(family.canvas, size=(side, side))
+    return jax.eval_shape(canvas, param_shapes(family.autoencoder.module))
 
 
 def _encode(family: Family, count: int) -> Conditioning:

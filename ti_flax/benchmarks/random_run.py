@@ -34,7 +34,7 @@ def make_run(
     Every prompt has the learned word in it.
     """
     family, random = recipe.family, np.random.default_rng(0)
-    moments = _PICTURES, 2, latent_side, latent_side, 2 * family.latent_channels
+    moments = _PICTURES, 2, latent_side, latent_side, family.moment_channels
 
     def ids(vocab_size: int, length: int) -> np.ndarray:
         drawn = random.integers(0, vocab_size, (_PROMPTS, length), np.int32)

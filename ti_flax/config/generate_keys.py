@@ -75,7 +75,7 @@ class PictureKeys(Settings):
         le=1000,
         description="weight of the prompt; up to 1 there is no guidance",
     )
-    scheduler: Literal["ddim", "dpmpp_2m", "euler", "pndm"] | None = Field(
+    scheduler: Literal["ddim", "dpmpp_2m", "euler", "lcm", "pndm"] | None = Field(
         None, description="none: the model's own"
     )
 

@@ -39,7 +39,7 @@ class GenerateSettings(TypedDict, total=False):
     height: int | None
     steps: int
     guidance_scale: float
-    scheduler: Literal["ddim", "dpmpp_2m", "euler", "pndm"] | None
+    scheduler: Literal["ddim", "dpmpp_2m", "euler", "lcm", "pndm"] | None
     output: _Path | None
     batch_size: int | None
 

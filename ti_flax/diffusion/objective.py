@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ti_flax.diffusion import noise as noises
-from ti_flax.diffusion.process import Ddpm, mean_of_each, mse
+from ti_flax.diffusion.edm import Process
+from ti_flax.diffusion.process import mean_of_each, mse
 
 
 class Objective(NamedTuple):
@@ -28,7 +29,7 @@ class Objective(NamedTuple):
     multires_noise_discount: float = 0.3
     ip_noise_gamma: float = 0.0
 
-    def draw_times(self, key: Key[Array, ""], process: Ddpm) -> Int[Array, ""]:
+    def draw_times(self, key: Key[Array, ""], process: Process) -> Int[Array, ""]:
         """The time of one example."""
         if self.cumulative is None:
             return process.draw_times(key)

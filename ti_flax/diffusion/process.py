@@ -14,7 +14,7 @@ from ti_flax.runtime.json_settings import Settings
 MAX_TIMESTEPS = 100_000
 
 
-# Playground v2.5 and its like (Karras et al. 2022), and rectified flows.
+# Rectified flows, and what is like `diffusion.edm`.
 _OTHER_PROCESSES = ("EDM", "FlowMatch")
 
 
@@ -45,8 +45,8 @@ class Ddpm(NamedTuple):
         if isinstance(name, str) and name.startswith(_OTHER_PROCESSES):
             raise UserError(
                 f"scheduler: {shown(name)} is of another noising process, supported is "
-                "that of Ho et al. 2020 (betas); use a Stable Diffusion 1.x, 2.x or "
-                "SDXL model"
+                "that of Ho et al. 2020 (betas) and of Karras et al. 2022 (EDM); use a "
+                "Stable Diffusion 1.x, 2.x or SDXL model"
             )
         return cls(
             jnp.asarray(read_alphas_cumprod(config), jnp.float32),
@@ -60,6 +60,10 @@ class Ddpm(NamedTuple):
     def spread_times(self, index: Int[Array, "B"], count: int) -> Int[Array, "B"]:
         """The middles of `count` equal parts of 0 ... T; `index` says which of them."""
         return (2 * index + 1) * self.num_timesteps // (2 * count)
+
+    def told(self, timesteps: Int[Array, "B"]) -> Int[Array, "B"]:
+        """What the UNet is told of the times: their numbers."""
+        return timesteps
 
     def weight(self, timesteps: Int[Array, "B"]) -> Float[Array, "B"]:
         """What an example's loss counts: 1 (Ho et al. 2020, L_simple)."""

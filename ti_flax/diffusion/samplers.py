@@ -1,4 +1,4 @@
-"""From noise to latents: the steps of DDIM, Euler, DPM-Solver++ (2M) and PNDM.
+"""From noise to latents: the steps of DDIM, Euler, DPM-Solver++ (2M), PNDM and LCM.
 
 Latents are x_t = signal x_0 + noise eps in every sampler, with signal^2 = abar and
 noise^2 = 1 - abar. A level is also named by sigma = noise / signal (Karras et al. 2022,
@@ -51,12 +51,31 @@ class TwoStep(NamedTuple):
     extrapolation: Float[Array, "*N"]
 
 
+class Renewal(NamedTuple):
+    """x_s = signal D + noise eps, where D is what `denoise` makes of x_t.
+
+    eps is `fresh`, standard normal, of each step anew: `renewed` puts it in.
+    """
+
+    denoise: Transfer
+    signal: Float[Array, "*N"]
+    noise: Float[Array, "*N"]
+    fresh: Float[Array, "*N B h w c"] | None = None
+
+
 class Steps(NamedTuple):
     """The numbers of a sampler; coefficients have a leading axis of N evaluations."""
 
     start_scale: Float[Array, ""]
     timesteps: Float[Array, "N"]
-    coefficients: Transfer | Multistep | TwoStep
+    coefficients: Transfer | Multistep | TwoStep | Renewal
+
+    def renewed(self, draw: Callable[[int], Float[Array, "N B h w c"]]) -> "Steps":
+        """With noise for each of N steps, where they want any."""
+        if not isinstance(self.coefficients, Renewal):
+            return self
+        fresh = draw(len(self.timesteps))
+        return self._replace(coefficients=self.coefficients._replace(fresh=fresh))
 
 
 Stepper = Callable[[Carry, Latents, Any], Carry]
@@ -104,6 +123,12 @@ def plms(carry: Carry, prediction: Latents, step: Multistep) -> Carry:
     )
     moved = step.transfer.x * x + step.transfer.prediction * mean
     return Carry(moved, carry.x, kept)
+
+
+def lcm(carry: Carry, prediction: Latents, step: Renewal) -> Carry:
+    """Multistep sampling of a consistency model (Luo et al. 2023, algorithm 3)."""
+    denoised = step.denoise.x * carry.x + step.denoise.prediction * prediction
+    return carry._replace(x=step.signal * denoised + step.noise * step.fresh)
 
 
 def sample(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ti_flax.diffusion import noise_levels, samplers
+from ti_flax.diffusion import edm, noise_levels, samplers
 from ti_flax.diffusion.process import (
     read_alphas_cumprod,
     read_prediction_type,
@@ -23,8 +23,11 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
     "pndm": "PNDMScheduler",
 }
+# What diffusers' consistency models take the spread of latents for (Luo et al. 2023).
+_LCM_SIGMA_DATA = 0.5
 # Settings with one value that is supported; a file may leave them out.
 _FIXED: dict[str, dict[str, Any]] = {
     "ddim": {"thresholding": False},
@@ -48,6 +51,7 @@ _FIXED: dict[str, dict[str, Any]] = {
         "use_beta_sigmas": False,
         "use_exponential_sigmas": False,
     },
+    "lcm": {"clip_sample": False, "thresholding": False},
     "pndm": {"skip_prk_steps": True},
 }
 
@@ -55,7 +59,7 @@ _FIXED: dict[str, dict[str, Any]] = {
 def find_name(config: Mapping[str, Any]) -> str:
     """Our name of the checkpoint's own scheduler; `UserError` if there is none."""
     class_name = config.get("_class_name")
-    for name, known in SCHEDULERS.items():
+    for name, known in (*SCHEDULERS.items(), *edm.SCHEDULERS.items()):
         if class_name == known:
             return name
     raise UserError(
@@ -72,17 +76,26 @@ def make_sampler(
 
     Settings that the file lacks have the defaults of diffusers' class, apart from
     `steps_offset`, which StableDiffusionPipeline wants to be 1. `clip_sample` has no
-    effect, as in that pipeline: latents are not confined to [-1, 1].
+    effect, as in that pipeline: latents are not confined to [-1, 1] (LCM's would be).
 
     Raises:
         UserError: a setting that is not supported, or more steps than timesteps.
     """
     instead = f"choose another scheduler ({', '.join(SCHEDULERS)})"
-    scheduler_settings(config, instead).fixed(_FIXED[name])
+    fixed = _FIXED[name]
+    if edm.claims(config):
+        if name not in edm.SCHEDULERS:
+            raise UserError(
+                f"scheduler: {name} is not for models of EDM (Karras et al. 2022); "
+                f"choose one of {', '.join(edm.SCHEDULERS)}"
+            )
+        fixed = edm.FIXED
+    scheduler_settings(config, instead).fixed(fixed)
     make = {
         "ddim": _make_ddim,
         "dpmpp_2m": _make_dpm_solver_2m,
         "euler": _make_euler,
+        "lcm": _make_lcm,
         "pndm": _make_plms,
     }[name]
     stepper, steps = make(config, num_steps)
@@ -123,6 +136,19 @@ def _make_plms(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
 
 
 def _make_euler(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    if edm.claims(config):
+        start_scale, timesteps, levels = edm.schedule(config, num_steps)
+    else:
+        start_scale, timesteps, levels = _euler_schedule(config, num_steps)
+    transfer = _transfer(config, levels.before, levels.after)
+    return samplers.Sampler(
+        samplers.ddim, samplers.Steps(start_scale, timesteps, transfer)
+    )
+
+
+def _euler_schedule(
+    config: Mapping[str, Any], num_steps: int
+) -> tuple[float, np.ndarray, noise_levels.Levels]:
     table = noise_levels.sigma_table(config)
     # The timesteps are not rounded: the UNet is asked between those of its training.
     timesteps = noise_levels.place_timesteps(config, "linspace", num_steps)
@@ -136,13 +162,32 @@ def _make_euler(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
     # Only with this spacing do diffusers' latents start with the variance of x_t.
     leading = noise_levels.spacing_of(config, "linspace") == "leading"
     start_scale = np.hypot(leading, sigmas.max()) * levels.signal[0]
-    transfer = _transfer(config, levels.before, levels.after)
-    return samplers.Sampler(
-        samplers.ddim, samplers.Steps(start_scale, timesteps, transfer)
-    )
+    return start_scale, timesteps, levels
 
 
 def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    if edm.claims(config):
+        start_scale, timesteps, levels = edm.schedule(config, num_steps)
+    else:
+        start_scale, timesteps, levels = _dpm_schedule(config, num_steps)
+    signal, noise = levels.before
+    next_signal, next_noise = levels.after
+    x0, _ = _x0_and_eps(config, signal, noise)
+    step = samplers.TwoStep(
+        denoise=x0,
+        x=next_noise / noise,
+        # alpha_t (1 - exp(-h)) of the paper, without the infinite h of the last step.
+        x0=next_signal - signal * next_noise / noise,
+        extrapolation=_extrapolation(config, levels),
+    )
+    return samplers.Sampler(
+        samplers.dpm_solver_2m, samplers.Steps(start_scale, timesteps, step)
+    )
+
+
+def _dpm_schedule(
+    config: Mapping[str, Any], num_steps: int
+) -> tuple[float, np.ndarray, noise_levels.Levels]:
     table = noise_levels.sigma_table(config)
     timesteps = noise_levels.place_timesteps(
         config, "linspace", num_steps, skip_last=True
@@ -155,18 +200,33 @@ def _make_dpm_solver_2m(config: Mapping[str, Any], num_steps: int) -> samplers.S
     levels = noise_levels.levels_of(
         np.append(sigmas, noise_levels.last_sigma(config, table))
     )
-    signal, noise = levels.before
-    next_signal, next_noise = levels.after
-    x0, _ = _x0_and_eps(config, signal, noise)
-    step = samplers.TwoStep(
-        denoise=x0,
-        x=next_noise / noise,
-        # alpha_t (1 - exp(-h)) of the paper, without the infinite h of the last step.
-        x0=next_signal - signal * next_noise / noise,
-        extrapolation=_extrapolation(config, levels),
-    )
+    return 1.0, timesteps, levels
+
+
+def _make_lcm(config: Mapping[str, Any], num_steps: int) -> samplers.Sampler:
+    total = len(read_alphas_cumprod(config))
+    settings = scheduler_settings(config)
+    distilled = settings.integer("original_inference_steps", 1, total, min(50, total))
+    if num_steps > distilled:
+        raise UserError(
+            f"steps: LCM has the {distilled} steps of its distillation at most, found "
+            f"{num_steps}; take 4 to 8"
+        )
+    known = np.arange(distilled, 0, -1) * (total // distilled) - 1
+    timesteps = known[np.arange(num_steps) * distilled // num_steps]
+    start = noise_levels.levels_at(config, timesteps, set_alpha_to_one=True)
+    # Noise comes back but for the last step, to the level of the next.
+    signal, noise = np.append(start.signal[1:], 1.0), np.append(start.noise[1:], 0.0)
+    scaled = timesteps * settings.number("timestep_scaling", 1e-6, 1e6, 10.0)
+    spread = np.hypot(scaled, _LCM_SIGMA_DATA)
+    skip, out = (_LCM_SIGMA_DATA / spread) ** 2, scaled / spread
+    x0, _ = _x0_and_eps(config, start.signal, start.noise)
+    denoise = samplers.Transfer(out * x0.x + skip, out * x0.prediction)
     return samplers.Sampler(
-        samplers.dpm_solver_2m, samplers.Steps(1.0, timesteps, step)
+        samplers.lcm,
+        samplers.Steps(
+            1.0, timesteps.astype(float), samplers.Renewal(denoise, signal, noise)
+        ),
     )
 
 
@@ -224,6 +284,10 @@ def _x0_and_eps(
     For v see Salimans & Ho 2022, appendix D. Raises `UserError` where eps is asked to
     tell x_0 in pure noise.
     """
+    if edm.claims(config):
+        data, sign = edm.read_output(config)
+        x0 = samplers.Transfer(data**2 * signal, sign * data * noise)
+        return x0, samplers.Transfer(noise, -sign * data * signal)
     if read_prediction_type(config) == "v_prediction":
         return samplers.Transfer(signal, -noise), samplers.Transfer(noise, signal)
     if not signal.all():

@@ -1,16 +1,18 @@
 """What diffusers and ours make of one learned word, side by side."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from ti_flax.config.verify_keys import VerifyKeys
+from ti_flax.diffusion import scheduler_config
 from ti_flax.formats.registry import ReadFile
 from ti_flax.generation import generate, sampling
 from ti_flax.models import base_model
-from ti_flax.models.family import TextEncoder
+from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.opening import Choices
+from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer, vector_names
 
@@ -149,7 +151,15 @@ def pictures(
     found: ReadFile,
     keys: VerifyKeys,
 ) -> Check:
-    """The picture of the prompt, from the same noise."""
+    """The picture of the prompt, from the same noise.
+
+    Raises `UserError` where a sampler draws more of it.
+    """
+    if scheduler_config.find_name(model.scheduler) == "lcm":
+        raise UserError(
+            "prompt: LCM's scheduler draws noise in each step, in PyTorch other than "
+            "here, so that pictures cannot be compared; leave prompt out"
+        )
     import torch
 
     shape = (*model.family.sample_size, model.family.latent_channels)
@@ -160,6 +170,7 @@ def pictures(
         guidance_scale=_GUIDANCE_SCALE,
         latents=torch.tensor(np.moveaxis(np.asarray(noise), -1, 1)),
         output_type="np",
+        **_canvas(pipeline, model.family),
     ).images[0]
     [picture] = generate.generate_images(
         model=keys.model,
@@ -180,6 +191,25 @@ def pictures(
         f"picture of seed {keys.seed}, {keys.steps} steps: mean difference "
         f"{difference:.2f} grey levels of 255, allowed {_PICTURE_TOLERANCE}",
     )
+
+
+def _canvas(pipeline: "diffusers.DiffusionPipeline", family: Family) -> dict[str, Any]:
+    """With what an inpainting pipeline is asked to paint the whole picture."""
+    if family.canvas is None:
+        return {}
+    import torch
+
+    height, width = (family.downscale * side for side in family.sample_size)
+    grey = torch.zeros(1, 3, height, width)
+    with torch.no_grad():
+        means = pipeline.vae.encode(grey).latent_dist.mode()
+    return {
+        "image": grey,
+        "mask_image": torch.ones(1, 1, height, width),
+        # Else a sample of the posterior.
+        "masked_image_latents": means * pipeline.vae.config.scaling_factor,
+        "strength": 1.0,
+    }
 
 
 def _mean_difference(

@@ -98,7 +98,7 @@ class Previews:
         Args:
             rows: the word's vectors, by text encoder.
             params: of the family's parts, on every device of the mesh; of the
-                autoencoder its `decoder_params` are enough.
+                autoencoder its `picture_params` are enough.
             control: make those without the word.
         """
         ids, prompts = (

@@ -23,8 +23,8 @@ from ti_flax.runtime import sharding
 class SamplingRecipe(NamedTuple):
     """What images are made with, apart from weights; `latent_shape` is (h, w, c).
 
-    With a `guidance_scale` up to 1 the denoiser is asked once a step instead of twice,
-    and the negative prompt has no effect.
+    With a `guidance_scale` up to 1, and where the denoiser is told it, it is asked once
+    a step instead of twice, and the negative prompt has no effect.
     """
 
     family: Family
@@ -65,20 +65,30 @@ def make_images(
     family, mesh = recipe.family, recipe.mesh
     everywhere, examples = sharding.replicated(mesh), sharding.over_examples(mesh)
     negative = None
-    if recipe.guidance_scale > 1:
+    told_scale = recipe.guidance_scale if family.tells_guidance else None
+    if recipe.guidance_scale > 1 and not family.tells_guidance:
         negative = jax.device_put(_pick(wanted.told, -1), everywhere)
+    canvas = None
+    if family.canvas is not None:
+        pixels = tuple(family.downscale * side for side in recipe.latent_shape[:2])
+        canvas = family.canvas(params[family.autoencoder.name], size=pixels)
     last = len(wanted.seeds) - 1
     for start in range(0, last + 1, batch_size):
         chosen = np.minimum(np.arange(start, start + batch_size), last)
         arrays = _pick(wanted.told, wanted.prompts[chosen]), wanted.seeds[chosen]
         told, seeds = jax.device_put(arrays, examples)
+        steps = recipe.sampler.steps.renewed(
+            functools.partial(draw_noises, seeds, recipe.latent_shape)
+        )
         latents = sample_latents(
             params[family.denoiser.name],
-            recipe.sampler.steps,
+            steps,
             told,
             negative,
             draw_noise(seeds, recipe.latent_shape),
             recipe.guidance_scale,
+            canvas,
+            told_scale,
             stepper=recipe.sampler.stepper,
             denoiser=family.denoiser.module,
             mesh=mesh,
@@ -152,6 +162,21 @@ def draw_noise(
     return jax.vmap(draw)(seeds)
 
 
+@functools.partial(jax.jit, static_argnames=("shape", "count"))
+def draw_noises(
+    seeds: UInt32[Array, "B"], shape: tuple[int, int, int], count: int
+) -> Float32[Array, "N B h w c"]:
+    """Standard normal noise for each of `count` steps, each picture's from its seed."""
+
+    def draw(step: Array, seed: Array) -> Array:
+        # `draw_noise` has the key itself.
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+        return jax.random.normal(key, shape)
+
+    of_seeds = jax.vmap(draw, in_axes=(None, 0))
+    return jax.vmap(of_seeds, in_axes=(0, None))(jnp.arange(count), seeds)
+
+
 @functools.partial(jax.jit, static_argnames=("stepper", "denoiser", "mesh"))
 def sample_latents(
     params: Params,
@@ -160,6 +185,8 @@ def sample_latents(
     negative: Conditioning | None,
     noise: Float32[Array, "B h w c"],
     guidance_scale: Float[Array, ""],
+    canvas: Float[Array, "h w _"] | None = None,
+    told_scale: Float[Array, ""] | None = None,
     *,
     stepper: samplers.Stepper,
     denoiser: nn.Module,
@@ -167,14 +194,22 @@ def sample_latents(
 ) -> Float32[Array, "B h w c"]:
     """Latents as the denoiser sees them; without `negative` there is no guidance.
 
-    `told` has an entry for each image first; `negative` is without that axis.
+    `told` has an entry for each image first; `negative` is without that axis. `canvas`
+    is the family's, what the denoiser sees beside the latents; `told_scale` is given
+    to one that is told the guidance scale.
     """
 
     def ask(x: Array, timestep: Array, told: Conditioning) -> Array:
         x = jax.lax.with_sharding_constraint(x, sharding.over_examples(mesh))
         timesteps = jnp.full(len(x), timestep)
+        if canvas is not None:
+            seen = jnp.broadcast_to(canvas, (*x.shape[:-1], canvas.shape[-1]))
+            x = jnp.concatenate([x, seen], axis=-1)
         # The sampler's sums are float32 whatever the denoiser computes in.
-        predicted = denoiser.apply({"params": params}, x, timesteps, *told)
+        more = {}
+        if told_scale is not None:
+            more["guidance"] = jnp.full(len(x), told_scale)
+        predicted = denoiser.apply({"params": params}, x, timesteps, *told, **more)
         return predicted.astype(jnp.float32)
 
     def beside(negative: Array, told: Array) -> Array:

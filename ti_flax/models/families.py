@@ -26,5 +26,8 @@ def make_family(
 
 
 def parts(net: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders of the networks of a model with such a UNet."""
-    return sdxl.PARTS if sdxl.claims(net) else stable_diffusion.PARTS
+    """The folders of the networks of a model with such a UNet.
+
+    Raises `UserError` for a relative that is not supported.
+    """
+    return sdxl.parts(net) if sdxl.claims(net) else stable_diffusion.PARTS

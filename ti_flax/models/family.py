@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ti_flax.diffusion.process import Ddpm
+from ti_flax.diffusion.edm import Process
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime.errors import UserError
 
@@ -51,15 +52,33 @@ class Part(NamedTuple):
 
 
 class LatentScale(NamedTuple):
-    """Latents as the denoiser sees them: those of the autoencoder times `factor`."""
+    """Latents as the denoiser sees them: those of the autoencoder times `factor`.
+
+    Where a model says `mean` and `std` of each channel, their deviation from the one
+    in units of the other.
+    """
 
     factor: float
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
-    def to_denoiser(self, z: Array) -> Array:
-        return z * self.factor
+    def to_denoiser(self, z: Float[Array, "*B c"]) -> Float[Array, "*B c"]:
+        if self.mean is None or self.std is None:
+            return z * self.factor
+        mean, std = _by_channel(self.mean, z), _by_channel(self.std, z)
+        return (z - mean) * self.factor / std
 
-    def to_autoencoder(self, latents: Array) -> Array:
-        return latents / self.factor
+    def to_autoencoder(self, latents: Float[Array, "*B c"]) -> Float[Array, "*B c"]:
+        if self.mean is None or self.std is None:
+            return latents / self.factor
+        mean, std = _by_channel(self.mean, latents), _by_channel(self.std, latents)
+        return latents * std / self.factor + mean
+
+
+def _by_channel(numbers: tuple[float, ...], latents: Array) -> Array:
+    """A number a channel, to be taken with latents; an inpainting model has twice c."""
+    times = latents.shape[-1] // len(numbers)
+    return jnp.broadcast_to(jnp.asarray(numbers * times), latents.shape)
 
 
 def encode_text(
@@ -87,18 +106,27 @@ class Family:
     text_encoders: tuple[TextEncoder, ...]
     # (x_t [B, h, w, c], times [B], *conditioning) to the model's prediction.
     denoiser: Part
-    # `encode` gives moments [B, h, w, 2c], `decode` takes latents.
+    # `encode` gives moments [B, h, w, Z], `decode` takes latents [B, h, w, c].
     autoencoder: Part
-    # Of the autoencoder's params, those that decode.
-    decoder_params: tuple[str, ...]
+    # Of the autoencoder's params, those by which pictures are made.
+    picture_params: tuple[str, ...]
     condition: Condition
     # What is told instead of a prompt without text; None: such a prompt is encoded.
     tell_nothing: Callable[[Conditioning], Conditioning] | None = None
-    process: Ddpm
+    process: Process
     scale: LatentScale
-    # (moments [..., 2c], noise [..., c]) to latents of the autoencoder.
+    # (moments [..., Z], noise [..., c]) to latents of the autoencoder, and to what else
+    # of them `process` reads.
     sample_posterior: Callable[[Array, Array], Array]
     latent_channels: int  # c
+    moment_channels: int  # Z
+    # (the autoencoder's params, size=(height, width)) to what the denoiser sees beside
+    # x_t [h, w, _] where there is no picture; None: x_t alone.
+    canvas: Callable[..., Array] | None = None
+    # The denoiser is told the guidance scale, `guidance=` [B], and asked once.
+    tells_guidance: bool = False
+    # Why no word can be learned from it, and what to do; None: one can.
+    untrainable: str | None = None
     downscale: int  # pixels along a latent
     sample_size: tuple[int, int]  # height, width of the latents it was trained on
     # The class of diffusers' pipeline, and {part: (library, class)} in it.
@@ -143,6 +171,11 @@ class Family:
             **{name: list(named) for name, named in self.classes.items()},
             "scheduler": ["diffusers", scheduler_class],
         }
+
+    def check_trains(self) -> None:
+        """Raises `UserError` where no word can be learned from it."""
+        if self.untrainable is not None:
+            raise UserError(self.untrainable)
 
     def latent_side(self, resolution: int, key: str = "resolution") -> int:
         """Latents along a side of `resolution` pixels, which `key` gives.

@@ -139,6 +139,27 @@ TINY: Configs = {
 _XL_SCHEDULER = _scheduler(
     _class_name="EulerDiscreteScheduler", timestep_spacing="leading"
 )
+# What Playground v2.5 has in place of SDXL's; its networks are SDXL's.
+PLAYGROUND: Configs = {
+    "vae": {
+        "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+        "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+        "scaling_factor": 0.5,
+    },
+    "scheduler": {
+        "_class_name": "EDMDPMSolverMultistepScheduler",
+        "algorithm_type": "dpmsolver++",
+        "final_sigmas_type": "zero",
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "rho": 7.0,
+        "sigma_data": 0.5,
+        "sigma_max": 80.0,
+        "sigma_min": 0.002,
+        "solver_order": 2,
+        "solver_type": "midpoint",
+    },
+}
 _XL_INDEX = {"force_zeros_for_empty_prompt": True}
 
 

@@ -25,11 +25,38 @@ _NUM_SIZES = 6
 _HIGHEST_ID = 2
 _CLIP_EOS = 49407
 _INSTEAD = "use an SDXL model"
+# The refiner is told an aesthetic score in place of the crop's size.
+_REFINER_SIZES = 5
+REFINER = (
+    "SDXL's refiner, which goes on from the base model's pictures and makes none of "
+    "text alone; give SDXL's base model, whose words for text_encoder_2 the refiner "
+    "reads, too"
+)
 
 
 def claims(net: Mapping[str, Any]) -> bool:
     """Whether a UNet's settings are those of SDXL or a relative."""
     return net.get("addition_embed_type") == "text_time"
+
+
+def parts(net: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folders of the networks of a model with such a UNet.
+
+    Raises `UserError` for the refiner, which has one text encoder only.
+    """
+    context, added, size = (
+        net.get(key)
+        for key in (
+            "cross_attention_dim",
+            "projection_class_embeddings_input_dim",
+            "addition_time_embed_dim",
+        )
+    )
+    # Its pooled text is as wide as its context: both are of the one encoder.
+    told = all(type(number) is int for number in (context, added, size))
+    if told and added == context + _REFINER_SIZES * size:
+        raise UserError(f"unet: this is {REFINER}")
+    return PARTS
 
 
 def condition(
@@ -108,5 +135,5 @@ def _check_fit(encoders: tuple[TextEncoder, ...], net: UNetConfig) -> None:
         raise UserError(
             f"the unet's projection_class_embeddings_input_dim {net.added_width} is "
             f"not {added}, the pooled text's width and that of {_NUM_SIZES} sizes; use "
-            "the folders of one SDXL model (refiners are not supported)"
+            "the folders of one SDXL model"
         )

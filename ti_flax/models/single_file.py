@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ti_flax.models import (
     clip_tokenizer,
     prediction,
+    sdxl,
     single_file_configs,
     single_file_contents,
     single_file_keys,
@@ -95,15 +96,16 @@ class SingleFile(NamedTuple):
         published = single_file_configs.PUBLISHED[self.kind]
         if part == "model_index":
             return published.get(part, {})
+        own = single_file_configs.playground(self.contents.tensors)
         if part == "scheduler":
-            return {**published[part], **self._noise()}
+            return {**own.get(part, published[part]), **self._noise()}
         if part not in self.parts:
             raise UserError(self._missing(part))
         config = part_config(self.path, part, self.parts[part], self.kind)
         if part == "unet" and self.kind == "sd2":
             size = _SAMPLE_SIZE_OF_SD2[self.prediction.prediction_type]
             config["sample_size"] = size
-        return config
+        return {**config, **own.get(part, {})}
 
     def tensors(self, part: str) -> Iterator[Tensor]:
         yield from self.parts[part]
@@ -288,6 +290,4 @@ def _refuse_refiner(contents: Contents, kind: str) -> None:
     single = _under(contents, _OPEN_CLIP["text_encoder"][1:], (_OPEN_CLIP_SIGN,))
     both = _under(contents, _OPEN_CLIP["text_encoder_2"], (_OPEN_CLIP_SIGN,))
     if kind == "sdxl" and single is not None and both is None:
-        raise UserError(
-            f"{contents.path} is SDXL's refiner, not supported; give SDXL's base model"
-        )
+        raise UserError(f"{contents.path} is {sdxl.REFINER}")

@@ -5,9 +5,12 @@ heads, activations, the scale of latents) is that of the published models: 8 hea
 Stable Diffusion 1.x, heads of 64 in all others and in the text encoders.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from ti_flax.models import known
 from ti_flax.models.tensors import Tensor
@@ -27,6 +30,9 @@ _SIZE_WIDTH = 256
 # Any number serves where no residual block attends.
 _NO_DEPTH = 1
 _EOS = 49407
+# Beside the networks of Playground v2.5: what its VAE's settings have.
+_LATENTS = {"latents_mean": "edm_mean", "latents_std": "edm_std"}
+_MOST_CHANNELS = 64
 
 
 class Shapes:
@@ -147,6 +153,18 @@ def text_encoder(shapes: Shapes, kind: str, part: str) -> Config:
         # With the published 2, transformers pools at a learned word.
         config["eos_token_id"] = _EOS
     return config
+
+
+def playground(tensors: Mapping[str, Tensor]) -> dict[str, Config]:
+    """What Playground v2.5 has in place of SDXL's settings, by part; else nothing."""
+    found = {name: tensors.get(key) for name, key in _LATENTS.items()}
+    read: Config = {}
+    for name, tensor in found.items():
+        if tensor is None or math.prod(tensor.shape) > _MOST_CHANNELS:
+            return {}
+        read[name] = tensor.read().astype(np.float64).reshape(-1).tolist()
+    own = known.PLAYGROUND
+    return {"scheduler": own["scheduler"], "vae": {**own["vae"], **read}}
 
 
 def _depths(shapes: Shapes, levels: int, layers: int) -> Config:

@@ -33,7 +33,6 @@ _SIGNS = (
         "an unCLIP model, which reads pictures",
         _PICTURES,
     ),
-    _Sign(r"edm_(mean|std)$", "Playground 2.5 (EDM noise)", "give an SDXL model"),
     _Sign(r"edm_vpred\.", "CosXL (EDM noise)", "give an SDXL model"),
     _Sign(
         _DENOISER + r"(input_blocks\.\d+\.\d+\.time_|.*\.time_stack\.)",

@@ -27,7 +27,12 @@ class TimestepMlp(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B C"]) -> Float[Array, "B E"]:
+    def __call__(
+        self, x: Float[Array, "B C"], condition: Float[Array, "B P"] | None = None
+    ) -> Float[Array, "B E"]:
+        if condition is not None:
+            project = layers.dense(x.shape[-1], "cond_proj", self.dtype, use_bias=False)
+            x = x + project(condition)
         x = layers.dense(self.features, "linear_1", self.dtype)(x)
         return layers.dense(self.features, "linear_2", self.dtype)(nn.silu(x))
 
@@ -115,7 +120,8 @@ class UNet(nn.Module):
     """Noisy latents, timesteps and context to the model's prediction.
 
     Training draws whole timesteps; samplers may ask between them. SDXL is also told
-    the pooled text and the six sizes of a picture (Podell et al. 2023, section 2.2).
+    the pooled text and the six sizes of a picture (Podell et al. 2023, section 2.2), a
+    model distilled for it the guidance scale (Meng et al. 2023, section 3.1).
     """
 
     config: UNetConfig
@@ -124,7 +130,7 @@ class UNet(nn.Module):
     # Compute what is inside a residual or transformer block again in the backward pass.
     remat: bool = False
 
-    def example_inputs(self) -> tuple[Array, ...]:
+    def example_inputs(self) -> tuple[Array | None, ...]:
         """Arguments of `init`: the smallest latents that pass every level."""
         config = self.config
         side = 2 ** len(config.block_out_channels)
@@ -133,10 +139,13 @@ class UNet(nn.Module):
             jnp.zeros((1,), jnp.int32),
             jnp.zeros((1, 1, config.cross_attention_dim)),
         )
-        if config.size_width is None:
-            return inputs
-        pooled = jnp.zeros((1, config.added_width - 6 * config.size_width))
-        return *inputs, pooled, jnp.zeros((1, 6), jnp.int32)
+        pooled = sizes = guidance = None
+        if config.size_width is not None:
+            pooled = jnp.zeros((1, config.added_width - 6 * config.size_width))
+            sizes = jnp.zeros((1, 6), jnp.int32)
+        if config.guidance_width is not None:
+            guidance = jnp.zeros(1)
+        return *inputs, pooled, sizes, guidance
 
     @property
     def kept_channels(self) -> float:
@@ -159,14 +168,14 @@ class UNet(nn.Module):
         context: Float[Array, "B L D"],
         pooled: Float[Array, "B P"] | None = None,
         sizes: Int[Array, "B 6"] | None = None,
+        guidance: Float[Array, "B"] | None = None,
     ) -> Float[Array, "B h w out"]:
         config, dtype = self.config, self.dtype
-        context, embedding = context.astype(dtype), self._embed(timesteps)
+        context, embedding = context.astype(dtype), self._embed(timesteps, guidance)
         if pooled is not None and sizes is not None:
             embedding += self._embed_picture(pooled, sizes)
-        x = layers.conv(config.block_out_channels[0], 3, "conv_in", dtype)(
-            x_t.astype(dtype)
-        )
+        conv_in = layers.conv(config.block_out_channels[0], 3, "conv_in", dtype)
+        x = conv_in(x_t.astype(dtype))
         skips = [x]
         last = len(config.block_out_channels) - 1
         for i, width in enumerate(config.block_out_channels):
@@ -213,13 +222,24 @@ class UNet(nn.Module):
         )(x)
         return layers.conv(config.out_channels, 3, "conv_out", dtype)(nn.silu(x))
 
-    def _embed(self, timesteps: Real[Array, "B"]) -> Float[Array, "B E"]:
+    def _embed(
+        self, timesteps: Real[Array, "B"], guidance: Float[Array, "B"] | None
+    ) -> Float[Array, "B E"]:
         config, width = self.config, self.config.block_out_channels[0]
         waves = timestep_embedding(
             timesteps, width, config.flip_sin_to_cos, config.freq_shift
         )
         mlp = TimestepMlp(4 * width, self.dtype, name="time_embedding")
-        return mlp(waves.astype(self.dtype))
+        if config.guidance_width is None:
+            return mlp(waves.astype(self.dtype))
+        # As diffusers: w = scale - 1, in thousandths.
+        told = timestep_embedding(
+            1000 * (guidance - 1),
+            config.guidance_width,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+        )
+        return mlp(waves.astype(self.dtype), told.astype(self.dtype))
 
     def _embed_picture(
         self, pooled: Float[Array, "B P"], sizes: Int[Array, "B 6"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ti_flax.runtime.errors import UserError
 from ti_flax.runtime.json_settings import Settings
 
 # Settings that all supported models leave at one value. Another value means another
@@ -19,10 +20,8 @@ _FIXED = {
     "encoder_hid_dim_type": None,
     "mid_block_only_cross_attention": None,
     "mid_block_scale_factor": 1,
-    "num_class_embeds": None,
     "only_cross_attention": False,
     "resnet_time_scale_shift": "default",
-    "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
@@ -60,6 +59,8 @@ class UNetConfig(NamedTuple):
     # None where neither is told.
     size_width: int | None = None
     added_width: int | None = None
+    # Width of the sinusoids of the guidance scale; None where it is not told.
+    guidance_width: int | None = None
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "UNetConfig":
@@ -70,6 +71,12 @@ class UNetConfig(NamedTuple):
         settings = Settings("unet", config, _INSTEAD)
         settings.of_class("UNet2DConditionModel")
         settings.fixed(_FIXED)
+        if settings.has("num_class_embeds"):
+            raise UserError(
+                "unet: num_class_embeds says that this is no text-to-image model: of "
+                "the published ones Stable Diffusion's x4 upscaler has it, which "
+                f"enlarges pictures; {_INSTEAD}"
+            )
         widths = settings.integers("block_out_channels", 4, 8192)
         blocks = len(widths)
         layers = settings.integer("layers_per_block", 1, _MOST_LAYERS, 2)
@@ -95,6 +102,7 @@ class UNetConfig(NamedTuple):
             freq_shift=settings.integer("freq_shift", 0, 1, 0),
             size_width=size_width,
             added_width=added_width,
+            guidance_width=_read_guidance(settings),
         )
         settings.divides("norm_num_groups", read.norm_num_groups, widths)
         for i, width in enumerate(widths):
@@ -124,6 +132,11 @@ def _read_added(settings: Settings) -> tuple[int | None, int | None]:
         settings.integer("addition_time_embed_dim", 2, 4096),
         settings.integer("projection_class_embeddings_input_dim", 1, 65536),
     )
+
+
+def _read_guidance(settings: Settings) -> int | None:
+    key = "time_cond_proj_dim"
+    return settings.integer(key, 4, 4096) if settings.has(key) else None
 
 
 def _read_depths(

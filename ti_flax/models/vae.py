@@ -9,13 +9,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ti_flax.models import attention, layers
+from ti_flax.runtime.errors import UserError
 from ti_flax.runtime.json_settings import Settings
 
 _EPS = 1e-6
 _FIXED = {
     "act_fn": "silu",
-    "latents_mean": None,
-    "latents_std": None,
     "mid_block_add_attention": True,
     "shift_factor": None,
     "use_post_quant_conv": True,
@@ -32,6 +31,9 @@ class VaeConfig(NamedTuple):
     latent_channels: int
     norm_num_groups: int
     scaling_factor: float
+    # Of each channel of latents, where a model has them.
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "VaeConfig":
@@ -43,6 +45,14 @@ class VaeConfig(NamedTuple):
         settings.of_class("AutoencoderKL")
         settings.fixed(_FIXED)
         widths = settings.integers("block_out_channels", 1, 8192)
+        channels = settings.integer("latent_channels", 1, 64, 4)
+        mean = settings.one_each("latents_mean", -1e4, 1e4, channels)
+        std = settings.one_each("latents_std", 1e-4, 1e4, channels)
+        if (mean is None) != (std is None):
+            raise UserError(
+                "vae: expected latents_mean and latents_std, found one of them; use "
+                "the vae/config.json that came with the weights"
+            )
         settings.choices("down_block_types", ("DownEncoderBlock2D",), len(widths))
         settings.choices("up_block_types", ("UpDecoderBlock2D",), len(widths))
         read = cls(
@@ -51,10 +61,12 @@ class VaeConfig(NamedTuple):
             out_channels=settings.integer("out_channels", 3, 3, 3),
             block_out_channels=widths,
             layers_per_block=settings.integer("layers_per_block", 1, 16, 1),
-            latent_channels=settings.integer("latent_channels", 1, 64, 4),
+            latent_channels=channels,
             norm_num_groups=settings.integer("norm_num_groups", 1, 1024, 32),
             # Files written before diffusers 0.10 lack it; they are all SD 1.x.
             scaling_factor=settings.number("scaling_factor", 1e-6, 1e6, 0.18215),
+            latents_mean=mean,
+            latents_std=std,
         )
         settings.divides("norm_num_groups", read.norm_num_groups, widths)
         return read
@@ -219,8 +231,7 @@ class Vae(nn.Module):
 
     def __call__(self, pixels: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Decodes the posterior mean; exists so that `init` makes every parameter."""
-        means, _ = jnp.split(self.encode(pixels), 2, axis=-1)
-        return self.decode(means)
+        return self.decode(self.encode(pixels)[..., : self.config.latent_channels])
 
 
 def sample_posterior(

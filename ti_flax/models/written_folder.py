@@ -7,6 +7,9 @@ from typing import Any
 from ti_flax.models.base_model import BaseModel
 from ti_flax.runtime import atomic
 
+# Whose layout it is, where a model does not say; diffusers' inpainting pipeline asks.
+_VERSION = "0.42.1"
+
 
 def write(folder: Path, model: BaseModel) -> None:
     """Writes every part, its tokenizers, scheduler and index.
@@ -27,7 +30,7 @@ def write(folder: Path, model: BaseModel) -> None:
 
 def index_of(model: BaseModel) -> dict[str, Any]:
     """The model's own model_index.json, with the parts and scheduler that are read."""
-    own = model.source.config("model_index")
+    own = {"_diffusers_version": _VERSION, **model.source.config("model_index")}
     return {**own, **model.family.model_index(model.scheduler["_class_name"])}
 
 

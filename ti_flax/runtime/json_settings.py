@@ -95,6 +95,15 @@ class Settings:
             self._refuse(key, value, f"expected a list of 1 to {_MAX_ENTRIES} numbers")
         return tuple(self._number(key, entry, low, high) for entry in value)
 
+    def one_each(
+        self, key: str, low: float, high: float, count: int
+    ) -> tuple[float, ...] | None:
+        """`count` finite numbers in [low, high]; None where the key is absent."""
+        if not self.has(key):
+            return None
+        entries = self._entries(key, self._get(key, None), count)
+        return tuple(self._number(key, entry, low, high) for entry in entries)
+
     def flag(self, key: str, default: bool) -> bool:
         value = self._one(key, default)
         if not isinstance(value, bool | int | float) or value not in (0, 1):

@@ -70,12 +70,12 @@ def abstract_arguments(
 
 def empty(recipe: train_step.StepRecipe, run: RunShapes) -> tuple[State, Bank]:
     """State and bank of slots without concepts, which take no steps."""
-    encoders, channels = recipe.family.text_encoders, recipe.family.latent_channels
+    encoders, channels = recipe.family.text_encoders, recipe.family.moment_channels
     prompts = run.prompts or {each.name: (27, each.length) for each in encoders}
 
     def encoded(bucket: BucketShape) -> Encoded:
         height, width, count, listed = bucket
-        moments = jnp.zeros((count, run.views, height, width, 2 * channels))
+        moments = jnp.zeros((count, run.views, height, width, channels))
         return Encoded(
             moments=moments,
             sizes=jnp.zeros((count, run.views, 6), jnp.int32),

@@ -58,9 +58,13 @@ class Bank(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples of every slot; latents are scaled as the denoiser sees them."""
+    """Examples of every slot; latents are scaled as the denoiser sees them.
 
-    latents: Float[Array, "S B h w c"]
+    An inpainting model's have the channels of a grey picture behind the c that are
+    noised.
+    """
+
+    latents: Float[Array, "S B h w _"]
     noise: Float[Array, "S B h w c"]
     times: Int[Array, "S B"]
     ids: dict[str, Int[Array, "S B L"]]
@@ -111,7 +115,7 @@ def draw_batch(
             whole = unmasked < slot.unmasked_probability
             weights = jnp.where(whole, 1.0, weights[picture, view])
         moments = bucket.moments[picture, view]
-        shape = (*moments.shape[:-1], moments.shape[-1] // 2)
+        shape = (*moments.shape[:-1], family.latent_channels)
         posterior = family.sample_posterior(
             moments, jax.random.normal(posterior_key, shape)
         )

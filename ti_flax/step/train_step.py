@@ -63,7 +63,7 @@ def example_losses(
     prediction = family.denoiser.module.apply(
         {"params": frozen[family.denoiser.name]},
         family.process.add_noise(flat.latents, noise, flat.times),
-        flat.times,
+        family.process.told(flat.times),
         *told,
     )
     target = family.process.target(flat.latents, flat.noise, flat.times)

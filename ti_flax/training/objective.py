@@ -6,16 +6,23 @@ from jaxtyping import Array, Float
 
 from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.diffusion import timestep_tables
+from ti_flax.diffusion.edm import Process
 from ti_flax.diffusion.objective import Objective
-from ti_flax.diffusion.process import Ddpm
 from ti_flax.runtime.errors import UserError
 
+_WEIGHTS = (
+    "snr_gamma",
+    "debiased_estimation_loss",
+    "scale_v_pred_loss_like_noise_pred",
+)
 
-def make_objective(config: ObjectiveKeys, process: Ddpm) -> Objective:
+
+def make_objective(config: ObjectiveKeys, process: Process) -> Objective:
     """The objective of a run on this process.
 
     Raises `UserError` where a key does not suit the model: timesteps that it has not,
-    a weight of v where it predicts noise, a weight that is infinite.
+    a weight of v where it predicts noise, of either where it predicts neither, a weight
+    that is infinite.
     """
     drawn = _between(config, "min_timestep", "max_timestep", process.num_timesteps)
     huber_c = None
@@ -52,10 +59,16 @@ def _between(config: ObjectiveKeys, first_key: str, end_key: str, total: int) ->
 
 
 def _weights(
-    config: ObjectiveKeys, process: Ddpm, drawn: slice
+    config: ObjectiveKeys, process: Process, drawn: slice
 ) -> Float[Array, "T"] | None:
     """What each timestep counts; None where all count alike."""
     v = process.prediction_type == "v_prediction"
+    asked = [key for key in _WEIGHTS if getattr(config, key)]
+    if asked and process.prediction_type == "edm":
+        raise UserError(
+            f"{asked[0]}: expected a model that predicts noise or v, whose loss it "
+            "weights, found one of EDM (Karras et al. 2022); leave it out"
+        )
     snr = timestep_tables.snr_of(np.asarray(process.alphas_cumprod))
     factors = []
     if config.snr_gamma is not None:

@@ -25,7 +25,11 @@ def make_recipe(
     mesh: jax.sharding.Mesh,
     slots: int = 1,
 ) -> train_step.StepRecipe:
-    """The step of a run on these devices; its largest picture has so many latents."""
+    """The step of a run on these devices; its largest picture has so many latents.
+
+    Raises `UserError` where the model teaches nothing.
+    """
+    family.check_trains()
     optimizer = adamw(
         config.adam_beta1,
         config.adam_beta2,

@@ -53,7 +53,7 @@ def load(inputs: Inputs, autoencoder: Params, previews: bool) -> Resident:
     frozen = {name: model.load(name, layout) for name in family.trained_through}
     params = dict(frozen)
     if previews:
-        decoder = {name: autoencoder[name] for name in family.decoder_params}
+        decoder = {name: autoencoder[name] for name in family.picture_params}
         params[family.autoencoder.name] = sharding.replicate(decoder, mesh)
     hosts.barrier()
     tables = {
