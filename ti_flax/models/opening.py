@@ -129,7 +129,11 @@ def _open_folder(
             _log.info(
                 "%s: %s in place of the scheduler's %s", key, value, scheduler.get(key)
             )
-    return Opened(source, lambda parts: found.fetch_weights(parts, variant))
+
+    def fetch(parts: Iterable[str]) -> None:
+        found.fetch_weights(map(source.name_of, parts), variant)
+
+    return Opened(source, fetch)
 
 
 def _nothing(parts: Iterable[str]) -> None:
