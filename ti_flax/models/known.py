@@ -242,14 +242,15 @@ LDM: Configs = {
 
 TINY_LDM: Configs = {
     "text_encoder": _ldm_bert(
-        d_model=32,
+        # A word's width tells its family.
+        d_model=1280,
         encoder_attention_heads=2,
         encoder_ffn_dim=64,
         encoder_layers=2,
         head_dim=8,
         vocab_size=160,
     ),
-    "unet": TINY["unet"],
+    "unet": {**TINY["unet"], "cross_attention_dim": 1280},
     "vae": TINY["vae"],
     "scheduler": _LDM_SCHEDULER,
 }
