@@ -34,9 +34,7 @@ PROMPTS = [
 def folders(tmp_path_factory):
     """The layout of repositories, and as transformers saves it again."""
     root = tmp_path_factory.mktemp("word_pieces")
-    bert_tokenizer.write(root / "plain")
-    with open(root / "plain" / "vocab.txt", "a", encoding="utf-8") as file:
-        file.write("\n".join([*WORDS, "猫", ""]))
+    bert_tokenizer.write(root / "plain", [*WORDS, "猫"])
     load_tokenizer(root / "plain", "bert").save_pretrained(root / "saved")
     assert not (root / "saved" / "vocab.txt").exists()
     return {name: root / name for name in ("plain", "saved")}

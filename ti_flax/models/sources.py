@@ -141,6 +141,11 @@ class DiffusersFolder(NamedTuple):
         inside = "" if part == self.alone else name
         return weight_files.find(self.folder, name, self.variant, inside)
 
+    @property
+    def is_ldm(self) -> bool:
+        """Whether the folder is of the pipeline of latent diffusion with BERT."""
+        return self.name_of("text_encoder") == LDM_FOLDERS["text_encoder"]
+
     def name_of(self, part: str) -> str:
         """The name of a part's folder, as the pipeline has it that is there."""
         other = LDM_FOLDERS.get(part)
