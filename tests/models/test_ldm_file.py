@@ -9,8 +9,16 @@ import pytest
 import single_files
 
 from ti_flax import generate_images
-from ti_flax.models import base_model, bert_tokenizer, locate, single_file
+from ti_flax.models import (
+    base_model,
+    bert_tokenizer,
+    families,
+    known,
+    locate,
+    single_file,
+)
 from ti_flax.models.opening import Choices
+from ti_flax.models.torch_params import param_shapes
 from ti_flax.pickles import torch_zip
 from ti_flax.runtime.errors import UserError
 
@@ -101,3 +109,26 @@ def test_settings_are_those_of_the_published_shape(folder: Path, file: Path):
     }
     assert opened.config("unet")["cross_attention_dim"] == 48
     assert opened.config("unet")["attention_head_dim"] == 8
+
+
+def test_the_published_shape_has_as_many_numbers_as_diffusers_modules():
+    """diffusers' text encoder also has `to_logits`, which no picture needs."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.pipelines.latent_diffusion import pipeline_latent_diffusion
+
+    family = families.make_family(known.LDM)
+    ours = {
+        part: sum(leaf.size for leaf in jax.tree.leaves(param_shapes(module)))
+        for part, module in family.parts.items()
+    }
+    with torch.device("meta"):
+        config = pipeline_latent_diffusion.LDMBertConfig()
+        bert = pipeline_latent_diffusion.LDMBertModel(config)
+        unet = diffusers.UNet2DConditionModel.from_config(known.LDM["unet"])
+    count = {
+        "text_encoder": sum(p.numel() for p in bert.model.parameters()),
+        "unet": sum(p.numel() for p in unet.parameters()),
+    }
+    assert {part: ours[part] for part in count} == count
+    assert round(count["unet"] / 1e6, 2) == 872.30
