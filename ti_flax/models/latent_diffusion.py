@@ -1,4 +1,4 @@
-"""What the families share: a UNet, a KL autoencoder, betas; and CLIP, where it reads."""
+"""What the families share: a UNet, a KL autoencoder, betas; of most, CLIP."""
 
 from collections.abc import Mapping
 from typing import Any
