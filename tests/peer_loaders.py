@@ -155,7 +155,10 @@ def rinongal(file: Path) -> Rows:
     manager = Manager()
     # Its code is older than weights_only, and a ParameterDict is not on torch's list.
     data = torch.load(file, map_location="cpu", weights_only=False)
-    assert all(isinstance(number, int) for number in data["string_to_token"].values())
+    # It compares them with a prompt's ids, on the prompt's device.
+    assert all(
+        number.to("cpu").dim() == 0 for number in data["string_to_token"].values()
+    )
     manager.string_to_param_dict = data["string_to_param"]
     assert list(manager.parameters())
     assert data["string_to_token"].keys() == manager.string_to_param_dict.keys()

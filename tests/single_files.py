@@ -19,7 +19,7 @@ import numpy as np
 import sdxl_models
 from safetensors.numpy import load_file
 
-from ti_flax.models import clip_tokenizer, families, known
+from ti_flax.models import bert_tokenizer, clip_tokenizer, families, known
 from ti_flax.models.torch_params import param_shapes, save_params, torch_key
 from ti_flax.runtime import atomic
 
@@ -46,7 +46,7 @@ RELATIVES: dict[str, dict[str, Any]] = {
     "koala-1b": {"transformer_layers_per_block": [0, 2, 3]},
     "inpainting": {"in_channels": 9},
 }
-KINDS = ("sd1", "sd2", *RELATIVES)
+KINDS = ("sd1", "sd2", "ldm", *RELATIVES)
 FILES = {
     "text_encoder": "model.safetensors",
     "text_encoder_2": "model.safetensors",
@@ -68,14 +68,16 @@ DTYPES = {
 
 def configs(kind: str, vocab_size: int = 514) -> known.Configs:
     """Settings of a tiny model with the published ones that no shape tells."""
-    published = {"sd1": known.SD15, "sd2": known.SD21}.get(kind, known.SDXL)
-    made = copy.deepcopy(published)
+    published = {"ldm": known.LDM, "sd1": known.SD15, "sd2": known.SD21}
+    made = copy.deepcopy(published.get(kind, known.SDXL))
     made["vae"].update(
         block_out_channels=[32, 64],
         down_block_types=["DownEncoderBlock2D"] * 2,
         layers_per_block=1,
         up_block_types=["UpDecoderBlock2D"] * 2,
     )
+    if kind == "ldm":
+        return _ldm_configs(made)
     text = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 1}
     made["text_encoder"].update(text, vocab_size=vocab_size, num_hidden_layers=2)
     made["unet"].update(sample_size=16)
@@ -112,6 +114,20 @@ def configs(kind: str, vocab_size: int = 514) -> known.Configs:
     return made
 
 
+def _ldm_configs(made: known.Configs) -> known.Configs:
+    made["text_encoder"].update(
+        d_model=48,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=96,
+        encoder_layers=2,
+        vocab_size=160,
+    )
+    made["unet"].update(
+        block_out_channels=[32, 64, 64, 64], cross_attention_dim=48, sample_size=32
+    )
+    return made
+
+
 def small_configs(kind: str) -> known.Configs:
     """Of two levels and one layer a block, with CLIP's vocabulary: for runs."""
     made = configs(kind, VOCABULARY)
@@ -141,10 +157,14 @@ def write_folder(folder: Path, own: known.Configs) -> None:
             ),
             param_shapes(module),
         )
-        save_params(folder / part, own[part], params, np.dtype(np.float32))
+        place = folder / family.folder(part)
+        save_params(place, own[part], params, np.dtype(np.float32))
     atomic.write_json(folder / "scheduler" / "scheduler_config.json", own["scheduler"])
     for encoder in family.text_encoders:
         (folder / encoder.tokenizer).mkdir()
+        if encoder.pieces == "bert":
+            bert_tokenizer.write(folder / encoder.tokenizer)
+            continue
         open_clip = own[encoder.name]["hidden_act"] == "gelu"
         pad = "!" if open_clip else clip_tokenizer.END
         clip_tokenizer.write(folder / encoder.tokenizer, pad)
@@ -159,9 +179,15 @@ def tensors_of(folder: Path, own: known.Configs) -> Arrays:
     made: Arrays = {}
     for part, file in FILES.items():
         if part in own:
-            arrays = load_file(folder / part / file)
+            arrays = load_file(folder_of(folder, part) / file)
             made |= NETWORKS[part](arrays, own)
     return made
+
+
+def folder_of(folder: Path, part: str) -> Path:
+    """A part's folder, by diffusers' name of it in either pipeline."""
+    other = folder / {"text_encoder": "bert", "vae": "vqvae"}.get(part, part)
+    return other if other.is_dir() else folder / part
 
 
 def unet(arrays: Arrays, own: known.Configs) -> Arrays:
@@ -242,10 +268,41 @@ def vae(arrays: Arrays, own: known.Configs) -> Arrays:
 
 
 def text_encoder(arrays: Arrays, own: known.Configs) -> Arrays:
+    if own["text_encoder"]["model_type"] == "ldmbert":
+        return x_transformers(arrays)
     if own["text_encoder"]["hidden_act"] == "gelu":
         return open_clip(arrays, "cond_stage_model.model.", width=64, extra_layer=23)
     first = "conditioner.embedders.0" if "text_encoder_2" in own else "cond_stage_model"
     return {f"{first}.transformer.{key}": array for key, array in arrays.items()}
+
+
+def x_transformers(arrays: Arrays) -> Arrays:
+    """LDMBert's keys as those of the transformer that it was made from."""
+    top = {
+        "model.embed_tokens": "token_emb",
+        "model.embed_positions": "pos_emb.emb",
+        "model.layer_norm": "norm",
+    }
+    inner = {
+        "self_attn_layer_norm": (0, "0"),
+        "self_attn.q_proj": (0, "1.to_q"),
+        "self_attn.k_proj": (0, "1.to_k"),
+        "self_attn.v_proj": (0, "1.to_v"),
+        "self_attn.out_proj": (0, "1.to_out"),
+        "final_layer_norm": (1, "0"),
+        "fc1": (1, "1.net.0.0"),
+        "fc2": (1, "1.net.2"),
+    }
+    made: Arrays = {}
+    for key, array in arrays.items():
+        module, leaf = key.rsplit(".", 1)
+        name = top.get(module)
+        if name is None:
+            _, _, layer, rest = module.split(".", 3)
+            odd, place = inner[rest]
+            name = f"attn_layers.layers.{2 * int(layer) + odd}.{place}"
+        made[f"cond_stage_model.transformer.{name}.{leaf}"] = array
+    return made
 
 
 def text_encoder_2(arrays: Arrays, own: known.Configs) -> Arrays:
@@ -315,7 +372,10 @@ def others(kind: str) -> Arrays:
         "model_ema.num_updates": np.zeros((), np.int64),
         "first_stage_model.loss.discriminator.main.0.weight": schedule,
     }
-    if kind != "sd2":
+    if kind == "ldm":
+        for leaf in ("weight", "bias"):
+            made[f"cond_stage_model.transformer.to_logits.{leaf}"] = schedule
+    elif kind != "sd2":
         first = "cond_stage_model" if kind == "sd1" else "conditioner.embedders.0"
         name = f"{first}.transformer.text_model.embeddings.position_ids"
         # Some merges averaged even these, in half precision.

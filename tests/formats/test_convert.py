@@ -147,7 +147,11 @@ def test_inspect_shows_both_encoders_of_sdxl(tmp_path):
     [
         (768, "Stable Diffusion 1.x"),
         (1024, "Stable Diffusion 2.x"),
-        (1280, "SDXL's second text encoder alone"),
+        (
+            1280,
+            "latent diffusion with BERT (or SDXL's second text encoder, without its "
+            "first)",
+        ),
         (64, "a text encoder of width 64"),
     ],
 )

@@ -10,7 +10,7 @@ import hub_server
 import pytest
 from hub_server import Fault, Hub
 
-from ti_flax.models import base_model
+from ti_flax.models import base_model, random_model
 from ti_flax.runtime.errors import UserError
 from ti_flax.runtime.regular_files import MAX_JSON_BYTES
 
@@ -284,3 +284,25 @@ def test_weights_that_are_not_cached_need_the_network(
     with pytest.raises(UserError, match=f"cannot fetch '{NAME}' from the Hub"):
         base_model.open_model(NAME)
     base_model.open_model(NAME, download_weights=False)
+
+
+def test_of_latent_diffusion_its_own_folders_are_fetched(
+    hub: Hub, tmp_path: Path
+) -> None:
+    """As CompVis/ldm-text2im-large-256 has them, with weights of torch.save alone."""
+    random_model.write_random_model(tmp_path / "model", "tiny_ldm")
+    files = publish(hub, tmp_path / "model", "README.md", ".gitattributes")
+    weights = {
+        f"{part}/{stem}.bin"
+        for part, stem in (("bert", "pytorch_model"), ("unet", D), ("vqvae", D))
+    }
+    for name in [name for name in files if name.endswith(".safetensors")]:
+        del files[name]
+    files |= {name: name.encode() for name in weights}
+    base_model.open_model(NAME, download_weights=False)
+    settings = {f"{part}/config.json" for part in ("bert", "unet", "vqvae")}
+    settings |= {"model_index.json", "scheduler/scheduler_config.json"}
+    settings |= {"tokenizer/vocab.txt", "tokenizer/tokenizer_config.json"}
+    assert fetched(hub) == settings
+    base_model.open_model(NAME)
+    assert fetched(hub) - settings == weights

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         configs = single_files.configs(kind)
         single_files.write_folder(folder, configs)
         parts = {
-            part: load_file(folder / part / file)
+            part: load_file(single_files.folder_of(folder, part) / file)
             for part, file in single_files.FILES.items()
             if part in configs
         }
@@ -117,7 +118,7 @@ def configs_of(opened: single_file.SingleFile) -> dict[str, Any]:
     return {part: opened.config(part) for part in named}
 
 
-@pytest.mark.parametrize("kind", ("sd1", "sd2", "sdxl"))
+@pytest.mark.parametrize("kind", ("sd1", "sd2", "ldm", "sdxl"))
 def test_its_params_are_those_of_its_folder(kind: str, made, write) -> None:
     opened = single_file.open_file(write(made(kind).tensors))
     family = families.make_family(configs_of(opened), BFLOAT16)
@@ -459,7 +460,9 @@ def test_diffusers_own_conversion_gives_the_same(kind: str, made, write) -> None
         "sd1": "cond_stage_model.transformer.",
         "sd2": "cond_stage_model.model.",
     }.get(kind, "conditioner.embedders.0.transformer.")
-    if kind == "sd2":
+    if kind == "ldm":
+        text = diffusers_bert(checkpoint(), configs["text_encoder"])
+    elif kind == "sd2":
         text = theirs.convert_open_clip_checkpoint(None, checkpoint(), first)
     else:
         text = theirs.convert_ldm_clip_checkpoint(checkpoint(), first)
@@ -471,3 +474,36 @@ def test_diffusers_own_conversion_gives_the_same(kind: str, made, write) -> None
     for part, found in converted.items():
         arrays = {key: tensor.numpy() for key, tensor in found.items()}
         assert_same(arrays_of(opened, part), arrays)
+
+
+def diffusers_bert(checkpoint: dict[str, Any], config: dict[str, Any]) -> dict:
+    """By diffusers' converter, which takes the module that latent diffusion made."""
+    import torch
+    from diffusers.pipelines.latent_diffusion import pipeline_latent_diffusion
+    from diffusers.pipelines.stable_diffusion import convert_from_ckpt
+
+    first = "cond_stage_model."
+    weights = {
+        key.removeprefix(first): torch.nn.Parameter(tensor)
+        for key, tensor in checkpoint.items()
+        if key.startswith(first)
+    }
+    for leaf in ("weight", "bias"):
+        weights[f"transformer.to_logits.{leaf}"] = torch.nn.Parameter(torch.zeros(1))
+    made = convert_from_ckpt.convert_ldm_bert_checkpoint(
+        module_of(weights), pipeline_latent_diffusion.LDMBertConfig(**config)
+    )
+    state = made.state_dict().items()
+    return {key: value for key, value in state if not key.startswith("to_logits")}
+
+
+def module_of(weights: dict[str, Any]) -> Any:
+    """Attributes by the names in keys; numbers are places in a list."""
+    inner: dict[str, dict[str, Any]] = {}
+    for key, weight in weights.items():
+        name, _, rest = key.partition(".")
+        inner.setdefault(name, {})[rest] = weight
+    made = {name: w[""] if "" in w else module_of(w) for name, w in inner.items()}
+    if not all(name.isdecimal() for name in made):
+        return types.SimpleNamespace(**made)
+    return [made.get(str(i)) for i in range(1 + max(map(int, made)))]

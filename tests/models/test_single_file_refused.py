@@ -62,7 +62,7 @@ KEYS: list[tuple[str, list[str]]] = [
     ("FLUX or a relative", [f"{UNET}double_stream_blocks.0.x.weight"]),
     ("Stable Diffusion 3", [f"{UNET}joint_blocks.0.context_block.x.weight"]),
     ("Stable Cascade", ["down_blocks.0.0.channelwise.0.weight"]),
-    ("before Stable Diffusion", ["cond_stage_model.transformer.token_emb.weight"]),
+    ("a text encoder alone", ["cond_stage_model.transformer.token_emb.weight"]),
     ("a diffusion transformer", [f"{UNET}transformer_blocks.0.attn.to_q.weight"]),
     ("a diffusion transformer", ["blocks.0.cross_attn.q.weight"]),
     ("a diffusion transformer", [f"{UNET}layers.0.attention.qkv.weight"]),

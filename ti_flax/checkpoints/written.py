@@ -24,7 +24,7 @@ FOLDERS = (PICTURES, "samples")
 # Of save_as_full_pipeline.
 PIPELINE = (
     *("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler"),
-    *("tokenizer_2", "text_encoder_2"),
+    *("tokenizer_2", "text_encoder_2", "bert", "vqvae"),
     *("feature_extractor", "safety_checker", "image_encoder"),
 )
 

@@ -6,12 +6,15 @@ from pydantic import BaseModel, Field
 
 from ti_flax.config.fields import FilePath, Integer, Settings
 
+Shape = Literal["sd15", "sd21", "sdxl", "ldm", "tiny", "tiny_sdxl", "tiny_ldm"]
+
 
 class RandomModelKeys(Settings):
     """What to write, and where."""
 
-    shape: Literal["sd15", "sd21", "sdxl", "tiny", "tiny_sdxl"] = Field(
-        description="the model to resemble: sd15, sd21, sdxl, tiny or tiny_sdxl"
+    shape: Shape = Field(
+        description="the model to resemble: sd15, sd21, sdxl, ldm; or one as small as "
+        "can be: tiny, tiny_sdxl, tiny_ldm"
     )
     folder: FilePath = Field(description="where to write it")
     seed: Integer = Field(0, ge=0, lt=2**32, description="start of the random weights")

@@ -107,7 +107,7 @@ def _nearest_words(learned: Embedding, keys: InspectKeys) -> list[str]:
     find.check_fits(learned, widths, "model", keys.file)
     lines = []
     for encoder in model.family.text_encoders:
-        tokenizer = load_tokenizer(model.tokenizer(encoder))
+        tokenizer = load_tokenizer(model.tokenizer(encoder), encoder.pieces)
         table = np.asarray(encoder.table(model.load(encoder.name)))
         median = np.median(_norms(table))
         lines.append(f"norm of the model's words: median {median:.3f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ti_flax.formats.checks import shown
-from ti_flax.models import single_file
+from ti_flax.models import single_file, single_file_contents
 from ti_flax.models.single_file import SingleFile
 from ti_flax.models.tensors import Tensor
 from ti_flax.models.unet_config import UNetConfig
@@ -115,7 +115,7 @@ def _inpainting(unet: Mapping[str, Any]) -> str:
 
 
 def _averages(opened: SingleFile) -> str:
-    if single_file.has_averages(opened.contents):
+    if single_file_contents.has_averages(opened.contents):
         return "in the file, not used; ema true takes it"
     return "none"
 

@@ -62,8 +62,8 @@ def check_fits(
         raise UserError(
             f"{key}: {name_or_path} has rows of width {_listed(learned.widths)} "
             f"({learned.family}), the model's text encoder has width {_listed(widths)} "
-            "(768 is Stable Diffusion 1.x, 1024 2.x); use a model of the kind it was "
-            "trained with"
+            "(768 is Stable Diffusion 1.x, 1024 2.x, 1280 latent diffusion with BERT); "
+            "use a model of the kind it was trained with"
         )
 
 

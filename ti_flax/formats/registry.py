@@ -16,7 +16,7 @@ from ti_flax.formats.content import Content, Kind
 from ti_flax.formats.metadata import provenance_in, to_texts
 from ti_flax.pickles.refused import Refused
 from ti_flax.runtime.errors import UserError
-from ti_flax.text.embedding import Embedding
+from ti_flax.text.embedding import LDM_WIDTH, Embedding
 
 
 class ReadFile(NamedTuple):
@@ -39,6 +39,8 @@ class Format(NamedTuple):
     suffixes: Mapping[str, Kind]
     # How many text encoders' rows have a place; SDXL has two.
     num_encoders: int = 2
+    # Whether rows of latent diffusion's BERT have one.
+    ldm: bool = False
     metadata: Callable[[Embedding], Mapping[str, str]] = to_texts
 
 
@@ -56,6 +58,7 @@ FORMATS = {
         token_keyed.make_flat,
         {".npy": "npy"},
         num_encoders=1,
+        ldm=True,
     ),
     "diffusers-flat": Format(
         "diffusers up to 0.15",
@@ -63,12 +66,14 @@ FORMATS = {
         token_keyed.make_flat,
         {".bin": "torch", ".safetensors": "safetensors"},
         num_encoders=1,
+        ldm=True,
     ),
     "diffusers": Format(
         "diffusers",
         token_keyed.find,
         token_keyed.make,
         {".safetensors": "safetensors", ".bin": "torch"},
+        ldm=True,
     ),
     "kohya": Format(
         "kohya's sd-scripts",
@@ -121,6 +126,7 @@ FORMATS = {
         string_to_param.make_rinongal,
         {".pt": "torch"},
         num_encoders=1,
+        ldm=True,
     ),
 }
 
@@ -206,6 +212,13 @@ def write(path: Path, name: str, embedding: Embedding) -> list[Path]:
             f"{embedding.token} has rows for {wanted} text encoders "
             f"({embedding.family}), a file of format {name} holds those of "
             f"{layout.num_encoders}: convert to {', '.join(fitting)}"
+        )
+    if embedding.fits_ldm and not layout.ldm:
+        fitting = [key for key, other in FORMATS.items() if other.ldm]
+        raise UserError(
+            f"{embedding.token} has rows of width {LDM_WIDTH} alone, of latent "
+            f"diffusion with BERT, which {layout.program} has not: convert to "
+            f"{', '.join(fitting)}"
         )
     path = target(path, name)
     if path.suffix not in layout.suffixes:

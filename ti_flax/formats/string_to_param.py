@@ -3,20 +3,25 @@
 Both have the rows in `string_to_param`, by token. AUTOMATIC1111 always writes the token
 `*` there, says the real one in `name`, and adds the step and the checkpoint. The
 original code has the token itself, rows in a ParameterDict, and no name.
+
+The original code puts the rows in place of a token that its vocabulary knows, whose id
+is a tensor in `string_to_token`.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ti_flax.formats.checks import RawWord, Reading
 from ti_flax.formats.content import Content
-from ti_flax.formats.metadata import to_texts
+from ti_flax.formats.metadata import to_texts, token_in
 from ti_flax.pickles.torch_pickle import ParameterDict
 from ti_flax.text.embedding import FIRST_ENCODER, Embedding
 
 _ANY_TOKEN = "*"
-# The id of "*" in CLIP's vocabulary, as AUTOMATIC1111 writes it.
-_ANY_TOKEN_ID = 265
+# The id of "*" in CLIP's vocabulary, as AUTOMATIC1111 writes it, and in BERT's.
+_ANY_TOKEN_ID, _ANY_TOKEN_ID_OF_BERT = 265, 1008
 # The first id past CLIP's vocabulary.
 _FIRST_FREE_ID = 49408
 # Programs ignore keys that they do not know.
@@ -47,8 +52,12 @@ def find_rinongal(content: Content) -> Reading | None:
     if words is None or "name" in content.value:
         return None
     # "*" is what the original recipe calls every concept: the file's name says more.
-    named = [w._replace(token=None) if w.token == _ANY_TOKEN else w for w in words]
-    return Reading(named, _ours(content))
+    ours = _ours(content)
+    named = [
+        word._replace(token=token_in(ours)) if word.token == _ANY_TOKEN else word
+        for word in words
+    ]
+    return Reading(named, ours)
 
 
 def _words(content: Content) -> list[RawWord] | None:
@@ -81,10 +90,12 @@ def make_a1111(embedding: Embedding) -> dict[str, Any]:
 
 
 def make_rinongal(embedding: Embedding) -> dict[str, Any]:
+    token, id_ = embedding.token, _FIRST_FREE_ID
+    if embedding.fits_ldm:
+        # Its prompts have the word by this name, as in its own recipe.
+        token, id_ = _ANY_TOKEN, _ANY_TOKEN_ID_OF_BERT
     return {
-        "string_to_token": {embedding.token: _FIRST_FREE_ID},
-        "string_to_param": ParameterDict(
-            {embedding.token: embedding.rows[FIRST_ENCODER]}
-        ),
+        "string_to_token": {token: np.array(id_, np.int64)},
+        "string_to_param": ParameterDict({token: embedding.rows[FIRST_ENCODER]}),
         _OURS: to_texts(embedding),
     }

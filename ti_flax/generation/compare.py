@@ -78,7 +78,7 @@ def _encoder(
         return_tensors="np",
     ).input_ids
     tokenize = PromptTokenizer(
-        load_tokenizer(model.tokenizer(encoder)),
+        load_tokenizer(model.tokenizer(encoder), encoder.pieces),
         encoder.vocab_size,
         {learned.token: len(names)},
     )

@@ -213,7 +213,7 @@ def _token_ids(
     """Token ids of prompts for each text encoder; the last is the negative one."""
     tokenizers = {}
     for encoder in model.family.text_encoders:
-        tokenizer = load_tokenizer(model.tokenizer(encoder))
+        tokenizer = load_tokenizer(model.tokenizer(encoder), encoder.pieces)
         if not tokenizers:  # CLIP's vocabulary, which they share
             _check_words(prompts, tokenizer, words)
         tokenizers[encoder.name] = PromptTokenizer(
@@ -224,7 +224,9 @@ def _token_ids(
 
 
 def _check_words(
-    prompts: Sequence[str], tokenizer: "transformers.CLIPTokenizer", words: Words
+    prompts: Sequence[str],
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+    words: Words,
 ) -> None:
     """Raises `UserError` for words that prompts cannot mean."""
     known = [

@@ -85,6 +85,12 @@ def _open_pipeline(
     import diffusers
 
     kind = getattr(diffusers, family.pipeline)
+    if not hasattr(kind, "load_textual_inversion"):
+        raise errors.UserError(
+            f"verify: diffusers' {family.pipeline} loads no learned words, there is "
+            "nothing to compare; train with save_as_full_pipeline for a pipeline that "
+            "has the word"
+        )
     settings = {"variant": variant}
     if "safety_checker" in family.optional_parts:
         settings |= {"safety_checker": None, "requires_safety_checker": False}

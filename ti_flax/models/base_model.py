@@ -81,4 +81,4 @@ def open_model(
     family = families.make_family(configs, dtype, plan)
     if download_weights:
         fetch(family.parts)
-    return BaseModel(family, source, configs["scheduler"])
+    return BaseModel(family, source, {**family.scheduler, **configs["scheduler"]})

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ti_flax.models import attention, sdxl, stable_diffusion
+from ti_flax.models import attention, ldm, sdxl, stable_diffusion
 from ti_flax.models.family import Family
 
 
@@ -21,12 +21,16 @@ def make_family(
 
     Raises `UserError` for configurations of no family, or that do not fit one another.
     """
-    module = sdxl if sdxl.claims(configs["unet"]) else stable_diffusion
+    module = stable_diffusion
+    if sdxl.claims(configs["unet"]):
+        module = sdxl
+    elif ldm.claims(configs["text_encoder"]):
+        module = ldm
     return module.make_family(configs, dtype, plan)
 
 
 def parts(net: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders of the networks of a model with such a UNet.
+    """The keys of the networks of a model with such a UNet.
 
     Raises `UserError` for a relative that is not supported.
     """

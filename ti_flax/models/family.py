@@ -6,8 +6,10 @@ by a module of its own, such as `models.stable_diffusion`.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,10 +28,11 @@ Condition = Callable[[Mapping[str, Any], Int[Array, "B 6"]], Conditioning]
 
 
 class TextEncoder(NamedTuple):
-    """A text encoder: `name` is the key of its rows and the folder of its weights.
+    """A text encoder: `name` is the key of its rows and of its weights.
 
     `module` maps (ids [B, L], rows [B, K, D]) to what the family's `condition` reads;
-    id V + k is row k. `tokenizer` is the folder of its tokenizer.
+    id V + k is row k. `tokenizer` is the folder of its tokenizer, `pieces` its kind.
+    `embedding` is the path to the module of the vocabulary's rows.
     """
 
     name: str
@@ -38,14 +41,20 @@ class TextEncoder(NamedTuple):
     vocab_size: int  # V
     width: int  # D
     length: int  # L at most
+    pieces: Literal["clip", "bert"] = "clip"
+    embedding: tuple[str, ...] = ("embeddings", "token_embedding")
 
     def table(self, params: Params) -> Float[Array, "V D"]:
         """The rows of the vocabulary, of this encoder's params."""
-        return params["embeddings"]["token_embedding"]["embedding"]
+        return self.table_in(params)["embedding"]
+
+    def table_in(self, params: Params) -> Params:
+        """The params of which `embedding` is the table."""
+        return functools.reduce(operator.getitem, self.embedding, params)
 
 
 class Part(NamedTuple):
-    """A network without learned rows: `name` is the folder of its weights."""
+    """A network without learned rows: `name` is the key of its weights."""
 
     name: str
     module: nn.Module
@@ -134,18 +143,26 @@ class Family:
     classes: Mapping[str, tuple[str, str]]
     # Parts of the pipeline that no network here reads; a model may lack them.
     optional_parts: tuple[str, ...]
+    # What the pipeline calls those parts that it does not call by their key.
+    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # What the pipeline takes a scheduler_config.json to mean that does not say it.
+    scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """Every network by the folder of its weights."""
+        """Every network by the key of its weights."""
         named = (*self.text_encoders, self.denoiser, self.autoencoder)
         return {part.name: part.module for part in named}
 
     @property
     def trained_through(self) -> dict[str, nn.Module]:
-        """The networks that a train step runs, by the folder of their weights."""
+        """The networks that a train step runs, by the key of their weights."""
         named = (*self.text_encoders, self.denoiser)
         return {part.name: part.module for part in named}
+
+    def folder(self, part: str) -> str:
+        """A part's name in the pipeline, which is the folder of its files."""
+        return self.folders.get(part, part)
 
     def clone_denoiser(self, **changed: Any) -> "Family":
         """The family with another way to compute the same denoiser."""
@@ -168,7 +185,7 @@ class Family:
         """model_index.json of a folder with these parts, as diffusers writes it."""
         return {
             "_class_name": self.pipeline,
-            **{name: list(named) for name, named in self.classes.items()},
+            **{self.folder(part): list(named) for part, named in self.classes.items()},
             "scheduler": ["diffusers", scheduler_class],
         }
 

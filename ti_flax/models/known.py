@@ -225,10 +225,63 @@ TINY_XL: Configs = {
     "model_index": _XL_INDEX,
 }
 
+# Its files name a DDIMScheduler, with the defaults of its class.
+_LDM_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+}
+
+
+def _ldm_bert(**settings: Any) -> dict[str, Any]:
+    return {
+        "activation_function": "gelu",
+        "architectures": ["LDMBertModel"],
+        "encoder_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "model_type": "ldmbert",
+        "pad_token_id": 0,
+        **settings,
+    }
+
+
+LDM: Configs = {
+    "text_encoder": _ldm_bert(
+        d_model=1280,
+        encoder_ffn_dim=5120,
+        encoder_layers=32,
+        head_dim=64,
+        vocab_size=30522,
+    ),
+    "unet": _unet(attention_head_dim=8, cross_attention_dim=1280, sample_size=32),
+    "vae": _vae(sample_size=256),
+    "scheduler": _LDM_SCHEDULER,
+}
+
+TINY_LDM: Configs = {
+    "text_encoder": _ldm_bert(
+        # A word's width tells its family.
+        d_model=1280,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        encoder_layers=2,
+        head_dim=8,
+        vocab_size=160,
+    ),
+    "unet": {**TINY["unet"], "cross_attention_dim": 1280},
+    "vae": TINY["vae"],
+    "scheduler": _LDM_SCHEDULER,
+}
+
 SHAPES = {
     "sd15": SD15,
     "sd21": SD21,
     "sdxl": SDXL,
+    "ldm": LDM,
     "tiny": TINY,
     "tiny_sdxl": TINY_XL,
+    "tiny_ldm": TINY_LDM,
 }

@@ -1,4 +1,4 @@
-"""What Stable Diffusion and SDXL share: CLIP, a UNet, a KL autoencoder, betas."""
+"""What the families share: a UNet, a KL autoencoder, betas; of most, CLIP."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -9,7 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ti_flax.models import locate, single_file, single_file_configs
+from ti_flax.models import (
+    locate,
+    single_file,
+    single_file_configs,
+    single_file_contents,
+)
 from ti_flax.models.assembled import Assembled
 from ti_flax.models.families import parts as parts_of
 from ti_flax.models.single_file import SingleFile
@@ -108,7 +113,7 @@ def _open_file(file: Path, choices: Choices) -> Opened:
         " with zero terminal SNR" if decided.zero_terminal_snr else "",
         decided.rule,
     )
-    if single_file.has_averages(source.contents) and not choices.ema:
+    if single_file_contents.has_averages(source.contents) and not choices.ema:
         _log.info("%s: has averaged weights (EMA), which ema true takes", file.name)
     return Opened(source, _nothing)
 
@@ -129,7 +134,11 @@ def _open_folder(
             _log.info(
                 "%s: %s in place of the scheduler's %s", key, value, scheduler.get(key)
             )
-    return Opened(source, lambda parts: found.fetch_weights(parts, variant))
+
+    def fetch(parts: Iterable[str]) -> None:
+        found.fetch_weights(map(source.name_of, parts), variant)
+
+    return Opened(source, fetch)
 
 
 def _nothing(parts: Iterable[str]) -> None:
@@ -174,4 +183,6 @@ def _parts_from(
 def _kind_of(source: Source) -> str:
     if isinstance(source, SingleFile):
         return source.kind
+    if isinstance(source, DiffusersFolder) and source.is_ldm:
+        return "ldm"
     return single_file_configs.kind_of_settings(source.config("unet"))

@@ -6,10 +6,11 @@ its speed and memory, where no weights can be had.
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from ti_flax.models import clip_tokenizer, families, known
+from ti_flax.models import bert_tokenizer, clip_tokenizer, families, known
 from ti_flax.models.random_params import random_params
 from ti_flax.models.torch_params import save_params
 from ti_flax.runtime import atomic
@@ -23,12 +24,14 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
     family = families.make_family(configs)
     for part in family.parts:
         params = random_params(configs, part, seed)
-        save_params(folder / part, configs[part], params, np.dtype(np.float32))
+        save_params(
+            folder / family.folder(part), configs[part], params, np.dtype(np.float32)
+        )
     atomic.write_json(
         folder / "scheduler" / "scheduler_config.json", configs["scheduler"]
     )
     for encoder in family.text_encoders:
-        write_tokenizer(folder / encoder.tokenizer)
+        write_tokenizer(folder / encoder.tokenizer, encoder.pieces)
     index = {
         **configs.get("model_index", {}),
         **family.model_index(configs["scheduler"]["_class_name"]),
@@ -38,10 +41,14 @@ def write_random_model(folder: Path, shape: str, seed: int = 0) -> None:
     _log.info("wrote %s: random weights in the shape of %s", folder, shape)
 
 
-def write_tokenizer(folder: Path) -> None:
-    """CLIP's byte-level tokenizer without a single merge: every letter is a token.
+def write_tokenizer(folder: Path, pieces: Literal["clip", "bert"] = "clip") -> None:
+    """A tokenizer to which every letter is a token.
 
-    The second of SDXL pads with "!", whose id is 0; others with the end of text.
+    CLIP's without a single merge; the second of SDXL pads with "!", whose id is 0,
+    others with the end of text. Or BERT's, without a word.
     """
+    if pieces == "bert":
+        bert_tokenizer.write(folder)
+        return
     pad = "!" if folder.name == "tokenizer_2" else clip_tokenizer.END
     clip_tokenizer.write(folder, pad, merges=())

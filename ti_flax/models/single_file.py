@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ti_flax.models import (
+    bert_tokenizer,
     clip_tokenizer,
     prediction,
     sdxl,
@@ -30,15 +31,20 @@ from ti_flax.runtime.regular_files import sha256
 
 Tensors = tuple[Tensor, ...]
 
-NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
+NAMES = {
+    "ldm": "latent diffusion with BERT",
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "SDXL",
+}
 TEXT_ENCODERS = {
+    "ldm": ("text_encoder",),
     "sd1": ("text_encoder",),
     "sd2": ("text_encoder",),
     "sdxl": ("text_encoder", "text_encoder_2"),
 }
 _UNET = "model.diffusion_model."
 _UNET_SIGN = "input_blocks.0.0.weight"
-_EMA = "model_ema.diffusion_model"
 _VAES = ("first_stage_model.", "vae.", "")
 _VAE_SIGN = "decoder.conv_in.weight"
 # Where a text encoder's keys begin, by how its code names them.
@@ -58,6 +64,7 @@ _CLIP_SIGNS = (
     "embeddings.token_embedding.weight",
 )
 _OPEN_CLIP_SIGN = "token_embedding.weight"
+_BERT, _BERT_SIGN = "cond_stage_model.transformer.", "token_emb.weight"
 # Stable Diffusion 2 conditions on the last layer but one, with the final norm.
 _LAST_LAYER_OF_SD2 = 23
 _PAD = {
@@ -66,6 +73,7 @@ _PAD = {
 }
 _SAMPLE_SIZE_OF_SD2 = {prediction.EPSILON: 64, prediction.V: 96}
 _SUGGESTED_VAE = {
+    "ldm": "stabilityai/sd-vae-ft-mse",
     "sd1": "stabilityai/sd-vae-ft-mse",
     "sd2": "stabilityai/sd-vae-ft-mse",
     "sdxl": "madebyollin/sdxl-vae-fp16-fix",
@@ -111,7 +119,13 @@ class SingleFile(NamedTuple):
         yield from self.parts[part]
 
     def tokenizer(self, name: str) -> Path:
-        """The folder of a tokenizer, which no such file has."""
+        """The folder of a tokenizer, which no such file has.
+
+        Raises `UserError` where BERT's vocabulary, which the package has not, is
+        neither beside the file nor to be had from the Hub.
+        """
+        if self.kind == "ldm":
+            return bert_tokenizer.find(self.path)
         return clip_tokenizer.folder(_PAD.get((self.kind, name), clip_tokenizer.END))
 
     def copy_part(self, part: str, folder: Path) -> None:
@@ -180,10 +194,12 @@ def open_file(
     keys = contents.tensors.keys()
     single_file_refused.check(path, keys, _UNET_SIGN in unet)
     if ema:
-        unet = _averaged(contents, unet)
+        unet = single_file_contents.averaged(contents, unet)
     parts = {"unet": tuple(single_file_keys.unet(unet))}
     shapes = single_file_configs.Shapes(str(path), "unet", parts["unet"])
     kind = single_file_configs.kind_of(shapes)
+    if f"{_BERT}{_BERT_SIGN}" in keys:
+        kind = "ldm"
     _refuse_refiner(contents, kind)
     for part in (*TEXT_ENCODERS[kind], "vae"):
         found = find_part(contents, part, kind, alone=False)
@@ -237,6 +253,9 @@ def find_part(contents: Contents, part: str, kind: str, alone: bool) -> Tensors 
         found = _under(contents, _VAES if alone else _VAES[:1], (_VAE_SIGN,))
         return None if found is None else tuple(single_file_keys.vae(found))
     bare = ("",) if alone else ()
+    if kind == "ldm":
+        found = _under(contents, (_BERT, *bare), (_BERT_SIGN,))
+        return None if found is None else tuple(single_file_keys.ldm_bert(found))
     projected = part == "text_encoder_2"
     found = _under(contents, (*_CLIP[part], *bare), _CLIP_SIGNS)
     if found is not None:
@@ -268,22 +287,6 @@ def _under(
         if any(f"{prefix}{sign}" in contents.tensors for sign in signs):
             return contents.under(prefix)
     return None
-
-
-def _averaged(contents: Contents, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The UNet's averages, whose keys are those of its weights without the dots."""
-    averages = {key: contents.tensors.get(_EMA + key.replace(".", "")) for key in unet}
-    missing = [key for key, tensor in averages.items() if tensor is None]
-    if missing:
-        raise UserError(
-            f"ema: {contents.path} has averages (EMA) of {len(unet) - len(missing)} of "
-            f"the UNet's {len(unet)} tensors; leave ema out, or give a file with all"
-        )
-    return {key: tensor for key, tensor in averages.items() if tensor is not None}
-
-
-def has_averages(contents: Contents) -> bool:
-    return any(key.startswith(_EMA) for key in contents.tensors)
 
 
 def _refuse_refiner(contents: Contents, kind: str) -> None:

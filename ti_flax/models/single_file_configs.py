@@ -2,7 +2,8 @@
 
 Shapes tell widths, depths and what is there at all; what they cannot tell (numbers of
 heads, activations, the scale of latents) is that of the published models: 8 heads in
-Stable Diffusion 1.x, heads of 64 in all others and in the text encoders.
+Stable Diffusion 1.x and latent diffusion with BERT, heads of 64 in all others and in
+the text encoders.
 """
 
 import math
@@ -20,6 +21,7 @@ Config = dict[str, Any]
 
 # What single files are of: the published model with the settings that shapes lack.
 PUBLISHED: dict[str, known.Configs] = {
+    "ldm": known.LDM,
     "sd1": known.SD15,
     "sd2": known.SD21,
     "sdxl": known.SDXL,
@@ -100,7 +102,7 @@ def unet(shapes: Shapes, kind: str) -> Config:
         **_depths(shapes, levels, layers),
         **_added(shapes),
         "attention_head_dim": 8
-        if kind == "sd1"
+        if kind in ("ldm", "sd1")
         else [max(1, width // _HEAD_WIDTH) for width in widths],
         "block_out_channels": widths,
         "cross_attention_dim": shapes.size(attends, 1)
@@ -133,6 +135,8 @@ def vae(shapes: Shapes, kind: str) -> Config:
 
 def text_encoder(shapes: Shapes, kind: str, part: str) -> Config:
     """`text_encoder/config.json`, or that of `text_encoder_2`."""
+    if kind == "ldm":
+        return _ldm_bert(shapes)
     inside = "text_model.embeddings"
     width = shapes.size(f"{inside}.token_embedding.weight", 1)
     first = "text_model.encoder.layers.0"
@@ -165,6 +169,21 @@ def playground(tensors: Mapping[str, Tensor]) -> dict[str, Config]:
         read[name] = tensor.read().astype(np.float64).reshape(-1).tolist()
     own = known.PLAYGROUND
     return {"scheduler": own["scheduler"], "vae": {**own["vae"], **read}}
+
+
+def _ldm_bert(shapes: Shapes) -> Config:
+    """`bert/config.json`."""
+    first = "model.layers.0"
+    heads = shapes.size(f"{first}.self_attn.q_proj.weight", 0) // _HEAD_WIDTH
+    return {
+        **PUBLISHED["ldm"]["text_encoder"],
+        "d_model": shapes.size("model.embed_tokens.weight", 1),
+        "encoder_attention_heads": max(1, heads),
+        "encoder_ffn_dim": shapes.size(f"{first}.fc1.weight", 0),
+        "encoder_layers": shapes.count("model.layers."),
+        "max_position_embeddings": shapes.size("model.embed_positions.weight", 0),
+        "vocab_size": shapes.size("model.embed_tokens.weight", 0),
+    }
 
 
 def _depths(shapes: Shapes, levels: int, layers: int) -> Config:

@@ -14,6 +14,7 @@ from ti_flax.runtime.errors import UserError, one_line, shown
 from ti_flax.runtime.regular_files import open_regular
 
 _GGUF = b"GGUF"
+_EMA = "model_ema.diffusion_model"
 # A zip, and what torch wrote before it: pickles one after another, or a tar.
 _TORCH = (b"PK", b"\x80")
 _STEPS = "global_step"
@@ -117,6 +118,25 @@ def _product(
     weight: Callable[[], np.ndarray], scale: Callable[[], np.ndarray]
 ) -> Callable[[], np.ndarray]:
     return lambda: weight().astype(np.float32) * scale().astype(np.float32)
+
+
+def averaged(contents: Contents, unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The UNet's averages, whose keys are those of its weights without the dots.
+
+    Raises `UserError` where some are missing.
+    """
+    averages = {key: contents.tensors.get(_EMA + key.replace(".", "")) for key in unet}
+    missing = [key for key, tensor in averages.items() if tensor is None]
+    if missing:
+        raise UserError(
+            f"ema: {contents.path} has averages (EMA) of {len(unet) - len(missing)} of "
+            f"the UNet's {len(unet)} tensors; leave ema out, or give a file with all"
+        )
+    return {key: tensor for key, tensor in averages.items() if tensor is not None}
+
+
+def has_averages(contents: Contents) -> bool:
+    return any(key.startswith(_EMA) for key in contents.tensors)
 
 
 def beside(path: Path) -> Path:

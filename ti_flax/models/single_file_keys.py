@@ -71,6 +71,24 @@ _OPEN_CLIP_MODULES = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+# x-transformers counts attention and feed-forward layers in turn.
+_BERT_LAYER = re.compile(r"attn_layers\.layers\.(\d{1,3})\.(.+)\.(weight|bias)")
+_BERT_MODULES = (
+    {
+        "0": "self_attn_layer_norm",
+        "1.to_q": "self_attn.q_proj",
+        "1.to_k": "self_attn.k_proj",
+        "1.to_v": "self_attn.v_proj",
+        "1.to_out": "self_attn.out_proj",
+    },
+    {"0": "final_layer_norm", "1.net.0.0": "fc1", "1.net.2": "fc2"},
+)
+_BERT = {
+    "token_emb.weight": "embed_tokens.weight",
+    "pos_emb.emb.weight": "embed_positions.weight",
+    "norm.weight": "layer_norm.weight",
+    "norm.bias": "layer_norm.bias",
+}
 _IN_PROJ = re.compile(r"transformer\.resblocks\.(\d{1,3})\.attn\.in_proj_(weight|bias)")
 
 
@@ -135,6 +153,21 @@ def open_clip(
         else:
             for part in _open_clip_tensor(key, tensor):
                 yield part._replace(key=f"text_model.{part.key}")
+
+
+def ldm_bert(tensors: Tensors) -> Iterator[Tensor]:
+    """The text encoder of latent diffusion under x-transformers' keys.
+
+    What guesses words is left out.
+    """
+    for key, tensor in tensors.items():
+        name = _BERT.get(key, key)
+        if match := _BERT_LAYER.fullmatch(key):
+            layer, feeds_forward = divmod(int(match[1]), 2)
+            module = _BERT_MODULES[feeds_forward].get(match[2], match[2])
+            name = f"layers.{layer}.{module}.{match[3]}"
+        if not key.startswith("to_logits."):
+            yield tensor._replace(key=f"model.{name}")
 
 
 def _open_clip_tensor(key: str, tensor: Tensor) -> Iterable[Tensor]:

@@ -46,11 +46,6 @@ _SIGNS = (
         "Stable Cascade",
         _FAMILY,
     ),
-    _Sign(
-        r"cond_stage_model\.transformer\.(token_emb|attn_layers)\.",
-        "a latent diffusion model of before Stable Diffusion",
-        _FAMILY,
-    ),
 )
 # Where there is no UNet in the keys of latent diffusion.
 _WITHOUT_UNET = (

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ti_flax.models import safetensors_weights, torch_weights, weight_files
@@ -20,6 +21,10 @@ from ti_flax.runtime.errors import UserError, shown
 from ti_flax.runtime.regular_files import read_json, sha256
 
 _log = logging.getLogger(__name__)
+# Where the pipeline of latent diffusion with BERT keeps parts under other names.
+LDM_FOLDERS: Mapping[str, str] = MappingProxyType(
+    {"text_encoder": "bert", "vae": "vqvae"}
+)
 _MISSING = (
     "expected a Stable Diffusion model in diffusers' layout (text_encoder, unet, vae, "
     "scheduler, tokenizer)"
@@ -132,8 +137,21 @@ class DiffusersFolder(NamedTuple):
 
         Raises `UserError` where there are none.
         """
-        inside = "" if part == self.alone else part
-        return weight_files.find(self.folder, part, self.variant, inside)
+        name = self.name_of(part)
+        inside = "" if part == self.alone else name
+        return weight_files.find(self.folder, name, self.variant, inside)
+
+    @property
+    def is_ldm(self) -> bool:
+        """Whether the folder is of the pipeline of latent diffusion with BERT."""
+        return self.name_of("text_encoder") == LDM_FOLDERS["text_encoder"]
+
+    def name_of(self, part: str) -> str:
+        """The name of a part's folder, as the pipeline has it that is there."""
+        other = LDM_FOLDERS.get(part)
+        if other is None or os.path.lexists(self.folder / part):
+            return part
+        return other if os.path.lexists(self.folder / other) else part
 
     def _check_pipeline(self) -> None:
         """Names a pipeline that has no UNet: nothing of it is missing."""
@@ -145,7 +163,9 @@ class DiffusersFolder(NamedTuple):
             )
 
     def _place(self, part: str) -> Path:
-        return self.folder if part == self.alone else self.folder / part
+        if part == self.alone:
+            return self.folder
+        return self.folder / self.name_of(part)
 
 
 def copy_file(file: Path, source: Path) -> None:

@@ -31,8 +31,9 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # projection of the pooled text.
 _TEXT_PREFIX = "text_model."
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-# In files of old transformers; the positions are 0, 1, 2... in every model.
-_BUFFERS = {"embeddings.position_ids"}
+# What no network here reads: positions, in files of old transformers, which are 0, 1,
+# 2... in every model; and what LDMBert would guess words with.
+_UNREAD = {"embeddings.position_ids", "to_logits.weight", "to_logits.bias"}
 # VAE attention before diffusers 0.12 had names of its own.
 _OLD_VAE_ATTENTION = {
     ".query.": ".to_q.",
@@ -130,7 +131,7 @@ def _match(source: Source, part: str, shapes: Params) -> dict[str, Tensor]:
     }
     for tensor in source.tensors(part):
         name = _modern_key(part, tensor.key)
-        if name in _BUFFERS:
+        if name in _UNREAD:
             continue
         if name not in wanted:
             faults["unknown"].append(tensor.key)

@@ -13,8 +13,10 @@ from ti_flax.runtime.regular_files import names_in, read_json
 STEMS = {
     "text_encoder": ("model", "pytorch_model"),
     "text_encoder_2": ("model", "pytorch_model"),
+    "bert": ("model", "pytorch_model"),
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+    "vqvae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
 }
 _SUFFIXES = ("safetensors", "bin")
 # Of a shard or a single file; more lead out of the folder or to another format.

@@ -20,7 +20,7 @@ def write(folder: Path, model: BaseModel) -> None:
     family = model.family
     folder.mkdir(parents=True, exist_ok=True)
     for part in family.parts:
-        model.source.copy_part(part, folder / part)
+        model.source.copy_part(part, folder / family.folder(part))
     for encoder in family.text_encoders:
         place = folder / encoder.tokenizer
         shutil.copytree(model.tokenizer(encoder), place, dirs_exist_ok=True)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def write(
     folder: Path,
     model: base_model.BaseModel,
-    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
+    tokenizers: Mapping[str, "transformers.PreTrainedTokenizerFast"],
     learned: Embedding,
 ) -> None:
     """Writes the pipeline into `folder`; files of the same names are replaced.
@@ -48,7 +48,7 @@ def write(
 def _write_all(
     folder: Path,
     model: base_model.BaseModel,
-    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
+    tokenizers: Mapping[str, "transformers.PreTrainedTokenizerFast"],
     learned: Embedding,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _write_all(
         changed = {"eos_token_id": tokenizer.eos_token_id}
         _write_text_encoder(folder, model, encoder, learned, ids, changed)
     for part in (family.denoiser, family.autoencoder):
-        model.source.copy_part(part.name, folder / part.name)
+        model.source.copy_part(part.name, folder / family.folder(part.name))
     written_folder.write_scheduler(folder, model)
     for name in family.optional_parts:
         if (model.source.path / name).is_dir():
@@ -77,7 +77,7 @@ def _one_kind_of_error() -> Iterator[None]:
 
 
 def _write_tokenizer(
-    folder: Path, tokenizer: "transformers.CLIPTokenizer", learned: Embedding
+    folder: Path, tokenizer: "transformers.PreTrainedTokenizerFast", learned: Embedding
 ) -> list[int]:
     """Saves the tokenizer with the vectors' names; returns their ids."""
     tokenizer = copy.deepcopy(tokenizer)
@@ -108,20 +108,19 @@ def _write_text_encoder(
     highest id, which is a learned word's.
     """
     params = model.load(encoder.name)
-    embedding = params["embeddings"]["token_embedding"]
-    table = np.asarray(embedding["embedding"])
+    table = np.asarray(encoder.table(params))
     # A tokenizer may know fewer words than the table has rows.
     vocab_size = max(len(table), *(id_ + 1 for id_ in ids))
     longer = np.zeros((vocab_size, table.shape[1]), np.float32)
     longer[: len(table)] = table
     longer[ids] = learned.rows[encoder.name]
-    embedding["embedding"] = longer
+    encoder.table_in(params)["embedding"] = longer
     config = {**model.source.config(encoder.name), **changed}
     config["vocab_size"] = vocab_size
     for key in ("dtype", "torch_dtype"):
         if key in config:
             config[key] = "float32"
-    save_params(folder / encoder.name, config, params, np.float32)
+    save_params(folder / model.family.folder(encoder.name), config, params, np.float32)
 
 
 def _copy_folder(folder: Path, source: Path) -> None:

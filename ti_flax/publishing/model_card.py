@@ -9,7 +9,18 @@ from ti_flax.text.embedding import Embedding
 
 README_NAME = "README.md"
 
+# diffusers' LDMTextToImagePipeline has no load_textual_inversion. A table may have more
+# rows than there are words, which the new ones follow.
+_LDM_LOADING = """\
+[(token, rows)] = safetensors.torch.load_file("learned_embeds.safetensors").items()
+table, words = pipeline.bert.get_input_embeddings().weight, len(pipeline.tokenizer)
+table.data = torch.cat([table.data[:words], rows])
+names = [token, *(f"{token}_{i}" for i in range(1, len(rows)))]
+pipeline.tokenizer.add_tokens(names)
+pipeline(["a photo of " + " ".join(names)], guidance_scale=6).images[0]"""
+
 _TAGS = {
+    "latent diffusion": ["latent-diffusion"],
     "SDXL": ["stable-diffusion-xl", "stable-diffusion-xl-diffusers"],
     "Stable Diffusion": ["stable-diffusion", "stable-diffusion-diffusers"],
 }
@@ -38,6 +49,8 @@ def write(
     from huggingface_hub import ModelCardData
 
     family = "SDXL" if len(embedding.rows) > 1 else "Stable Diffusion"
+    if embedding.fits_ldm:
+        family = "latent diffusion"
     data = ModelCardData(
         base_model=base_model_id,
         license=license,
@@ -76,12 +89,9 @@ def _body(
 
 ```python
 {_loading(embedding)}
-pipeline({f"a photo of {embedding.token}"!r}).images[0]
 ```
 
-AUTOMATIC1111, Forge and ComfyUI read `{_for_webuis(embedding)}` from their embeddings
-folder, under the name that it has there. `python -m ti_flax.convert` writes it for
-InvokeAI, kohya's scripts, OneTrainer and others.
+{_for_others(embedding)}
 
 | | |
 |---|---|
@@ -89,17 +99,30 @@ InvokeAI, kohya's scripts, OneTrainer and others.
 """
 
 
-def _for_webuis(embedding: Embedding) -> str:
+def _for_others(embedding: Embedding) -> str:
+    """What loads the word besides diffusers."""
+    if embedding.fits_ldm:
+        return """\
+`python -m ti_flax.generate` draws with it. `python -m ti_flax.convert --to rinongal`
+writes it for the original code, where prompts have `*` in its place. No other program
+knows words of this model."""
     both = len(embedding.rows) > 1
-    return find.SDXL_NAME if both else find.SAFETENSORS_NAME
+    name = find.SDXL_NAME if both else find.SAFETENSORS_NAME
+    return f"""\
+AUTOMATIC1111, Forge and ComfyUI read `{name}` from their embeddings
+folder, under the name that it has there. `python -m ti_flax.convert` writes it for
+InvokeAI, kohya's scripts, OneTrainer and others."""
 
 
 def _loading(embedding: Embedding) -> str:
-    """The lines by which diffusers learns the word."""
+    """The lines by which diffusers learns the word, and draws it."""
+    if embedding.fits_ldm:
+        return _LDM_LOADING
     source = '"this repository or folder"'
+    drawing = f"pipeline({f'a photo of {embedding.token}'!r}).images[0]"
     if len(embedding.rows) == 1:
-        return f"pipeline.load_textual_inversion({source})"
-    # Without the last line transformers pools the text at the word, not at its end.
+        return f"pipeline.load_textual_inversion({source})\n{drawing}"
+    # Without eos_token_id transformers pools the text at the word, not at its end.
     return f"""\
 for end in ("", "_2"):
     pipeline.load_textual_inversion(
@@ -108,7 +131,8 @@ for end in ("", "_2"):
         tokenizer=getattr(pipeline, f"tokenizer{{end}}"),
         text_encoder=getattr(pipeline, f"text_encoder{{end}}"),
     )
-pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id"""
+pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id
+{drawing}"""
 
 
 def _code(text: str) -> str:

@@ -39,7 +39,7 @@ def write(
 def finish(
     config: run_config.Config,
     model: base_model.BaseModel,
-    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
+    tokenizers: Mapping[str, "transformers.PreTrainedTokenizerFast"],
     learned: Embedding,
 ) -> None:
     """After `write`, at the end of a run: the whole pipeline, and the Hub, as asked.

@@ -12,7 +12,10 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 # Every diffusers pipeline with a text encoder has this one.
 FIRST_ENCODER = "text_encoder"
 
-SD1_WIDTH, SD2_WIDTH, SDXL_WIDTH_2 = 768, 1024, 1280
+SD1_WIDTH, SD2_WIDTH = 768, 1024
+# Of latent diffusion's BERT, and of SDXL's second text encoder, whose rows come with
+# those of its first.
+LDM_WIDTH = 1280
 
 
 class Embedding(NamedTuple):
@@ -37,6 +40,11 @@ class Embedding(NamedTuple):
         return {encoder: rows.shape[1] for encoder, rows in self.rows.items()}
 
     @property
+    def fits_ldm(self) -> bool:
+        """Whether latent diffusion with BERT reads such rows."""
+        return self.widths == {FIRST_ENCODER: LDM_WIDTH}
+
+    @property
     def family(self) -> str:
         """The base models that such rows fit, by their widths."""
         if len(self.rows) > 1:
@@ -45,5 +53,6 @@ class Embedding(NamedTuple):
         return {
             SD1_WIDTH: "Stable Diffusion 1.x",
             SD2_WIDTH: "Stable Diffusion 2.x",
-            SDXL_WIDTH_2: "SDXL's second text encoder alone",
+            LDM_WIDTH: "latent diffusion with BERT (or SDXL's second text encoder, "
+            "without its first)",
         }.get(width, f"a text encoder of width {width}")

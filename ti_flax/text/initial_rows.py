@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def initializer_ids(tokenizer: "transformers.CLIPTokenizer", text: str) -> list[int]:
+def initializer_ids(
+    tokenizer: "transformers.PreTrainedTokenizerFast", text: str
+) -> list[int]:
     """Returns the ids of one or several words from which the vectors start.
 
     Raises:
         UserError: the text is empty, or part of it is not in the vocabulary.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    # CLIP's unknown token is its end mark, so one test finds both.
-    if not ids or {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(ids):
+    # Those of CLIP and of BERT; what pads may be a word, as SD 2's "!" is.
+    marks = ("bos", "eos", "cls", "sep", "unk")
+    if not ids or {getattr(tokenizer, f"{each}_token_id") for each in marks} & {*ids}:
         raise UserError(
             f"initializer_token {text!r} must be one or several words of the"
             f" tokenizer's vocabulary, found {tokenizer.convert_ids_to_tokens(ids)};"
@@ -39,7 +42,7 @@ def _spread(num_ids: int, num_vectors: int) -> list[int]:
 
 
 def warn_of_unused_pieces(
-    tokenizer: "transformers.CLIPTokenizer", text: str, num_vectors: int
+    tokenizer: "transformers.PreTrainedTokenizerFast", text: str, num_vectors: int
 ) -> None:
     """Warns where an initializer has more pieces than vectors to start."""
     pieces = tokenizer.convert_ids_to_tokens(initializer_ids(tokenizer, text))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ti_flax.runtime import sharding
+from ti_flax.text import known_words
 
 if TYPE_CHECKING:
     import transformers
@@ -17,7 +18,7 @@ _NUM_NEAREST = 5
 
 
 def nearest_words(
-    tokenizer: "transformers.CLIPTokenizer",
+    tokenizer: "transformers.PreTrainedTokenizerFast",
     table: Float[Array | np.ndarray, "V D"],
     rows: Float[Array | np.ndarray, "K D"],
 ) -> list[list[tuple[str, float]]]:
@@ -52,11 +53,17 @@ def _nearest(
     return tuple(jax.lax.top_k(jnp.nan_to_num(cosines, nan=-1.0), _NUM_NEAREST))
 
 
-def _word(tokenizer: "transformers.CLIPTokenizer", id_: int) -> str:
-    """A word as people write it; with an ellipsis, what only begins longer words."""
+def _word(tokenizer: "transformers.PreTrainedTokenizerFast", id_: int) -> str:
+    """A word as people write it; an ellipsis is where a part of a longer one ends.
+
+    Of CLIP's that is behind what only begins words, of BERT's before what continues
+    them.
+    """
     token = tokenizer.convert_ids_to_tokens(id_)
     if id_ in tokenizer.all_special_ids:
         return token
+    if known_words.has_word_pieces(tokenizer):
+        return f"…{token[2:]}" if token.startswith("##") else token
     word = tokenizer.decode([id_]).strip()
     if not word or "\N{REPLACEMENT CHARACTER}" in word:  # not a character by itself
         word = token.removesuffix("</w>")

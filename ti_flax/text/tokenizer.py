@@ -4,7 +4,7 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,36 +13,44 @@ from jaxtyping import Int32
 
 from ti_flax.runtime.errors import UserError, one_line
 from ti_flax.text import known_words, tokenizer_files
+from ti_flax.text.tokenizer_files import Pieces
 
 if TYPE_CHECKING:
     import transformers
 
 _log = logging.getLogger(__name__)
 
-CLIP_CONTEXT_LENGTH = 77
+# Of the text encoders of all families here.
+CONTEXT_LENGTH = 77
 # A tokenizer saved without a limit says 1e30; nothing real comes near this.
 _NO_LIMIT = 10**6
 _SHOWN_LENGTH = 60
 
 
-def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
-    """Loads CLIP's tokenizer from a model's tokenizer folder; PyTorch is not needed.
+def load_tokenizer(
+    folder: Path, pieces: Pieces = "clip"
+) -> "transformers.PreTrainedTokenizerFast":
+    """Loads a tokenizer from a model's tokenizer folder; PyTorch is not needed.
 
-    Reads either layout: `vocab.json` with `merges.txt`, as Stable Diffusion
-    repositories ship it, or the `tokenizer.json` that transformers 5 writes. Padding
-    token and length are the folder's own (`<|endoftext|>` in SD 1, `!` in SD 2); a
-    folder that states no length gets CLIP's 77.
+    Reads CLIP's `vocab.json` with `merges.txt`, or BERT's `vocab.txt`, as repositories
+    ship them, or the `tokenizer.json` that transformers 5 writes. Padding token and
+    length are the folder's own (`<|endoftext|>` in SD 1, `!` in SD 2); a folder that
+    states no length gets 77, which with BERT's is also the most, as in
+    LDMTextToImagePipeline: the same files serve models of 512.
 
     Raises:
-        UserError: files are missing or damaged, or the tokenizer is not CLIP's.
+        UserError: files are missing or damaged, or the tokenizer is of another kind
+            than `pieces`, that of the text encoder.
     """
-    tokenizer_files.check(folder)
+    tokenizer_files.check(folder, pieces)
     # Without PyTorch, transformers advises on stderr that models are unavailable.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import CLIPTokenizer  # a second to import: only when needed
+    import transformers  # a second to import: only when needed
 
+    classes = {"clip": "CLIPTokenizer", "bert": "BertTokenizer"}
+    kind = getattr(transformers, classes[pieces])
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Warning:  # an error by `python -W`: nothing is wrong with the files
         raise
     except Exception as error:  # its Rust reader raises bare Exception
@@ -55,14 +63,26 @@ def load_tokenizer(folder: Path) -> "transformers.CLIPTokenizer":
             f"{folder}: the tokenizer has no pad_token; use that of the model as it "
             "was published"
         )
-    if not any(symbol.endswith("</w>") for symbol in tokenizer.get_vocab()):
+    _check_pieces(folder, tokenizer.get_vocab(), pieces)
+    longest = CONTEXT_LENGTH if pieces == "bert" else _NO_LIMIT
+    if tokenizer.model_max_length > longest:
+        tokenizer.model_max_length = CONTEXT_LENGTH
+    return tokenizer
+
+
+def _check_pieces(folder: Path, vocabulary: Collection[str], pieces: Pieces) -> None:
+    of_clip = any(word.endswith("</w>") for word in vocabulary)
+    if pieces == "clip" and not of_clip:
         raise UserError(
             f"{folder}: expected CLIP's tokenizer, whose vocabulary marks the ends of"
             f" words with </w>, found another family's; use a Stable Diffusion model"
         )
-    if tokenizer.model_max_length > _NO_LIMIT:
-        tokenizer.model_max_length = CLIP_CONTEXT_LENGTH
-    return tokenizer
+    of_bert = any(word.startswith("##") for word in vocabulary) and not of_clip
+    if pieces == "bert" and not of_bert:
+        raise UserError(
+            f"{folder}: expected BERT's tokenizer, whose vocabulary marks with ## what"
+            f" continues a word, found another family's; use a latent diffusion model"
+        )
 
 
 def vector_names(token: str, num_vectors: int) -> list[str]:
@@ -103,7 +123,7 @@ class PromptTokenizer:
 
     def __init__(
         self,
-        tokenizer: "transformers.CLIPTokenizer",
+        tokenizer: "transformers.PreTrainedTokenizerFast",
         vocab_size: int,
         words: Mapping[str, int],
     ) -> None:
@@ -222,13 +242,13 @@ def token_ids(
     """
     ids: dict[str, Int32[np.ndarray, "P L"]] = {}
     for name, tokenize in tokenizers.items():
-        # What the first says of a prompt holds for all: they share CLIP's vocabulary.
+        # What the first says of a prompt holds for all: they share a vocabulary.
         ids[name] = tokenize(prompts, check=not ids)
     return ids
 
 
 def _check_placeholders(
-    tokenizer: "transformers.CLIPTokenizer", words: Mapping[str, int]
+    tokenizer: "transformers.PreTrainedTokenizerFast", words: Mapping[str, int]
 ) -> None:
     """Raises UserError for names that could not be told apart in a prompt."""
     for word, num_vectors in words.items():
@@ -257,8 +277,8 @@ def _check_placeholders(
 
 
 def _with_words(
-    tokenizer: "transformers.CLIPTokenizer", names: Sequence[str]
-) -> "transformers.CLIPTokenizer":
+    tokenizer: "transformers.PreTrainedTokenizerFast", names: Sequence[str]
+) -> "transformers.PreTrainedTokenizerFast":
     """Returns a copy of `tokenizer` that reads each of `names` as one token."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(list(names))

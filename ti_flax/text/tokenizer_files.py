@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 from ti_flax.runtime.errors import UserError, shown
 from ti_flax.runtime.json_settings import Settings
@@ -12,7 +13,15 @@ from ti_flax.runtime.regular_files import (
     read_json,
 )
 
-LAYOUTS = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+# What a word is cut into: CLIP's byte pairs, of which the last is marked with </w>, or
+# BERT's word-pieces, of which all but the first are marked with ##.
+Pieces = Literal["clip", "bert"]
+
+NAMES: dict[Pieces, str] = {"clip": "CLIP's", "bert": "BERT's"}
+_LAYOUTS: dict[Pieces, tuple[tuple[str, ...], ...]] = {
+    "clip": (("vocab.json", "merges.txt"), ("tokenizer.json",)),
+    "bert": (("vocab.txt",), ("tokenizer.json",)),
+}
 # transformers reads those that are there.
 _OBJECTS = (
     "added_tokens.json",
@@ -30,16 +39,18 @@ _MISSING = "point to a complete model folder"
 _INSTEAD = "use a Stable Diffusion model"
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, pieces: Pieces) -> None:
     """Raises `UserError` unless the files are there, regular, short and of their type.
 
     What they say is for transformers to judge.
     """
     names = names_in(folder)
-    if not any(all(name in names for name in files) for files in LAYOUTS):
+    layouts = _LAYOUTS[pieces]
+    if not any(all(name in names for name in files) for files in layouts):
+        wanted = " or ".join(" with ".join(files) for files in layouts)
         raise UserError(
-            f"{folder}: expected CLIP's tokenizer, vocab.json with merges.txt or "
-            f"tokenizer.json, and found neither; {_MISSING}"
+            f"{folder}: expected {NAMES[pieces]} tokenizer, {wanted}, and found "
+            f"neither; {_MISSING}"
         )
     for name in names:
         if name.endswith(_TEXTS):

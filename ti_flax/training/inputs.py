@@ -67,7 +67,7 @@ class Inputs(NamedTuple):
     model: base_model.BaseModel
     # Reads the weights' files, once.
     model_fingerprint: Callable[[], str]
-    tokenizers: dict[str, "transformers.CLIPTokenizer"]
+    tokenizers: dict[str, "transformers.PreTrainedTokenizerFast"]
     prompts: Prompts
     # The rows [K, D] of initializer_embedding; empty without it.
     given_rows: dict[str, np.ndarray]
@@ -138,7 +138,7 @@ class _Opened(NamedTuple):
     mesh: jax.sharding.Mesh
     model: base_model.BaseModel
     model_fingerprint: Callable[[], str]
-    tokenizers: dict[str, "transformers.CLIPTokenizer"]
+    tokenizers: dict[str, "transformers.PreTrainedTokenizerFast"]
 
 
 def _open_model(config: run_config.Config) -> _Opened:
@@ -198,20 +198,21 @@ def _tell(pictures: Pictures) -> None:
 
 def _load_tokenizers(
     config: run_config.ModelKeys, model: base_model.BaseModel
-) -> dict[str, "transformers.CLIPTokenizer"]:
+) -> dict[str, "transformers.PreTrainedTokenizerFast"]:
     """The model's own, or for the first text encoder that of `tokenizer_name`."""
-    folders = {
-        encoder.name: model.tokenizer(encoder) for encoder in model.family.text_encoders
-    }
+    encoders = model.family.text_encoders
+    folders = {encoder.name: model.tokenizer(encoder) for encoder in encoders}
     if config.tokenizer_name is not None:
-        first = model.family.text_encoders[0].name
-        folders[first] = find_tokenizer(config.tokenizer_name, config.revision)
-    return {name: load_tokenizer(folder) for name, folder in folders.items()}
+        folder = find_tokenizer(config.tokenizer_name, config.revision)
+        folders[encoders[0].name] = folder
+    return {
+        each.name: load_tokenizer(folders[each.name], each.pieces) for each in encoders
+    }
 
 
 def _prompt_tokenizer(
     config: run_config.ConceptKeys,
-    tokenizer: "transformers.CLIPTokenizer",
+    tokenizer: "transformers.PreTrainedTokenizerFast",
     encoder: TextEncoder,
 ) -> PromptTokenizer:
     """Reads prompts with the placeholder in them for one text encoder."""
@@ -255,7 +256,7 @@ def _given_rows(
 
 def _initial_rows(
     config: run_config.Config,
-    tokenizers: Mapping[str, "transformers.CLIPTokenizer"],
+    tokenizers: Mapping[str, "transformers.PreTrainedTokenizerFast"],
     given_rows: dict[str, np.ndarray],
 ) -> Callable[[Tables], dict[str, np.ndarray]]:
     """Checks the initializer; the rows follow when the tables have been loaded."""
