@@ -15,6 +15,7 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import slots
 
 from ti_flax.checkpoints.folder_lock import FolderLock
 from ti_flax.config import concepts, run_config, run_keys
@@ -22,6 +23,7 @@ from ti_flax.hub import upload
 from ti_flax.models import base_model
 from ti_flax.publishing import full_pipeline, own_files, results
 from ti_flax.runtime import errors, hosts, jax_settings, log, peers
+from ti_flax.step import dispatch
 from ti_flax.text.embedding import Embedding
 from ti_flax.training import job
 
@@ -74,6 +76,14 @@ def _list(folder: Path) -> concepts.Many:
     asked = concepts.load([f"--{key}={value}" for key, value in keys.items()])
     assert isinstance(asked, concepts.Many)
     return asked
+
+
+def step_too_large(folder: Path, patch: pytest.MonkeyPatch) -> str:
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: CompileTimeHbmOom")
+
+    step = dispatch.TrainSteps(refuse, None, jax.devices()[0])
+    return refused(step, *slots.make_arguments(), 1)
 
 
 def meet(patch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -154,6 +164,7 @@ REFUSED = {
     "a process of the job that was killed": killed_process,
     "several processes with one list": list_of_several,
     "several hosts of a TPU slice with one list": list_of_a_slice,
+    "a step that does not fit": step_too_large,
     "a disk that is full when the whole pipeline is written": full_disk,
     "a link in a folder to be uploaded": link_to_be_uploaded,
     "a file that is not what its name says": text_as_a_picture,

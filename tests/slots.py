@@ -114,6 +114,13 @@ def make_run(recipe, *concepts: Concept):
     return jax.device_put(placed, sharding.replicated(recipe.mesh))
 
 
+def make_arguments():
+    """State, frozen weights and bank of one concept."""
+    recipe = make_recipe()
+    state, bank = make_run(recipe, Concept(seed=1, pictures=3, prompts=5, vectors=2))
+    return state, make_frozen(recipe), bank
+
+
 def _nan_beyond(bucket, real):
     unreal = np.arange(bucket.moments.shape[1]) >= real[:, None]
     moments = jnp.where(unreal[:, :, None, None, None, None], jnp.nan, bucket.moments)

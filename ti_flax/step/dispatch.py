@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import chips, compilation, sharding
+from ti_flax.runtime.errors import UserError
 from ti_flax.step import stopping, train_step
 from ti_flax.step.bank import Bank
 from ti_flax.step.state import Metrics, State
@@ -54,8 +55,19 @@ def jit_train_steps(recipe: train_step.StepRecipe) -> jax.stages.Wrapped:
     )
 
 
+TOO_LARGE = (
+    "train_batch_size: expected a step that fits into a device's memory, found one "
+    "that does not; set gradient_checkpointing true, a larger "
+    "gradient_accumulation_steps, a smaller train_batch_size, or of several concepts "
+    "fewer slots: python -m ti_flax.train_compile says what fits"
+)
+
+
 class TrainSteps:
-    """`jit_train_steps`, called with a checked number of steps."""
+    """`jit_train_steps`, called with a checked number of steps.
+
+    A call raises `UserError` where a device's memory is too small.
+    """
 
     def __init__(
         self,
@@ -70,7 +82,12 @@ class TrainSteps:
     ) -> tuple[State, Metrics]:
         if not 0 < num_steps <= MAX_STEPS_A_DISPATCH:
             raise ValueError(f"num_steps {num_steps} not in 1..{MAX_STEPS_A_DISPATCH}")
-        return self._steps(state, frozen, bank, np.int32(num_steps))
+        try:
+            return self._steps(state, frozen, bank, np.int32(num_steps))
+        except jax.errors.JaxRuntimeError as error:
+            if not compilation.says_too_large(error):
+                raise
+            raise UserError(TOO_LARGE) from error
 
     def fits(self) -> bool:
         """Whether a device's memory is enough, once what was begun is compiled."""

@@ -69,10 +69,7 @@ def fitting(group: Group, shared: Inputs, begun: Step) -> Step:
 
     count = compilation.largest(fits, slots, slots)
     if count == 0:
-        raise UserError(
-            "train_batch_size: expected a step that fits into a device's memory, found "
-            "one that does not; set gradient_checkpointing true or a smaller batch"
-        )
+        raise UserError(dispatch.TOO_LARGE)
     if count < slots:
         _log.warning(
             "slots: a step of %d does not fit into a device's memory, of %d it does; "
