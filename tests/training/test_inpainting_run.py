@@ -60,6 +60,7 @@ def test_a_file_learns_and_previews(model: Model, pictures: Path, tmp_path) -> N
     assert np.abs(ours - np.asarray(made)).max() <= 1
 
 
+@pytest.mark.slow
 def test_diffusers_draws_our_picture(model: Model, tmp_path: Path) -> None:
     """With a mask of ones over a grey picture."""
     pytest.importorskip("torch")

@@ -18,6 +18,7 @@ _SAMPLER_NAMES = {
     "ddim": "DDIM",
     "dpmpp_2m": "DPM++ 2M",
     "euler": "Euler",
+    "lcm": "LCM",
     "pndm": "PLMS",
 }
 

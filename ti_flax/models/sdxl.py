@@ -12,7 +12,7 @@ from ti_flax.models.clip_states import ClipStates, TextStates
 from ti_flax.models.clip_text import ClipTextConfig
 from ti_flax.models.family import Conditioning, Family, TextEncoder
 from ti_flax.models.latent_diffusion import assemble, clip_encoder
-from ti_flax.models.unet_config import UNetConfig
+from ti_flax.models.unet_config import REFINER, UNetConfig, is_refiner
 from ti_flax.runtime.errors import UserError
 from ti_flax.runtime.json_settings import Settings
 
@@ -25,13 +25,6 @@ _NUM_SIZES = 6
 _HIGHEST_ID = 2
 _CLIP_EOS = 49407
 _INSTEAD = "use an SDXL model"
-# The refiner is told an aesthetic score in place of the crop's size.
-_REFINER_SIZES = 5
-REFINER = (
-    "SDXL's refiner, which goes on from the base model's pictures and makes none of "
-    "text alone; give SDXL's base model, whose words for text_encoder_2 the refiner "
-    "reads, too"
-)
 
 
 def claims(net: Mapping[str, Any]) -> bool:
@@ -44,17 +37,7 @@ def parts(net: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises `UserError` for the refiner, which has one text encoder only.
     """
-    context, added, size = (
-        net.get(key)
-        for key in (
-            "cross_attention_dim",
-            "projection_class_embeddings_input_dim",
-            "addition_time_embed_dim",
-        )
-    )
-    # Its pooled text is as wide as its context: both are of the one encoder.
-    told = all(type(number) is int for number in (context, added, size))
-    if told and added == context + _REFINER_SIZES * size:
+    if is_refiner(net):
         raise UserError(f"unet: this is {REFINER}")
     return PARTS
 

@@ -15,7 +15,6 @@ from ti_flax.models import (
     bert_tokenizer,
     clip_tokenizer,
     prediction,
-    sdxl,
     single_file_configs,
     single_file_contents,
     single_file_keys,
@@ -25,6 +24,7 @@ from ti_flax.models import (
 )
 from ti_flax.models.single_file_contents import Contents
 from ti_flax.models.tensors import Tensor
+from ti_flax.models.unet_config import REFINER
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError, listed
 from ti_flax.runtime.regular_files import sha256
@@ -293,4 +293,4 @@ def _refuse_refiner(contents: Contents, kind: str) -> None:
     single = _under(contents, _OPEN_CLIP["text_encoder"][1:], (_OPEN_CLIP_SIGN,))
     both = _under(contents, _OPEN_CLIP["text_encoder_2"], (_OPEN_CLIP_SIGN,))
     if kind == "sdxl" and single is not None and both is None:
-        raise UserError(f"{contents.path} is {sdxl.REFINER}")
+        raise UserError(f"{contents.path} is {REFINER}")

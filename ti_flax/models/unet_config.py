@@ -27,6 +27,13 @@ _FIXED = {
     "time_embedding_type": "positional",
     "timestep_post_act": None,
 }
+# The refiner is told an aesthetic score in place of the crop's size.
+_REFINER_SIZES = 5
+REFINER = (
+    "SDXL's refiner, which goes on from the base model's pictures and makes none of "
+    "text alone; give SDXL's base model, whose words for text_encoder_2 the refiner "
+    "reads, too"
+)
 _INSTEAD = "use a Stable Diffusion 1.x, 2.x or SDXL model"
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -110,6 +117,22 @@ class UNetConfig(NamedTuple):
             if middle or any(down[i]) or any(up[-1 - i]):
                 settings.divides(heads, read.heads[i], (width,))
         return read
+
+
+def is_refiner(config: Mapping[str, Any]) -> bool:
+    """Whether pooled text and context are of one text encoder, with five sizes told."""
+    context, added, size = (
+        config.get(key)
+        for key in (
+            "cross_attention_dim",
+            "projection_class_embeddings_input_dim",
+            "addition_time_embed_dim",
+        )
+    )
+    # A stranger's settings may be of any type.
+    if not all(type(number) is int for number in (context, added, size)):
+        return False
+    return added == context + _REFINER_SIZES * size
 
 
 def read_sample_size(config: Mapping[str, Any]) -> tuple[int, int]:
