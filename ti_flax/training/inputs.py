@@ -201,12 +201,15 @@ def _load_tokenizers(
 ) -> dict[str, "transformers.PreTrainedTokenizerFast"]:
     """The model's own, or for the first text encoder that of `tokenizer_name`."""
     encoders = model.family.text_encoders
-    folders = {encoder.name: model.tokenizer(encoder) for encoder in encoders}
+    given = {}
     if config.tokenizer_name is not None:
         folder = find_tokenizer(config.tokenizer_name, config.revision)
-        folders[encoders[0].name] = folder
+        given[encoders[0].name] = folder
     return {
-        each.name: load_tokenizer(folders[each.name], each.pieces) for each in encoders
+        each.name: load_tokenizer(
+            given.get(each.name) or model.tokenizer(each), each.pieces
+        )
+        for each in encoders
     }
 
 
