@@ -18,7 +18,13 @@ from safetensors.numpy import load_file
 from single_files import Arrays
 
 from ti_flax.diffusion import edm
-from ti_flax.models import base_model, families, known, single_file
+from ti_flax.models import (
+    base_model,
+    families,
+    known,
+    single_file,
+    single_file_contents,
+)
 from ti_flax.models.torch_params import Params, load_params
 from ti_flax.pickles import torch_zip
 from ti_flax.runtime.errors import UserError
@@ -241,7 +247,7 @@ def test_averages_are_taken_on_request_alone(made, write) -> None:
     assert_same(arrays_of(averaged, "unet"), {k: v + half for k, v in expected.items()})
     for part in ("text_encoder", "vae"):
         assert_same(arrays_of(averaged, part), made("sd1").parts[part])
-    assert single_file.has_averages(plain.contents)
+    assert single_file_contents.has_averages(plain.contents)
     del averages["model_ema.diffusion_modelout2weight"]
     some = write({**arrays, **averages})
     with pytest.raises(UserError, match=rf"of {count - 1} of the UNet's {count} "):
