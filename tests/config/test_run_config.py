@@ -195,7 +195,10 @@ def test_value_outside_its_limits_names_key_expected_and_found(key, value, expec
         ("template_file: 3", "template_file: expected a path, found 3"),
         ("seed: null", "seed: expected a whole number, found None"),
         ("learning_rate: [1, 2]", "learning_rate: expected a number, found [1, 2]"),
-        ("preset: [diffusers]", "preset: expected 'diffusers', found ['diffusers']"),
+        (
+            "preset: [diffusers]",
+            "preset: expected 'diffusers' or 'paper', found ['diffusers']",
+        ),
         ("random_flip: 3", "random_flip: expected true or false, found 3"),
     ],
 )
@@ -283,6 +286,16 @@ DIFFUSERS_PRESET = {
     "train_batch_size": 16,
     "max_train_steps": 5000,
 }
+
+
+def test_the_papers_rate_is_what_its_code_came_to():
+    """0.005 x 2 GPUs x 4 pictures (Gal et al. 2022, section 4)."""
+    config = load("--preset", "paper")
+    assert config.peak_learning_rate == pytest.approx(0.04)
+    assert (config.max_train_steps, config.train_batch_size) == (5000, 8)
+    # A user's own batch has a rate of its own.
+    small = load("--preset", "paper", "--train_batch_size", "4")
+    assert small.peak_learning_rate == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("place", ["yaml", "command line", "constructor"])

@@ -47,13 +47,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_batch_size": 16,
         "max_train_steps": 5000,
     },
+    # Gal et al. 2022 and its code: 4 pictures on each of two GPUs.
+    "paper": {
+        "center_crop": False,
+        "adam_weight_decay": 1e-2,
+        "initializer_jitter": 0.0,
+        "learning_rate": 5e-3,
+        "scale_lr": True,
+        "train_batch_size": 8,
+        "max_train_steps": 5000,
+    },
 }
 
 
 class ModelKeys(Settings):
     """The frozen model."""
 
-    preset: Annotated[Literal["diffusers"] | None, FREE] = Field(
+    preset: Annotated[Literal["diffusers", "paper"] | None, FREE] = Field(
         None,
         description="defaults of another trainer for the keys that are not set: "
         + "; ".join(
