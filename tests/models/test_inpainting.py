@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-import torch_models
 from parity import (
     FORWARD_TOLERANCE,
     GRADIENT_TOLERANCE,
@@ -29,6 +28,7 @@ from ti_flax.step.bank import Batch
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+torch_models = pytest.importorskip("torch_models")
 record_reference = pytest.importorskip("record_reference")
 
 NAME = "text_encoder"

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch_models
 
 from ti_flax.config.verify_keys import VerifyKeys
 from ti_flax.diffusion import samplers, scheduler_config
@@ -16,6 +15,8 @@ from ti_flax.models import base_model
 from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.embedding import Embedding
+
+torch_models = pytest.importorskip("torch_models")
 
 SHAPE = (8, 4, 4)
 STEPS, GUIDANCE_SCALE, SEED = 4, 8.0, 7

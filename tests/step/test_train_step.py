@@ -261,4 +261,4 @@ def test_learning_rate_starts_and_ends_where_it_should(name):
 def test_a_dispatch_longer_than_its_buffers_is_refused(one_device):
     run = dispatch.compile_train_steps(one_device)
     with pytest.raises(ValueError, match="129"):
-        run(None, None, None, dispatch.MAX_STEPS_A_DISPATCH + 1)
+        run(*slots.make_arguments(), dispatch.MAX_STEPS_A_DISPATCH + 1)
