@@ -1,5 +1,6 @@
 import logging
 import os
+from pathlib import Path
 
 import pydantic
 import pytest
@@ -332,6 +333,21 @@ def test_yaml_bare_no_is_a_precision(tmp_path):
     assert yaml.safe_load("no") is False  # the trap
     config = load_yaml(tmp_path, "mixed_precision: no", *REQUIRED_FLAGS)
     assert config.mixed_precision == "no"
+
+
+def test_a_recipe_is_known_by_its_name_and_a_file_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # A model's folder may have the name of the recipe.
+    Path("cat_toy").mkdir()
+    flags = ["--config", "cat_toy", "--train_data_dir", "pictures"]
+    assert load_config(flags).initializer_token == "toy"
+    line = line_of(load_config, ["--config", "cat_toi"])
+    assert "a recipe of cat_toy, " in line and "did you mean cat_toy?" in line
+    Path("style").write_text("seed: 9\n")
+    given = dict(pretrained_model_name_or_path="m", placeholder_token="<cat>")
+    given = [f"--{key}={value}" for key, value in given.items()]
+    config = load_config(["--config", "style", "--train_data_dir", "p", *given])
+    assert (config.seed, config.learnable_property) == (9, "object")
 
 
 def test_empty_yaml_gives_nothing(tmp_path):

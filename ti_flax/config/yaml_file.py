@@ -22,7 +22,7 @@ def find(file: Path) -> Path:
 
     Raises `UserError` for a name that is neither.
     """
-    if file.suffix or len(file.parts) != 1 or file.exists():
+    if file.suffix or len(file.parts) != 1 or file.is_file():
         return file
     names = recipes()
     if file.name not in names:
