@@ -3,12 +3,13 @@
 import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
 
-from ti_flax.reports import report
+from ti_flax.reports import page, report
 from ti_flax.step.state import Metrics
 
 PROMPT = "a <toy> on a table"
 # Those that a run learns from.
 PICTURES = np.zeros((1, 8, 8, 3), np.uint8)
+USAGE = page.Usage("pipeline.load('<toy>')", "learned_embeds.safetensors")
 
 
 def add_steps(run_report, first, count):

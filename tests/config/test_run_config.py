@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from ti_flax.config import diffusers_flags, run_keys
+from ti_flax.config.presets import PRESETS
 from ti_flax.config.run_config import Config, dump_yaml, load_config
 from ti_flax.runtime.errors import UserError
 
@@ -126,7 +127,7 @@ def test_every_key_is_described_and_in_exactly_one_group():
 
 
 def test_every_preset_sets_only_keys():
-    for preset in run_keys.PRESETS.values():
+    for preset in PRESETS.values():
         assert set(preset) <= set(Config.model_fields)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from reported import USAGE
 
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, report
@@ -98,7 +99,7 @@ def run(tmp_path_factory):
     keys.output_dir.mkdir()
     pictures = np.zeros((3, 32, 32, 3), np.uint8)
     with report.open_report(
-        keys, SLOT, range(STEPS), False, pictures, WARNINGS
+        keys, SLOT, range(STEPS), False, pictures, WARNINGS, USAGE
     ) as run_report:
         run_report.add_validation(make_validation(keys.output_dir, 0))
         for done in range(0, STEPS, 35):
@@ -142,8 +143,9 @@ def test_the_page_says_what_was_done_and_what_went_wrong(run):
         *(f"“{prompt}”" for prompt in PROMPTS),
         "what “a on a table” gives without the word",
         "toy 0.90, <i>cat 0.10",
-        "pipeline.load_textual_inversion(" + json.dumps(str(run.config.output_dir)),
-        "as toy.safetensors and write a toy on a table",
+        USAGE.diffusers,
+        "Copy learned_embeds.safetensors to the folder embeddings as "
+        "toy.safetensors and write a toy on a table",
         "embedding:toy",
         "--embedding " + str(run.config.output_dir),
         "max_train_steps 700",
@@ -152,6 +154,17 @@ def test_the_page_says_what_was_done_and_what_went_wrong(run):
     # Of what was set, and then of all.
     assert text.count("learning_rate 0.002") == 1
     assert text.count("max_train_steps 700") == 2
+
+
+def test_programs_that_do_not_know_such_words_are_not_named(tmp_path):
+    keys = make_config(tmp_path)
+    keys.output_dir.mkdir()
+    usage = reports_page.Usage("pipeline.bert", None)
+    with report.open_report(keys, SLOT, range(9), False, [], [], usage):
+        pass
+    text = Elements((keys.output_dir / reports_page.REPORT_NAME).read_text()).text
+    assert "pipeline.bert" in text and "--embedding" in text
+    assert "ComfyUI" not in text and "AUTOMATIC1111" not in text
 
 
 def test_the_strip_has_the_first_the_last_and_16_at_most(run):
@@ -170,14 +183,14 @@ def test_pictures_may_be_gone_and_prompts_may_change(tmp_path):
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
     with report.open_report(
-        keys, SLOT, range(STEPS), False, pictures, []
+        keys, SLOT, range(STEPS), False, pictures, [], USAGE
     ) as run_report:
         run_report.add_validation(make_validation(keys.output_dir, 0))
         run_report.add(make_metrics(0, 9), 9, 8.0)
         run_report.add_validation(make_validation(keys.output_dir, 9))
     shutil.rmtree(keys.output_dir / "samples")
     with report.open_report(
-        keys, SLOT, range(9, STEPS), False, pictures, []
+        keys, SLOT, range(9, STEPS), False, pictures, [], USAGE
     ) as run_report:
         run_report.add(make_metrics(9, 1), 1, 8.0)
         last = make_validation(keys.output_dir, 10)
@@ -271,7 +284,7 @@ def write_page(keys, steps, done, error=None):
     warnings = [] if steps.start else ["an old one"]
     try:
         with report.open_report(
-            keys, SLOT, steps, False, pictures, warnings
+            keys, SLOT, steps, False, pictures, warnings, USAGE
         ) as run_report:
             if done:
                 run_report.add(make_metrics(steps.start, done), done, 8.0)
@@ -323,10 +336,12 @@ def page_of(folder, name, text):
     )
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
-    told = contextlib.suppress(RuntimeError)
+    told, usage = contextlib.suppress(RuntimeError), reports_page.Usage(text, text)
     with (
         told,
-        report.open_report(keys, SLOT, range(9), False, pictures, [text]) as opened,
+        report.open_report(
+            keys, SLOT, range(9), False, pictures, [text], usage
+        ) as opened,
     ):
         opened.add(make_metrics(0, 1), 1, 8.0)
         one = make_validation(keys.output_dir, 0)
@@ -355,7 +370,8 @@ def test_words_from_outside_are_text_whatever_they_are(tmp_path):
         f"“{HOSTILE} {HOSTILE_NAME}”",
         f"what “{HOSTILE}” gives without",
         f"{HOSTILE} 0.90, {HOSTILE} 0.10",
-        f"from_pretrained({json.dumps(HOSTILE)})",
+        f"diffusers {HOSTILE}",
+        f"Copy {HOSTILE} to the folder",
         f"--model {shlex.quote(HOSTILE)}",
         f"output_dir {tmp_path / 'out'}{HOSTILE_NAME}",
     ):
@@ -371,7 +387,7 @@ def test_a_running_run_says_so_at_each_validation(tmp_path):
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
     with report.open_report(
-        keys, SLOT, range(STEPS), False, pictures, []
+        keys, SLOT, range(STEPS), False, pictures, [], USAGE
     ) as run_report:
         run_report.add_validation(make_validation(keys.output_dir, 0))
         page = (keys.output_dir / reports_page.REPORT_NAME).read_text()

@@ -5,7 +5,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from reported import PICTURES, add_steps, read_events, scalars, validation_of
+from reported import PICTURES, USAGE, add_steps, read_events, scalars, validation_of
 
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, report
@@ -39,7 +39,9 @@ def lines(path):
 
 @pytest.mark.parametrize("slot", [0, 2])
 def test_a_report_is_of_its_slot(slot, config):
-    with report.open_report(config, slot, range(2), False, PICTURES, []) as opened:
+    with report.open_report(
+        config, slot, range(2), False, PICTURES, [], USAGE
+    ) as opened:
         opened.add(metrics_of(5, 6, 7), 2, 1.0)
     found = lines(config.output_dir / metrics_log.METRICS_NAME)
     assert [line["loss"] for line in found] == [5 + slot] * 2
@@ -47,7 +49,9 @@ def test_a_report_is_of_its_slot(slot, config):
 
 
 def use(config):
-    with report.open_report(config, 0, range(2), True, PICTURES, ["odd"]) as opened:
+    with report.open_report(
+        config, 0, range(2), True, PICTURES, ["odd"], USAGE
+    ) as opened:
         opened.add_validation(validation_of(0))
         opened.add(metrics_of(5), 2, 1.0)
         opened.add_validation(validation_of(2))
@@ -76,23 +80,27 @@ def test_samples_of_another_run_do_not_stay(config):
     old = folder / "samples" / "step_009000"
     old.mkdir(parents=True)
     (folder / "samples" / "mine").mkdir()
-    with report.open_report(config, 0, range(9000, 9001), False, PICTURES, []):
+    with report.open_report(config, 0, range(9000, 9001), False, PICTURES, [], USAGE):
         assert old.exists()
-    with report.open_report(config, 0, range(0, 1), False, PICTURES, []):
+    with report.open_report(config, 0, range(0, 1), False, PICTURES, [], USAGE):
         assert not old.exists()
     assert (folder / "samples" / "mine").exists()
 
 
 def test_a_report_goes_on_from_a_step_without_what_came_after_it(config):
     folder = config.output_dir
-    with report.open_report(config, 0, range(0, 6), False, PICTURES, []) as run_report:
+    with report.open_report(
+        config, 0, range(0, 6), False, PICTURES, [], USAGE
+    ) as run_report:
         run_report.add_validation(validation_of(0))
         for number in range(1, 6):
             add_steps(run_report, number, 1)
             run_report.add_validation(validation_of(number))
     with (folder / metrics_log.METRICS_NAME).open("a") as file:
         file.write('{"step": 6, "lo')  # the machine was switched off
-    with report.open_report(config, 0, range(3, 6), False, PICTURES, []) as run_report:
+    with report.open_report(
+        config, 0, range(3, 6), False, PICTURES, [], USAGE
+    ) as run_report:
         kept = lines(folder / metrics_log.METRICS_NAME)
         assert [line["step"] for line in kept] == [1, 2, 3]
         add_steps(run_report, 40, 2)
@@ -109,7 +117,9 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(config):
     assert shown == [0, 1, 2, 3, 5]
 
     # A new run shows nothing of this one.
-    with report.open_report(config, 0, range(0, 6), False, PICTURES, []) as run_report:
+    with report.open_report(
+        config, 0, range(0, 6), False, PICTURES, [], USAGE
+    ) as run_report:
         add_steps(run_report, 1, 1)
     assert len(lines(folder / metrics_log.METRICS_NAME)) == 1
     assert lines(folder / metrics_log.VALIDATION_NAME) == []
@@ -117,7 +127,9 @@ def test_a_report_goes_on_from_a_step_without_what_came_after_it(config):
 
 
 def test_numbers_that_are_not_finite_are_null(config):
-    with report.open_report(config, 0, range(0, 1), False, PICTURES, []) as run_report:
+    with report.open_report(
+        config, 0, range(0, 1), False, PICTURES, [], USAGE
+    ) as run_report:
         nan = np.full((8, 1), np.nan, np.float32)
         infinite = np.full((8, 1, 2), np.inf, np.float32)
         run_report.add(

@@ -4,7 +4,7 @@ import sys
 import types
 
 import pytest
-from reported import PICTURES, add_steps, validation_of
+from reported import PICTURES, USAGE, add_steps, validation_of
 
 from ti_flax.config import run_config
 from ti_flax.reports import report, trackers
@@ -47,10 +47,14 @@ def test_wandb_gets_the_same_and_goes_on_with_its_run(tmp_path, monkeypatch):
         report_to="wandb",
     )
     config.output_dir.mkdir()
-    with report.open_report(config, 0, range(0, 4), False, PICTURES, []) as run_report:
+    with report.open_report(
+        config, 0, range(0, 4), False, PICTURES, [], USAGE
+    ) as run_report:
         add_steps(run_report, 1, 2)
         run_report.add_validation(validation_of(2))
-    with report.open_report(config, 0, range(2, 4), False, PICTURES, []) as run_report:
+    with report.open_report(
+        config, 0, range(2, 4), False, PICTURES, [], USAGE
+    ) as run_report:
         add_steps(run_report, 3, 1)
     assert fake.finished == 2
     assert [begun["id"] for begun in fake.begun] == [None, "run-1"]

@@ -25,9 +25,9 @@ from ti_flax.config.bucket_keys import BucketKeys
 from ti_flax.config.caption_keys import CaptionKeys
 from ti_flax.config.checkpoint_keys import CheckpointKeys
 from ti_flax.config.mask_keys import MaskKeys
+from ti_flax.config.presets import PRESETS
 from ti_flax.config.run_keys import (
     GROUPS,
-    PRESETS,
     ConceptKeys,
     DataKeys,
     HostKeys,

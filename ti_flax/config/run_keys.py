@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -33,31 +33,10 @@ from ti_flax.config.fields import (
 from ti_flax.config.mask_keys import MaskKeys
 from ti_flax.config.natures import FREE, KEPT, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
+from ti_flax.config.presets import PRESETS
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.config.subsets import Subset, Subsets, subset_of
 from ti_flax.config.training_keys import ComputeKeys, OptimizerKeys, OutputKeys
-
-# Values that a preset gives to the keys that the user does not set.
-PRESETS: dict[str, dict[str, Any]] = {
-    "diffusers": {
-        "center_crop": False,
-        "adam_weight_decay": 1e-2,
-        "initializer_jitter": 0.0,
-        "learning_rate": 1e-4,
-        "train_batch_size": 16,
-        "max_train_steps": 5000,
-    },
-    # Gal et al. 2022 and its code: 4 pictures on each of two GPUs.
-    "paper": {
-        "center_crop": False,
-        "adam_weight_decay": 1e-2,
-        "initializer_jitter": 0.0,
-        "learning_rate": 5e-3,
-        "scale_lr": True,
-        "train_batch_size": 8,
-        "max_train_steps": 5000,
-    },
-}
 
 
 class ModelKeys(Settings):

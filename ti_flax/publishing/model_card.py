@@ -3,21 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from ti_flax.formats import find
+from ti_flax.publishing import usage
 from ti_flax.runtime import atomic
 from ti_flax.text.embedding import Embedding
 
 README_NAME = "README.md"
-
-# diffusers' LDMTextToImagePipeline has no load_textual_inversion. A table may have more
-# rows than there are words, which the new ones follow.
-_LDM_LOADING = """\
-[(token, rows)] = safetensors.torch.load_file("learned_embeds.safetensors").items()
-table, words = pipeline.bert.get_input_embeddings().weight, len(pipeline.tokenizer)
-table.data = torch.cat([table.data[:words], rows])
-names = [token, *(f"{token}_{i}" for i in range(1, len(rows)))]
-pipeline.tokenizer.add_tokens(names)
-pipeline(["a photo of " + " ".join(names)], guidance_scale=6).images[0]"""
 
 _TAGS = {
     "latent diffusion": ["latent-diffusion"],
@@ -79,6 +69,8 @@ def _body(
         if key in embedding.provenance
     }
     table = "\n".join(f"| {title} | {_cell(text)} |" for title, text in facts.items())
+    prompt = f"a photo of {embedding.token}"
+    loading = usage.loading([*embedding.widths.values()], "", prompt)
     article = "an object" if learnable_property == "object" else "a style"
     return f"""# {token}
 
@@ -88,7 +80,7 @@ def _body(
 {shown}
 
 ```python
-{_loading(embedding)}
+{loading}
 ```
 
 {_for_others(embedding)}
@@ -106,33 +98,15 @@ def _for_others(embedding: Embedding) -> str:
 `python -m ti_flax.generate` draws with it. `python -m ti_flax.convert --to rinongal`
 writes it for the original code, where prompts have `*` in its place. No other program
 knows words of this model."""
-    both = len(embedding.rows) > 1
-    name = find.SDXL_NAME if both else find.SAFETENSORS_NAME
+    name = usage.file_for_others(embedding.widths.values())
+    if name is None:
+        return """\
+`python -m ti_flax.convert` writes it for other programs, where they know its base
+model."""
     return f"""\
 AUTOMATIC1111, Forge and ComfyUI read `{name}` from their embeddings
 folder, under the name that it has there. `python -m ti_flax.convert` writes it for
 InvokeAI, kohya's scripts, OneTrainer and others."""
-
-
-def _loading(embedding: Embedding) -> str:
-    """The lines by which diffusers learns the word, and draws it."""
-    if embedding.fits_ldm:
-        return _LDM_LOADING
-    source = '"this repository or folder"'
-    drawing = f"pipeline({f'a photo of {embedding.token}'!r}).images[0]"
-    if len(embedding.rows) == 1:
-        return f"pipeline.load_textual_inversion({source})\n{drawing}"
-    # Without eos_token_id transformers pools the text at the word, not at its end.
-    return f"""\
-for end in ("", "_2"):
-    pipeline.load_textual_inversion(
-        {source},
-        weight_name=f"learned_embeds{{end}}.safetensors",
-        tokenizer=getattr(pipeline, f"tokenizer{{end}}"),
-        text_encoder=getattr(pipeline, f"text_encoder{{end}}"),
-    )
-pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id
-{drawing}"""
 
 
 def _code(text: str) -> str:

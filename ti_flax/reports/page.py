@@ -1,7 +1,5 @@
 """report.html: a run on one page that needs no other file and no network."""
 
-import functools
-import json
 import re
 import shlex
 from collections.abc import Collection, Sequence
@@ -29,8 +27,18 @@ class Status(NamedTuple):
     reason: str
 
 
+class Usage(NamedTuple):
+    """How other programs draw the word of a run."""
+
+    # Lines of Python.
+    diffusers: str
+    # What AUTOMATIC1111 and ComfyUI read; None where they do not know such words.
+    file: str | None
+
+
 def write(
     config: run_config.Config,
+    usage: Usage,
     pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
     status: Status,
     warnings: Sequence[str],
@@ -39,6 +47,7 @@ def write(
 
     Args:
         config: of the run.
+        usage: for other programs.
         pictures: those it learns from.
         status: where it stands.
         warnings: what went wrong without ending it.
@@ -49,6 +58,7 @@ def write(
     nearest = validations[-1]["nearest"] if validations else []
     html = pages.template("ti_flax.reports", "report.html.jinja").render(
         config=config,
+        usage=usage,
         settings=_settings(config),
         status=status,
         warnings=warnings,
@@ -62,9 +72,8 @@ def write(
         plots=[p._asdict() for p in plots(metrics, validations, config.num_vectors)],
         vectors=vector_names(len(nearest), config.num_vectors),
         file_name=_file_name(config.placeholder_token),
-        example=_example(config),
+        example=example(config),
         shell=shlex.quote,
-        python=functools.partial(json.dumps, ensure_ascii=False),
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -101,7 +110,8 @@ def _file_name(word: str) -> str:
     return re.sub(r"[^\w-]+", "", word) or "word"
 
 
-def _example(config: run_config.Config) -> str:
+def example(config: run_config.Config) -> str:
+    """A prompt with the word."""
     if config.validation_prompt:
         return config.validation_prompt[0]
     before = {"object": "a photo of", "style": "a painting in the style of"}

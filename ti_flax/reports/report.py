@@ -71,6 +71,7 @@ class Report:
         steps: range,
         pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
         warnings: Sequence[str],
+        usage: page.Usage,
         sinks: Sinks,
     ) -> None:
         """`pictures` are those of the training; to `warnings` others may be added."""
@@ -78,7 +79,7 @@ class Report:
         self._steps, self._step = steps, steps.start
         self._pictures, self._warnings = pictures, warnings
         self._earlier_warnings = _earlier_warnings(config, steps.start)
-        self._sinks = sinks
+        self._usage, self._sinks = usage, sinks
         # Before its last step.
         self._learned = False
 
@@ -153,7 +154,7 @@ class Report:
             running, reason = False, reason or "the fixed loss has settled"
         status = page.Status(self._step, self._steps.stop, running, reason)
         with metrics_log.told(page.REPORT_NAME):
-            page.write(self._config, self._pictures, status, warnings)
+            page.write(self._config, self._usage, self._pictures, status, warnings)
 
     def _track(self, values: Mapping[str, float | list[float]]) -> None:
         """Hands the tracker numbers, those of several vectors one by one."""
@@ -188,6 +189,7 @@ def open_report(
     progress: bool,
     pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
     warnings: Sequence[str],
+    usage: page.Usage,
 ) -> Iterator[Report]:
     """Opens the report of a run, a silent one on all hosts but the first.
 
@@ -201,7 +203,7 @@ def open_report(
         if steps.start == 0:
             metrics_log.remove_samples(config.output_dir / metrics_log.SAMPLES_NAME)
         sinks = _open_sinks(stack, config, steps, progress)
-        run_report = Report(config, slot, steps, pictures, warnings, sinks)
+        run_report = Report(config, slot, steps, pictures, warnings, usage, sinks)
         reason = ""
         try:
             yield run_report

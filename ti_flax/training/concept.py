@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from ti_flax.config import run_config
-from ti_flax.reports import metrics_log, report
+from ti_flax.publishing import usage
+from ti_flax.reports import metrics_log, page, report
 from ti_flax.step.bank import Bank
 from ti_flax.step.state import Metrics, State
 from ti_flax.training import divergence, validation
@@ -91,8 +92,16 @@ def seated(
     writer.open()
     pictures = inputs.pictures.images
     with report.open_report(
-        config, _ALONE, steps, progress, pictures, warnings
+        config, _ALONE, steps, progress, pictures, warnings, _usage(config, inputs)
     ) as run_report:
         yield Concept(
             config, inputs, writer, resident, bank, fixed_loss, run_report, steps, about
         )
+
+
+def _usage(config: run_config.Config, inputs: Inputs) -> page.Usage:
+    family, prompt = inputs.model.family, page.example(config)
+    widths = [encoder.width for encoder in family.text_encoders]
+    return page.Usage(
+        usage.in_diffusers(config, family, prompt), usage.file_for_others(widths)
+    )
