@@ -4,6 +4,7 @@
 weights and pictures are random, of the same shapes; nothing is written.
 """
 
+import os
 import sys
 
 from ti_flax.benchmarks.concepts import drawn
@@ -15,6 +16,8 @@ from ti_flax.runtime.errors import UserError, run
 def main() -> None:
     """Takes as many steps as the configuration has: PyTorch's has no rule to stop."""
     keys = ConceptsKeys.model_validate_json(sys.argv[1])
+    # JAX is wanted for shapes alone: the GPU is PyTorch's.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         from ti_flax.benchmarks import step_torch
     except ModuleNotFoundError as error:
