@@ -21,7 +21,8 @@ def lines(configs, model="some/model"):
         placeholder_token="<toy>",
         output_dir=Path('my "words"', "out"),
     )
-    text = usage.in_diffusers(config, family, "a <toy>")
+    widths = [encoder.width for encoder in family.text_encoders]
+    text = usage.in_diffusers(config, family.pipeline, widths, "a <toy>")
     ast.parse(text)
     return text
 

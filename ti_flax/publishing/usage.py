@@ -6,7 +6,6 @@ from pathlib import PurePosixPath
 
 from ti_flax.config.run_config import Config
 from ti_flax.formats import find
-from ti_flax.models.family import Family
 from ti_flax.text.embedding import LDM_WIDTH, SD1_WIDTH, SD2_WIDTH
 
 # diffusers' LDMTextToImagePipeline has no load_textual_inversion. A table may have more
@@ -51,16 +50,20 @@ def loading(widths: Sequence[int], source: str, prompt: str, pictures: str = "")
     return _SDXL_LOADING.format(source=place) + drawing
 
 
-def in_diffusers(config: Config, family: Family, prompt: str) -> str:
-    """The lines that draw a prompt with what a run leaves."""
+def in_diffusers(
+    config: Config, pipeline: str, widths: Sequence[int], prompt: str
+) -> str:
+    """The lines that draw a prompt with what a run leaves.
+
+    `pipeline` is the class, `widths` are those of the text encoders' rows.
+    """
     model = config.pretrained_model_name_or_path
     is_file = model.endswith((".safetensors", ".ckpt"))
     opens = "from_single_file" if is_file else "from_pretrained"
     # An inpainting pipeline wants what it paints on.
-    pictures = ", image=picture, mask_image=mask" if family.canvas is not None else ""
-    widths = [encoder.width for encoder in family.text_encoders]
+    pictures = ", image=picture, mask_image=mask" if "Inpaint" in pipeline else ""
     lines = loading(widths, str(config.output_dir), prompt, pictures)
-    return f"pipeline = {family.pipeline}.{opens}({quoted(model)})\n{lines}"
+    return f"pipeline = {pipeline}.{opens}({quoted(model)})\n{lines}"
 
 
 def file_for_others(widths: Collection[int]) -> str | None:

@@ -103,5 +103,6 @@ def _usage(config: run_config.Config, inputs: Inputs) -> page.Usage:
     family, prompt = inputs.model.family, page.example(config)
     widths = [encoder.width for encoder in family.text_encoders]
     return page.Usage(
-        usage.in_diffusers(config, family, prompt), usage.file_for_others(widths)
+        usage.in_diffusers(config, family.pipeline, widths, prompt),
+        usage.file_for_others(widths),
     )
