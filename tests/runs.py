@@ -13,6 +13,8 @@ from PIL import Image
 from ti_flax.checkpoints import store
 from ti_flax.config import run_config
 from ti_flax.models import base_model
+from ti_flax.text.embedding import Embedding
+from ti_flax.training import run as training_run
 
 # Files with times in them, and those of the checkpoints before the last.
 _OF_ONE_PROCESS = ("checkpoints/", "config.yaml", "logs/", "report.html")
@@ -46,6 +48,14 @@ def keys(model: Path, pictures: Path, output_dir: Path, **given) -> dict:
 
 def make_config(*arguments, **given) -> run_config.Config:
     return run_config.Config(**keys(*arguments, **given))
+
+
+def learn(model: Path, pictures: Path, folder: Path, **keys) -> Embedding:
+    """The word of two vectors that a run learns."""
+    given = {"initializer_token": "t", "num_vectors": 2, "train_batch_size": 4, **keys}
+    config = make_config(model, pictures, folder, **given)
+    (learned,) = training_run.train_concepts(config, progress=False)
+    return learned
 
 
 def to_argv(values: dict) -> list[str]:

@@ -17,7 +17,6 @@ from ti_flax.generation import sampling, verify
 from ti_flax.models import base_model, random_model
 from ti_flax.runtime.errors import UserError
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
-from ti_flax.training import run as training_run
 
 ENCODER = "text_encoder"
 
@@ -29,19 +28,12 @@ def model(tmp_path_factory):
     return folder
 
 
-def learn(model, pictures, folder, **keys):
-    given = {"initializer_token": "t", "num_vectors": 2, "train_batch_size": 4, **keys}
-    config = runs.make_config(model, pictures, folder, **given)
-    (learned,) = training_run.train_concepts(config, progress=False)
-    return learned
-
-
 @pytest.fixture(scope="module")
 def trained(model, pictures, tmp_path_factory):
     """A run of 6 steps: its folder, and the word."""
     folder = tmp_path_factory.mktemp("run")
     keys = {"save_as_full_pipeline": True, "validation_prompt": "a <toy>"}
-    return folder, learn(model, pictures, folder, num_validation_images=1, **keys)
+    return folder, runs.learn(model, pictures, folder, num_validation_images=1, **keys)
 
 
 def test_a_word_is_learned_and_written_for_programs_that_know_the_model(
@@ -101,7 +93,7 @@ def test_what_the_original_code_wrote_starts_a_run_and_draws(model, pictures, tm
     torch.save(data, tmp_path / "embeddings_gs-6099.pt")
     keys = {"initializer_token": None, "num_vectors": 3, "learning_rate": 1e-30}
     keys["initializer_embedding"] = str(tmp_path / "embeddings_gs-6099.pt")
-    learned = learn(model, pictures, tmp_path / "run", max_train_steps=1, **keys)
+    learned = runs.learn(model, pictures, tmp_path / "run", max_train_steps=1, **keys)
     np.testing.assert_array_equal(learned.rows[ENCODER], rows)
     given = {"model": str(model), "steps": 2, "progress": False, "prompt": "a <cat>"}
     word = f"<cat>={tmp_path / 'embeddings_gs-6099.pt'}"
@@ -117,7 +109,7 @@ def test_rows_of_this_width_are_not_those_of_sdxls_second_encoder(
     keys = {"initializer_token": None, "initializer_embedding": str(trained[0])}
     told = r"initializer_embedding: .* is for latent diffusion with BERT .* this model"
     with pytest.raises(UserError, match=told):
-        learn(tmp_path / "sdxl", pictures, tmp_path / "run", **keys)
+        runs.learn(tmp_path / "sdxl", pictures, tmp_path / "run", **keys)
 
 
 def test_verify_says_that_diffusers_loads_no_words(trained, model):

@@ -15,7 +15,6 @@ from ti_flax.formats import find
 from ti_flax.generation import sampling
 from ti_flax.models import random_model
 from ti_flax.runtime.errors import UserError
-from ti_flax.training import run as training_run
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -27,19 +26,12 @@ def model(tmp_path_factory):
     return folder
 
 
-def learn(model, pictures, folder, **keys):
-    given = {"initializer_token": "t", "num_vectors": 2, "train_batch_size": 4, **keys}
-    config = runs.make_config(model, pictures, folder, **given)
-    (learned,) = training_run.train_concepts(config, progress=False)
-    return learned
-
-
 @pytest.fixture(scope="module")
 def trained(model, pictures, tmp_path_factory):
     """A run of 6 steps: its folder, and the word."""
     folder = tmp_path_factory.mktemp("run")
     keys = {"save_as_full_pipeline": True, "validation_prompt": "a <toy>"}
-    return folder, learn(model, pictures, folder, num_validation_images=1, **keys)
+    return folder, runs.learn(model, pictures, folder, num_validation_images=1, **keys)
 
 
 def test_rows_of_both_encoders_are_learned_and_written(trained):
@@ -73,16 +65,16 @@ def test_web_interfaces_read_the_file_of_both_encoders(trained):
 
 @pytest.mark.slow
 def test_a_resumed_run_is_that_without_a_stop(model, pictures, trained, tmp_path):
-    learn(model, pictures, tmp_path, max_train_steps=4)
+    runs.learn(model, pictures, tmp_path, max_train_steps=4)
     keys = {"max_train_steps": 6, "resume_from_checkpoint": "latest"}
-    resumed = learn(model, pictures, tmp_path, **keys)
+    resumed = runs.learn(model, pictures, tmp_path, **keys)
     for name in ENCODERS:
         np.testing.assert_array_equal(resumed.rows[name], trained[1].rows[name])
 
 
 @pytest.mark.slow
 def test_one_encoder_may_be_trained_alone(model, pictures, tmp_path):
-    learn(model, pictures, tmp_path, learning_rate_te2=0.0, max_train_steps=2)
+    runs.learn(model, pictures, tmp_path, learning_rate_te2=0.0, max_train_steps=2)
     last = (tmp_path / "validation.jsonl").read_text().splitlines()[-1]
     distance = json.loads(last)["distance"]
     assert min(distance[:2]) > 0
@@ -93,7 +85,7 @@ def test_a_rate_for_an_encoder_that_is_not_there_is_told(
     tiny_model, pictures, tmp_path
 ):
     with pytest.raises(UserError, match=r"learning_rate_te2: .* has 1 text encoder"):
-        learn(tiny_model, pictures, tmp_path, learning_rate_te2=1e-3)
+        runs.learn(tiny_model, pictures, tmp_path, learning_rate_te2=1e-3)
 
 
 @pytest.mark.slow
@@ -107,7 +99,7 @@ def test_the_sizes_of_a_picture_are_told(model, tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "0.png")
         steps = {"max_train_steps": 1, "random_flip": False}
-        learned = learn(model, tmp_path / name, tmp_path / f"{name}-out", **steps)
+        learned = runs.learn(model, tmp_path / name, tmp_path / f"{name}-out", **steps)
         rows.append(learned.rows["text_encoder"])
     assert np.abs(rows[0] - rows[1]).max() > 0
 
@@ -149,6 +141,8 @@ def test_diffusers_draws_our_picture_from_the_whole_pipeline(trained):
 @pytest.mark.slow
 def test_a_warning_of_a_prompt_is_given_once(model, pictures, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    learn(model, pictures, tmp_path, max_train_steps=1, initializer_token="tall hat")
+    runs.learn(
+        model, pictures, tmp_path, max_train_steps=1, initializer_token="tall hat"
+    )
     said = [record.getMessage() for record in caplog.records]
     assert len([line for line in said if "pieces" in line]) == 1

@@ -9,10 +9,9 @@ scheduler_config.json throughout.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Key
+from jaxtyping import Array, Float, Float64, Int
 
 from ti_flax.diffusion.noise_levels import Levels
 from ti_flax.diffusion.process import (
@@ -75,13 +74,11 @@ class Edm(NamedTuple):
         """That of the same ratio of signal and noise."""
         return 1 / (1 + jnp.square(self.sigmas))
 
-    def draw_times(self, key: Key[Array, ""]) -> Int[Array, ""]:
-        """The time of one example: uniform over 0 ... T - 1, as in diffusers."""
-        return jax.random.randint(key, (), 0, self.num_timesteps)
-
-    def spread_times(self, index: Int[Array, "B"], count: int) -> Int[Array, "B"]:
-        """The middles of `count` equal parts of 0 ... T; `index` says which of them."""
-        return (2 * index + 1) * self.num_timesteps // (2 * count)
+    # Uniform over 0 ... T - 1, as in diffusers.
+    draw_times = Ddpm.draw_times
+    spread_times = Ddpm.spread_times
+    # c_in (x_0 + sigma eps), by this process's `_scales`.
+    add_noise = Ddpm.add_noise
 
     def told(self, timesteps: Int[Array, "B"]) -> Float[Array, "B"]:
         """c_noise."""
@@ -90,16 +87,6 @@ class Edm(NamedTuple):
     def weight(self, timesteps: Int[Array, "B"]) -> Float[Array, "B"]:
         """c_out^2, which makes of the error of F that of D: diffusers' EDM loss."""
         return jnp.square(self.sigma_data * self._scales(timesteps, 1)[1])
-
-    def add_noise(
-        self,
-        x0: Float[Array, "B *shape"],
-        eps: Float[Array, "B *shape"],
-        timesteps: Int[Array, "B"],
-    ) -> Float[Array, "B *shape"]:
-        """c_in (x_0 + sigma eps)."""
-        signal, noise = self._scales(timesteps, x0.ndim)
-        return signal * x0 + noise * eps
 
     def target(
         self,

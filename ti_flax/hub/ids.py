@@ -11,7 +11,6 @@ _REPOSITORY = re.compile(f"{_PART}/{_PART}", re.ASCII)
 # Names of a folder or file in it; none leads out of the repository.
 _FILE = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 
-# A model in one file.
 _MODELS = (".safetensors", ".ckpt")
 
 
@@ -58,6 +57,11 @@ def model_name(name_or_path: str) -> str:
     return os.path.basename(path) if os.path.exists(path) else name_or_path
 
 
+def names_one_file(name_or_path: str) -> bool:
+    """Whether that is a model in one file, here or on the Hub."""
+    return name_or_path.endswith(_MODELS)
+
+
 def hub_id(name_or_path: str) -> str | None:
     """The Hub id of a base model, None when it is a local folder or file.
 
@@ -66,6 +70,6 @@ def hub_id(name_or_path: str) -> str | None:
     if os.path.exists(os.path.expanduser(name_or_path)):
         return None
     found = parse(name_or_path)
-    if found is None or (found.file and not found.file.endswith(_MODELS)):
+    if found is None or (found.file and not names_one_file(found.file)):
         return None
     return found.repository

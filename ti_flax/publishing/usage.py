@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from ti_flax.config.run_config import Config
 from ti_flax.formats import find
+from ti_flax.hub import ids
 from ti_flax.text.embedding import LDM_WIDTH, SD1_WIDTH, SD2_WIDTH
 
 # diffusers' LDMTextToImagePipeline has no load_textual_inversion. A table may have more
@@ -58,8 +59,7 @@ def in_diffusers(
     `pipeline` is the class, `widths` are those of the text encoders' rows.
     """
     model = config.pretrained_model_name_or_path
-    is_file = model.endswith((".safetensors", ".ckpt"))
-    opens = "from_single_file" if is_file else "from_pretrained"
+    opens = "from_single_file" if ids.names_one_file(model) else "from_pretrained"
     # An inpainting pipeline wants what it paints on.
     pictures = ", image=picture, mask_image=mask" if "Inpaint" in pipeline else ""
     lines = loading(widths, str(config.output_dir), prompt, pictures)
