@@ -61,6 +61,9 @@ def parse() -> argparse.Namespace:
 
 def summarise(output: Path) -> int:
     """Writes and prints a line a concept; the exit code."""
+    if not output.is_dir():
+        print(f"error: --output: expected a folder, found {output}", file=sys.stderr)
+        return FAILED
     lines: dict[str, dict[str, Any]] = {}
     # A concept that other numbers of jobs had counts where it got furthest, at last.
     for path in sorted(output.glob("concepts*.json"), key=os.path.getmtime):

@@ -828,6 +828,9 @@ def test_the_summary_is_of_all_jobs(launch, tmp_path):
         (folder / name).write_text(json.dumps(content))
 
     assert launch("--output", "o", "--summary").returncode == 75
+    absent = launch("--output", "absent", "--summary")
+    assert absent.returncode == 2
+    assert absent.stderr == "error: --output: expected a folder, found absent\n"
     write("concepts-0-of-2.json", a=entry("done"), c=entry("training", fixed_loss=None))
     write("concepts-1-of-2.json", b=entry("failed", reason="no luck"))
     ran = launch("--output", "o", "--summary")
