@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from concurrent import futures
 
 import jax
@@ -16,7 +17,7 @@ from ti_flax.config.many_keys import Part
 from ti_flax.formats import find
 from ti_flax.runtime.errors import Stopped, UserError
 from ti_flax.step import dispatch
-from ti_flax.training import divergence, ledger, queue, survey
+from ti_flax.training import divergence, ledger, loop, queue, survey
 from ti_flax.training import many as train_many_module
 from ti_flax.training import run as training_run
 from ti_flax.training.many import train_many
@@ -278,6 +279,37 @@ def test_what_becomes_bad_while_it_waits_does_not_stop_the_others(
         train(tiny_model, path, tmp_path / "q", slots=2)
     for name in set(many.LIST) - {"bird"}:
         assert runs.content(tmp_path / "q" / name) == runs.content(whole / name)
+
+
+def test_the_next_concepts_are_encoded_while_steps_run(
+    tiny_model, path, whole, tmp_path, monkeypatch
+):
+    encoded, seen = queue.encode_buckets, threading.Semaphore(0)
+    threads, run = [], loop.run
+
+    def note(config, inputs, encode, progress):
+        buckets = encoded(config, inputs, encode, progress)
+        threads.append(threading.current_thread())
+        seen.release()
+        return buckets
+
+    def wait_in_the_first_step(train_steps, *arguments):
+        left = [2 + 2]  # those that are seated, and as many that wait
+
+        def take(state, num_steps):
+            while left[0]:
+                assert seen.acquire(timeout=100)
+                left[0] -= 1
+            return train_steps(state, num_steps)
+
+        return run(take, *arguments)
+
+    monkeypatch.setattr(queue, "encode_buckets", note)
+    monkeypatch.setattr(loop, "run", wait_in_the_first_step)
+    folder = train(tiny_model, path, tmp_path / "q", slots=2)
+    assert threading.main_thread() not in threads and len(threads) == 5
+    for name in many.LIST:
+        assert runs.content(folder / name) == runs.content(whole / name)
 
 
 def test_a_concept_that_diverges_leaves_its_slot_to_another(

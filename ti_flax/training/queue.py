@@ -13,6 +13,7 @@ from ti_flax.runtime.progress import Bar
 from ti_flax.step import slots
 from ti_flax.step.bank import Bank
 from ti_flax.step.fixed_loss import compile_fixed_loss
+from ti_flax.step.slots import Encoded
 from ti_flax.step.state import State
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.training import concept as in_training
@@ -24,6 +25,14 @@ from ti_flax.training.survey import Group
 from ti_flax.training.writer import Writer, has_learned, learned
 
 _log = logging.getLogger(__name__)
+
+
+class Ahead(NamedTuple):
+    """A concept that is read, and its pictures encoded, before it has a slot."""
+
+    concept: Concept
+    subject: log.Subject
+    read: futures.Future[tuple[Inputs, list[Encoded]]]
 
 
 class Seated(NamedTuple):
@@ -62,8 +71,10 @@ class Queue:
         self._encode, self._ledger, self._bar = encode, ledger, bar
         self._waiting = deque(group.concepts)
         self._seated: dict[int, Seated] = {}
-        self._pool = futures.ThreadPoolExecutor(1, "reads the next concept")
-        self._ahead: tuple[log.Subject, futures.Future[Inputs]] | None = None
+        # One thread, and the autoencoder on one device: what it enqueues there while
+        # steps run waits for no other device.
+        self._pool = futures.ThreadPoolExecutor(1, "reads the next concepts")
+        self._ahead: deque[Ahead] = deque()
 
     def __enter__(self) -> "Queue":
         return self
@@ -77,12 +88,11 @@ class Queue:
         """Sees to the end of the slot's concept, if any, and seats the next."""
         if slot in self._seated:
             self._leave(state, slot)
-        while self._waiting:
-            concept = self._waiting.popleft()
+        while ahead := self._next():
             try:
-                state, seat = self._seat(state, slot, concept)
+                state, seat = self._seat(state, slot, ahead)
             except UserError as error:
-                self._fail(concept, str(error))
+                self._fail(ahead.concept, str(error))
                 continue
             if seat is not None:
                 return state, seat
@@ -99,18 +109,15 @@ class Queue:
             del self._seated[slot]
             self._ledger.wait(seated.concept, seat.done)
 
-    def _seat(
-        self, state: State, slot: int, concept: Concept
-    ) -> tuple[State, Seat | None]:
+    def _seat(self, state: State, slot: int, ahead: Ahead) -> tuple[State, Seat | None]:
         """Puts a concept into a slot; None, where nothing is left to train."""
+        concept, subject, read = ahead
         config = concept.config
-        subject, reading = self._read(concept)
-        inputs = reading.result()
+        inputs, encoded = read.result()
         subject.silent = False
         with contextlib.ExitStack() as stack, subject:
             writer = stack.enter_context(Writer(config))
             writer.check(inputs)
-            encoded = encode_buckets(config, inputs, self._encode, progress=False)
             newcomer = make_slot(config, inputs, self._resident, encoded)
             begun = slots.begin(newcomer, self._recipe.optimizer, self._recipe.window)
             steps, begun = writer.restore(begun)
@@ -142,24 +149,28 @@ class Queue:
         self._seated[slot] = seated
         return state, training.seat
 
-    def _read(self, concept: Concept) -> tuple[log.Subject, futures.Future[Inputs]]:
-        """The concept's inputs; and begins to read those of the next."""
-        reading = self._ahead or self._begin_to_read(concept)
-        following = self._waiting[0] if self._waiting else None
-        self._ahead = following and self._begin_to_read(following)
-        return reading
+    def _next(self) -> Ahead | None:
+        """The concept whose turn it is; reads on, until all slots could be refilled.
 
-    def _begin_to_read(
-        self, concept: Concept
-    ) -> tuple[log.Subject, futures.Future[Inputs]]:
+        They end together where nothing stops them early.
+        """
+        slots_there = len(self.bank.row_mask)
+        while self._waiting and len(self._ahead) <= slots_there:
+            self._ahead.append(self._begin_to_read(self._waiting.popleft()))
+        return self._ahead.popleft() if self._ahead else None
+
+    def _begin_to_read(self, concept: Concept) -> Ahead:
         # What it has to tell, the survey has told.
         subject = log.Subject(concept.name, silent=True)
 
-        def read() -> Inputs:
+        def read() -> tuple[Inputs, list[Encoded]]:
             with subject:
-                return read_inputs(concept.config, self._shared)
+                inputs = read_inputs(concept.config, self._shared)
+                return inputs, encode_buckets(
+                    concept.config, inputs, self._encode, progress=False
+                )
 
-        return subject, self._pool.submit(read)
+        return Ahead(concept, subject, self._pool.submit(read))
 
     def _leave(self, state: State, slot: int) -> None:
         seated = self._seated.pop(slot)
