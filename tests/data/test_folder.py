@@ -341,7 +341,7 @@ UNUSABLE = {
     "program.jpg": (encoded(noise(8, 8), "EPS"), "empty, damaged or not a picture"),
     "bomb.png": (BOMB, "decompression bomb"),
     "nan.tif": (NOT_FINITE, "not finite"),
-    "photo.HEIC": (b"?", "convert it to JPEG"),
+    "photo.HEIC": (b"?", "empty, damaged or not a picture"),
     "raw.nef": (encoded(noise(8, 8), "TIFF"), "ending"),
     "caption.txt": (b"a text", "ending"),
     "list.json": (b"[]", "ending"),

@@ -1,14 +1,19 @@
-"""Decodes one picture file: orientation, transparency, bit depth."""
+"""Decodes one picture file: orientation, colours, transparency, bit depth."""
 
 import contextlib
+import importlib.util
 import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from ti_flax.data import colours
+
+_HEIF = "HEIF"
 # The decoders that untrusted files may reach, and the endings of their files. Left out
 # on purpose: EPS, which runs Ghostscript. A camera's raw file opens as TIFF but yields
 # only its thumbnail, so the ending counts and not the content alone.
@@ -21,7 +26,11 @@ SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
     "AVIF": (".avif",),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
+    # With pillow-heif.
+    _HEIF: (".heic", ".heif", ".hif"),
 }
+# What phones put beside their pictures: the film of a live photo, notes of edits.
+SIDECARS = (".mov", ".mp4", ".aae", ".xmp")
 ENDINGS = tuple(itertools.chain(*SUFFIXES.values()))
 TRANSPARENT = "transparency put on white (alpha_mask: a mask)"
 
@@ -77,8 +86,6 @@ def _check_entry(path: Path) -> None:
     suffix = path.suffix.lower()
     if path.is_dir():
         raise SkippedError("it is a folder, and no sub-folder N_NAME with pictures")
-    if suffix in (".heic", ".heif"):
-        raise SkippedError("HEIC is not supported, convert it to JPEG")
     if suffix not in ENDINGS:
         raise SkippedError("its ending is not that of a picture")
     # Opening a named pipe would wait for ever.
@@ -99,7 +106,7 @@ def _load_upright(path: Path) -> tuple[Image.Image, list[str]]:
     _check_entry(path)
     changes = []
     # Pillow leaves a file that it opened itself open when decoding fails.
-    with path.open("rb") as file, Image.open(file, formats=list(SUFFIXES)) as opened:
+    with path.open("rb") as file, Image.open(file, formats=_formats(file)) as opened:
         # The further frames of an MPO are a camera's previews.
         if getattr(opened, "is_animated", False) and opened.format != "MPO":
             changes.append("only its first frame is used")
@@ -108,11 +115,41 @@ def _load_upright(path: Path) -> tuple[Image.Image, list[str]]:
     return picture, changes + turned
 
 
+def _formats(file: BinaryIO) -> list[str]:
+    """Those that a file may have by its content: phones rename HEIC to .jpg.
+
+    Raises `SkippedError` where what reads HEIC is not installed.
+    """
+    if not _is_heif(file):
+        return [name for name in SUFFIXES if name != _HEIF]
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise SkippedError(
+            "it is HEIC, a phone's: pip install pillow-heif and it is read, or make "
+            "it a JPEG"
+        )
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return [_HEIF]
+
+
+def _is_heif(file: BinaryIO) -> bool:
+    """Whether the file's first box names HEVC pictures (ISO/IEC 23008-12)."""
+    head = file.read(64)
+    file.seek(0)
+    size = min(int.from_bytes(head[:4]), len(head))
+    # The main brand, a version, and all that it agrees with.
+    brands = [head[at : at + 4] for at in (8, *range(16, size, 4))]
+    return head[4:8] == b"ftyp" and any(b[:3] in (b"hei", b"hev") for b in brands)
+
+
 def _decode(path: Path) -> tuple[Image.Image, list[str]]:
     picture, changes = _load_upright(path)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         picture, scale = _to_8_bits(picture)
         changes.append(f"values {scale} scaled to 8 bits")
+    picture, converted = colours.to_srgb(picture)
+    changes += converted
     if picture.mode == "CMYK":
         changes.append("CMYK turned into RGB")
     if picture.has_transparency_data:

@@ -13,7 +13,7 @@ from jaxtyping import Int32, UInt8
 
 from ti_flax.data import buckets, crop
 from ti_flax.data.caption_files import beside_a_picture
-from ti_flax.data.decode import SkippedError, read_picture
+from ti_flax.data.decode import SIDECARS, SkippedError, read_picture
 from ti_flax.data.masks import masks_among
 from ti_flax.runtime.errors import UserError, listed
 
@@ -162,10 +162,16 @@ def _read(path: Path, count: int, rules: buckets.Cropping) -> _Read:
 
 
 def _notes(folder: Path, found: Mapping[Path, _Read | str]) -> list[str]:
-    """A line for each file that is skipped, for a reason, or not used as it is."""
-    notes = []
+    """A line for each file that is skipped, for a reason, or not used as it is.
+
+    One for all that phones put beside their pictures.
+    """
+    notes, beside = [], []
     for path, each in found.items():
         shown = _printable(path.relative_to(folder).as_posix())
+        if isinstance(each, str) and path.suffix.lower() in SIDECARS:
+            beside.append(shown)
+            continue
         if isinstance(each, str):
             notes.append(f"skipped {shown}: {each}")
             continue
@@ -174,6 +180,9 @@ def _notes(folder: Path, found: Mapping[Path, _Read | str]) -> list[str]:
             changes.append(f"enlarged from {width}x{height} px")
         if changes:
             notes.append(f"{shown}: {', '.join(changes)}")
+    if beside:
+        count, names = len(beside), _shorten(beside, ", ")
+        notes.append(f"skipped {count} beside a phone's pictures: {names}")
     return notes
 
 
