@@ -64,6 +64,12 @@ class TrainingKeys(LearningKeys):
     one_background: bool = Field(
         False, description="all pictures of a concept on one background, else on five"
     )
+    unmasked_weight: OptionalNumber = Field(
+        None, ge=0, le=1, description="with masks: what the loss counts outside them"
+    )
+    unmasked_probability: OptionalNumber = Field(
+        None, ge=0, le=1, description="with masks: chance of an example without its own"
+    )
     repeats: Count = Field(
         1, le=100, description="times to learn each concept, from other pictures"
     )

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _HYPERPARAMETERS = (
     *("train_batch_size", "max_train_steps", "learning_rate", "lr_scheduler", "seed"),
+    *("unmasked_weight", "unmasked_probability"),
     *StoppingKeys.model_fields,
 )
 _HOLD = "hold_row_norm"  # as configs/quickstart.yaml has it
