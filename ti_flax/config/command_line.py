@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from ti_flax.config import yaml_file
+from ti_flax.config import dataset_config, yaml_file
 from ti_flax.runtime import arguments
 
 _METAVARS = {
@@ -82,8 +82,7 @@ def parse(
     parser.add_argument(
         "--dataset_config",
         metavar="FILE",
-        help="kohya's dataset.toml, whose options become keys; may stand in the YAML "
-        "file, too",
+        help=f"{dataset_config.ABOUT}; may stand in the YAML file, too",
     )
     parser.add_argument(
         "--print_config",
