@@ -3,7 +3,7 @@
 import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
 
-from ti_flax.reports import page, report
+from ti_flax.reports import callbacks, page
 from ti_flax.step.state import Metrics
 
 PROMPT = "a <toy> on a table"
@@ -31,8 +31,8 @@ def add_steps(run_report, first, count):
 
 
 def validation_of(step):
-    shown = report.Shown(PROMPT, ["a.png"], np.full((1, 8, 8, 3), step, np.uint8))
-    return report.Validation(
+    shown = callbacks.Shown(PROMPT, ["a.png"], np.full((1, 8, 8, 3), step, np.uint8))
+    return callbacks.Validation(
         step, float(step), [step / 4] * 4, [0.0, 1.0], [[("toy", 0.5)]] * 2, [shown], []
     )
 

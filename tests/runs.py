@@ -55,7 +55,7 @@ def learn(model: Path, pictures: Path, folder: Path, **keys) -> Embedding:
     given = {"initializer_token": "t", "num_vectors": 2, "train_batch_size": 4, **keys}
     config = make_config(model, pictures, folder, **given)
     (learned,) = training_run.train_concepts(config, progress=False)
-    return learned
+    return learned.word
 
 
 def to_argv(values: dict) -> list[str]:

@@ -74,10 +74,32 @@ def test_help_shows_each_key_with_its_default(name):
             assert parameter.default == field.default
 
 
+def test_help_of_the_configuration_has_each_key_with_its_description():
+    parameters = inspect.signature(ti_flax.Config).parameters
+    fields = ti_flax.Config.model_fields
+    assert [*parameters] == [*fields]
+    shown = pydoc.render_doc(ti_flax.Config, renderer=pydoc.plaintext)
+    words = " ".join(shown.replace("|", " ").split())
+    for key, field in fields.items():
+        told = words.split(f" {key} (", 1)[1].split(")", 1)[1]
+        assert told.split()[:3] == field.description.replace("|", " ").split()[:3], key
+        if field.is_required():
+            assert (
+                f" {key} (" in words
+                and parameters[key].default is parameters[key].empty
+            )
+        else:
+            assert parameters[key].default == field.default
+        # No annotation of pydantic's.
+        assert "Validator" not in str(parameters[key])
+    assert "learning_rate (X; default: 0.002) peak of the learning rate" in words
+    assert "train_data_dir (PATH; required) folder with the concept's" in words
+
+
 def test_every_public_name_is_listed_documented_and_known_to_type_checkers():
     tree = ast.parse(Path(ti_flax.__file__).read_text())
-    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
-    homes = {line.names[0].name: line.module for line in checked.body}
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
+    homes = {name.name: line.module for line in checked.body for name in line.names}
     assert [*homes] == sorted(homes, key=lambda name: homes[name])
     assert {*homes} == {*ti_flax.__all__}
     for name in ti_flax.__all__:

@@ -35,8 +35,8 @@ ROOMS = {
 }
 # What people type; each is a verb, and calls one room. `__main__` lists them.
 DOORS = (
-    "__main__ benchmark convert generate inspect push random_model train train_compile "
-    "verify"
+    "__main__ benchmark convert generate inspect push random_model schema train "
+    "train_compile verify"
 )
 
 

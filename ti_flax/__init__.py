@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from ti_flax.generation.generate import generate_images
     from ti_flax.generation.verify import verify_embedding
     from ti_flax.publishing.push import push_to_hub
+    from ti_flax.reports.callbacks import Step, Validation
     from ti_flax.training.run import train_concepts
+    from ti_flax.training.trained import Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Config",
+    "Run",
+    "Step",
+    "Validation",
     "convert_embedding",
     "describe_embedding",
     "generate_images",
@@ -32,6 +37,9 @@ __all__ = [
 
 _HOMES = {
     "Config": "config.run_config",
+    "Run": "training.trained",
+    "Step": "reports.callbacks",
+    "Validation": "reports.callbacks",
     "convert_embedding": "formats.convert",
     "describe_embedding": "formats.describe",
     "generate_images": "generation.generate",
@@ -42,11 +50,13 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Imports a public name on first use: `--help` must not wait for JAX."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"ti_flax.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'ti_flax' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a checker, any name would be one of ours
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name on first use: `--help` must not wait for JAX."""
+        if name in _HOMES:
+            return getattr(importlib.import_module(f"ti_flax.{_HOMES[name]}"), name)
+        raise AttributeError(f"module 'ti_flax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -21,6 +21,7 @@ COMMANDS = {
     "push": "upload what a run left to the Hub",
     "compile": "say whether a run fits on TPUs that nobody holds",
     "benchmark": "measure quality, concepts, steps or kernels",
+    "schema": "print the schema of configuration files, for editors",
     "random-model": "write a model of random weights, to try the others",
 }
 _MODULES = {"compile": "train_compile"}

@@ -17,7 +17,7 @@ from PIL import Image
 from reported import USAGE
 
 from ti_flax.config import run_config
-from ti_flax.reports import metrics_log, report
+from ti_flax.reports import callbacks, metrics_log, report
 from ti_flax.reports import page as reports_page
 from ti_flax.reports.plots import plots as made_plots
 from ti_flax.reports.plots import vector_names
@@ -74,9 +74,9 @@ def make_validation(folder, done):
         for picture, file in zip(pictures, files, strict=True):
             (folder / file).parent.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / file)
-        return report.Shown(prompt, files, pictures)
+        return callbacks.Shown(prompt, files, pictures)
 
-    return report.Validation(
+    return callbacks.Validation(
         step=done,
         fixed_loss=1 / (1 + done),
         loss_by_quarter=[done + 0.5, done + 0.25, float("nan"), 0.0],

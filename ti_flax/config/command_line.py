@@ -1,6 +1,7 @@
 """A command line made out of pydantic models: one `--key value` for each field."""
 
 import argparse
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -9,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from ti_flax.config import yaml_file
+from ti_flax.config import dataset_config, yaml_file
 from ti_flax.runtime import arguments
 
 _METAVARS = {
@@ -29,6 +30,8 @@ start at the current folder."""
 _FILE_EPILOG = """ \
 The command line wins over the YAML file, that over dataset_config, that over the
 preset, the preset over the defaults."""
+
+_IN = " " * 6
 
 Values = dict[str, str | list[str] | None]
 
@@ -82,8 +85,7 @@ def parse(
     parser.add_argument(
         "--dataset_config",
         metavar="FILE",
-        help="kohya's dataset.toml, whose options become keys; may stand in the YAML "
-        "file, too",
+        help=f"{dataset_config.ABOUT}; may stand in the YAML file, too",
     )
     parser.add_argument(
         "--print_config",
@@ -121,6 +123,21 @@ def parse_keys(
     program = Program(module, usage, {})
     parser = _make_parser(program, _EPILOG, groups, positional)
     return _read(parser, argv, groups)
+
+
+def describe(groups: Mapping[str, type[BaseModel]]) -> str:
+    """The keys under their titles, for `help()`: values, default, description."""
+    nothing = Program("", "", {})
+    lines = []
+    for title, group in groups.items():
+        lines += ["", f"{title}:"]
+        for key, field in _fields(group):
+            lines.append(
+                f"  {key} ({_metavar(field)}; {_default(key, field, nothing)})"
+            )
+            text = field.description or ""
+            lines += textwrap.wrap(text, 76, initial_indent=_IN, subsequent_indent=_IN)
+    return "\n".join(lines[1:])
 
 
 def _make_parser(

@@ -17,6 +17,7 @@ from ti_flax.config.subsets import Subset, text_of
 from ti_flax.runtime.errors import UserError, listed, one_line, shown
 
 KEY = "dataset_config"
+ABOUT = "kohya's dataset.toml, whose options become keys"
 
 _log = logging.getLogger(__name__)
 

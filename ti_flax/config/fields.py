@@ -109,7 +109,10 @@ def _texts(value: Any) -> Any:
     return tuple(map(_text, value)) if isinstance(value, list | tuple) else value
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_texts, json_schema_input_type=str | list[str]),
+]
 
 
 class Settings(BaseModel):

@@ -18,6 +18,7 @@ from ti_flax.config import (
     command_line,
     dataset_config,
     diffusers_flags,
+    signatures,
     validation,
     yaml_file,
 )
@@ -90,6 +91,11 @@ class Config(
         yield "train_data_dir", self.train_data_dir
         for subset in self.folders:
             yield "a folder of subsets", self.train_data_dir / subset.path
+
+
+# What `help(Config)` shows.
+Config.__doc__ = f"{Config.__doc__}\n\n{command_line.describe(GROUPS)}"
+Config.__signature__ = signatures.of_keys(Config)
 
 
 class Given(NamedTuple):

@@ -90,6 +90,20 @@ class VerifySettings(TypedDict, total=False):
     v_parameterization: bool | None
 
 
+def of_keys(settings: type[Settings], hints: type | None = None) -> inspect.Signature:
+    """Each key with its type, that in `hints` where they are given, and its default."""
+    kinds = get_type_hints(hints or settings)
+    return inspect.Signature(
+        inspect.Parameter(
+            key,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=kinds[key],
+            default=_EMPTY if field.is_required() else field.default,
+        )
+        for key, field in settings.model_fields.items()
+    )
+
+
 def with_keys_of(
     settings: type[Settings], hints: type
 ) -> Callable[[Function], Function]:
@@ -101,16 +115,7 @@ def with_keys_of(
     def show(function: Function) -> Function:
         signature = inspect.signature(function)
         *others, _ = signature.parameters.values()
-        kinds = get_type_hints(hints)
-        keys = [
-            inspect.Parameter(
-                key,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=kinds[key],
-                default=_EMPTY if field.is_required() else field.default,
-            )
-            for key, field in settings.model_fields.items()
-        ]
+        keys = of_keys(settings, hints).parameters.values()
         function.__signature__ = signature.replace(parameters=[*others, *keys])
         return function
 

@@ -6,11 +6,15 @@ What is wrong with one of them is told, and costs no run.
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
+from jaxtyping import Shaped
 
 from ti_flax.runtime import atomic
 from ti_flax.runtime.errors import UserError, one_line
@@ -33,6 +37,33 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             content = _parse(line)
             if content is not None:
                 yield content
+
+
+def columns(path: Path) -> dict[str, Shaped[np.ndarray, "N"]]:
+    """The numbers of its lines by their key, those of a list each: `row_norm/0`.
+
+    NaN where a line has none. What is neither a number nor a switch is left out.
+    """
+    found: dict[str, list[float | bool]] = {}
+    count = 0
+    for line in read_lines(path):
+        for name, value in _numbers(line):
+            column = found.setdefault(name, [])
+            column += [math.nan] * (count - len(column)) + [value]
+        count += 1
+    return {
+        name: np.array(column + [math.nan] * (count - len(column)))
+        for name, column in found.items()
+    }
+
+
+def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float | bool]]:
+    for key, value in line.items():
+        several = isinstance(value, list)
+        parts = {f"{key}/{i}": one for i, one in enumerate(value)} if several else {}
+        for name, one in (parts if several else {key: value}).items():
+            if one is None or isinstance(one, int | float):
+                yield name, math.nan if one is None else one
 
 
 def open_lines(path: Path, start: int) -> TextIO:

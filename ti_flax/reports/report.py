@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -12,36 +13,10 @@ from jaxtyping import UInt8
 
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, page, plots, trackers
+from ti_flax.reports.callbacks import NOBODY, Callbacks, Step, Validation
 from ti_flax.runtime import atomic, errors
 from ti_flax.runtime.progress import Bar
 from ti_flax.step.state import Metrics
-
-
-class Shown(NamedTuple):
-    """The previews of a prompt; `files` are relative to output_dir."""
-
-    prompt: str
-    files: list[str]
-    pictures: Collection[UInt8[np.ndarray, "_ _ 3"]]
-
-
-class Validation(NamedTuple):
-    """What is seen of the rows after `step` steps.
-
-    `fixed_loss` is the loss on the fixed set, `loss_by_quarter` that of each quarter of
-    the timesteps, the one with the least noise first; for each of the K vectors there
-    is its L2 distance from where it started, and the nearest words of the vocabulary
-    with their cosines, the nearest first. `control` are previews without the word; only
-    the first validation has them.
-    """
-
-    step: int
-    fixed_loss: float
-    loss_by_quarter: list[float]
-    distance: list[float]
-    nearest: list[list[tuple[str, float]]]
-    previews: list[Shown]
-    control: list[Shown]
 
 
 class Sinks(NamedTuple):
@@ -51,6 +26,7 @@ class Sinks(NamedTuple):
     metrics: TextIO
     validations: TextIO
     tracker: trackers.Sink
+    callbacks: Callbacks
 
 
 class Report:
@@ -100,6 +76,8 @@ class Report:
             values["examples_per_second"] = round(examples_per_second, 3)
             _write(self._sinks.metrics, {"step": self._step, **values})
             self._track({f"train/{name}": value for name, value in values.items()})
+            told = {"fixed_loss": math.nan, **values}
+            self._sinks.callbacks.step(Step(step=self._step, **told))
         self._sinks.metrics.flush()
         self._learned = not metrics.running[-1] and self._step < self._steps.stop
         loss, row_norm = metrics.loss.mean(), metrics.row_norm[-1].mean()
@@ -142,6 +120,7 @@ class Report:
                     validation.step, f"{name}/{number}_{words}", side_by_side
                 )
         self.write_page(running=True)
+        self._sinks.callbacks.look(validation)
 
     def write_page(self, running: bool, reason: str = "") -> None:
         """Writes report.html, and warnings.txt; `reason` says what ended the run."""
@@ -190,6 +169,7 @@ def open_report(
     pictures: Collection[UInt8[np.ndarray, "_ _ 3"]],
     warnings: Sequence[str],
     usage: page.Usage,
+    callbacks: Callbacks = NOBODY,
 ) -> Iterator[Report]:
     """Opens the report of a run, a silent one on all hosts but the first.
 
@@ -202,7 +182,7 @@ def open_report(
     with contextlib.ExitStack() as stack:
         if steps.start == 0:
             metrics_log.remove_samples(config.output_dir / metrics_log.SAMPLES_NAME)
-        sinks = _open_sinks(stack, config, steps, progress)
+        sinks = _open_sinks(stack, config, steps, progress, callbacks)
         run_report = Report(config, slot, steps, pictures, warnings, usage, sinks)
         reason = ""
         try:
@@ -216,7 +196,11 @@ def open_report(
 
 
 def _open_sinks(
-    stack: contextlib.ExitStack, config: run_config.Config, steps: range, progress: bool
+    stack: contextlib.ExitStack,
+    config: run_config.Config,
+    steps: range,
+    progress: bool,
+    callbacks: Callbacks,
 ) -> Sinks:
     """Opens files, tracker and bar; `stack` closes them."""
     folder = config.output_dir
@@ -241,7 +225,7 @@ def _open_sinks(
         dynamic_ncols=True,
         disable=not progress,
     )
-    return Sinks(stack.enter_context(bar), metrics, validations, tracker)
+    return Sinks(stack.enter_context(bar), metrics, validations, tracker, callbacks)
 
 
 def _earlier_warnings(config: run_config.Config, start: int) -> list[str]:

@@ -50,9 +50,12 @@ class StopSignals:
         """The signal's name, or whose it was."""
         return self._received or "a signal to another process"
 
-    def wanted(self) -> bool:
-        """Whether to stop; the same answer in every process of the job."""
-        return hosts.any_process(self._received is not None)
+    def wanted(self, otherwise: bool = False) -> bool:
+        """Whether to stop; the same answer in every process of the job.
+
+        `otherwise` says whether this one has another reason than a signal.
+        """
+        return hosts.any_process(self._received is not None or otherwise)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name

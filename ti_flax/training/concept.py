@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from ti_flax.config import run_config
 from ti_flax.publishing import usage
 from ti_flax.reports import metrics_log, page, report
+from ti_flax.reports.callbacks import NOBODY, Callbacks
 from ti_flax.step.bank import Bank
 from ti_flax.step.state import Metrics, State
 from ti_flax.training import divergence, validation
@@ -82,17 +83,20 @@ def seated(
     progress: bool,
     warnings: Sequence[str],
     about: contextlib.AbstractContextManager | None = None,
+    callbacks: Callbacks = NOBODY,
 ) -> Iterator[Concept]:
     """Opens the folder and the report of a concept, which is to take `steps`.
 
     `bank` is of its slot alone. To `warnings`, which the report shows, others may be
-    added. Inside `about`, which is entered often, its metrics are looked through.
+    added. Inside `about`, which is entered often, its metrics are looked through;
+    `callbacks` hear of them.
     """
     about = contextlib.nullcontext() if about is None else about
     writer.open()
     pictures = inputs.pictures.images
+    told = _usage(config, inputs), callbacks
     with report.open_report(
-        config, _ALONE, steps, progress, pictures, warnings, _usage(config, inputs)
+        config, _ALONE, steps, progress, pictures, warnings, *told
     ) as run_report:
         yield Concept(
             config, inputs, writer, resident, bank, fixed_loss, run_report, steps, about

@@ -13,6 +13,7 @@ from ti_flax.config import run_config
 from ti_flax.generation import previews
 from ti_flax.models.torch_params import Params
 from ti_flax.reports import metrics_log, report
+from ti_flax.reports.callbacks import Shown, Validation
 from ti_flax.runtime import hosts, sharding
 from ti_flax.step import slots
 from ti_flax.step.bank import Bank
@@ -54,7 +55,7 @@ def compile_validation(
             moved = sharding.whole(own) - began[encoder.name][: len(own)]
             distance += np.linalg.norm(moved, axis=-1).tolist()
 
-        def show(name: str, control: bool = False) -> list[report.Shown]:
+        def show(name: str, control: bool = False) -> list[Shown]:
             if inputs.previews is None:
                 return []
             folder = Path(metrics_log.SAMPLES_NAME, name)
@@ -63,7 +64,7 @@ def compile_validation(
 
         loss = fixed_loss(slots.padded_rows(state.rows, bank), params, bank)
         run_report.add_validation(
-            report.Validation(
+            Validation(
                 step=done,
                 fixed_loss=float(loss.mean[0]),
                 loss_by_quarter=np.asarray(loss.quarters)[0].tolist(),
@@ -83,7 +84,7 @@ def _save(
     made: Iterator[tuple[str, previews.Pictures]],
     output_dir: Path,
     folder: Path,
-) -> list[report.Shown]:
+) -> list[Shown]:
     """Writes previews into `folder` of the output folder."""
     saved = []
     for number, (prompt, images) in enumerate(made):
@@ -91,5 +92,5 @@ def _save(
         if jax.process_index() == 0:
             names = shown.save(prompt, images, output_dir / folder, number)
             paths = [(folder / file).as_posix() for file in names]
-            saved.append(report.Shown(prompt, paths, images))
+            saved.append(Shown(prompt, paths, images))
     return saved
