@@ -81,3 +81,37 @@ def test_a_notebook_has_a_bar(monkeypatch, clock):
 def test_a_file_has_lines_whatever_is_imported(monkeypatch, clock):
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
     assert "\r" not in run(monkeypatch, clock, io.StringIO(), 100, 1)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+@pytest.mark.parametrize("first", [1, 7])
+def test_the_time_before_the_first_update_does_not_count(
+    monkeypatch, clock, stream, first
+):
+    file = stream()
+    monkeypatch.setattr(sys, "stderr", file)
+    with Bar(total=100, desc="training", unit="step", starts_with_first=True) as bar:
+        clock.now += 300  # a compiler
+        assert not file.getvalue()
+        bar.update(first)
+        for _ in range(60):
+            clock.now += 1
+            bar.update(1)
+    last = re.split(r"[\r\n]+", file.getvalue().strip())[-1]
+    told = re.search(r"(\d+)(?: of |/)100.*?(\d+:\d+).*?(\d+:\d+)", last)
+    # One a second from the first update on.
+    assert told.groups() == (str(first + 60), "01:00", f"00:{100 - first - 60}")
+
+
+def test_a_bar_of_one_update_is_shown_and_ended(monkeypatch, clock):
+    file = Terminal()
+    monkeypatch.setattr(sys, "stderr", file)
+    with Bar(total=5, desc="training", unit="step", starts_with_first=True) as bar:
+        bar.update(5)
+    assert "5/5" in file.getvalue() and file.getvalue().endswith("\n")
+
+
+def test_a_silent_bar_stays_silent(monkeypatch, capsys):
+    with Bar(total=2, disable=True, starts_with_first=True) as bar:
+        bar.update(1)
+    assert capsys.readouterr() == ("", "")

@@ -9,6 +9,7 @@ from ti_flax.config import run_config
 from ti_flax.data.folder import read_pictures
 from ti_flax.generation import generate
 from ti_flax.quickstart import contact_sheet
+from ti_flax.reports import page
 from ti_flax.runtime import atomic
 from ti_flax.training import run
 from ti_flax.training.cropping import cropping
@@ -56,9 +57,10 @@ def write(config: run_config.Config) -> Path:
             f"{word} in new contexts", _generate(config, contexts, 1), contexts
         )
     )
-    path = config.output_dir / "before_after.png"
+    path, sheet = config.output_dir / "before_after.png", contact_sheet.lay_out(rows)
     with atomic.atomic_path(path) as temporary:
-        contact_sheet.lay_out(rows).save(temporary, "PNG", optimize=True)
+        sheet.save(temporary, "PNG", optimize=True)
+    page.add_picture(config.output_dir, "Before and after", sheet)
     _log.info("wrote %s", path)
     return path
 

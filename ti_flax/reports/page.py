@@ -4,18 +4,23 @@ import re
 import shlex
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from ti_flax import __version__
 from ti_flax.config import run_config
 from ti_flax.reports import metrics_log, thumbnails
-from ti_flax.reports.plots import plots, vector_names
+from ti_flax.reports.plots import Line, plots, vector_names
 from ti_flax.runtime import atomic, pages
 
 REPORT_NAME = "report.html"
+# Where `add_picture` puts its own; in no text of a user, which is escaped.
+_PLACE = "<!-- pictures of other commands -->"
 
 
 class Status(NamedTuple):
@@ -66,9 +71,7 @@ def write(
         pixelated=config.resolution < thumbnails.SIDE,
         prompts=thumbnails.of_prompts(folder, validations),
         validations=validations,
-        speed=np.median([m["examples_per_second"] for m in metrics[-50:]])
-        if metrics
-        else None,
+        work=_work(config, metrics),
         plots=[p._asdict() for p in plots(metrics, validations, config.num_vectors)],
         vectors=vector_names(len(nearest), config.num_vectors),
         file_name=_file_name(config.placeholder_token),
@@ -79,6 +82,46 @@ def write(
     )
     with atomic.atomic_path(folder / REPORT_NAME) as path:
         path.write_text(html, encoding="utf-8")
+
+
+def add_picture(folder: Path, title: str, picture: Image.Image) -> None:
+    """Adds a picture to the page of a run that has ended."""
+    path = folder / REPORT_NAME
+    html = path.read_text(encoding="utf-8")
+    added = pages.template("ti_flax.reports", "picture.html.jinja").render(
+        title=title, picture=pages.data_uri(picture, max(picture.size))
+    )
+    with atomic.atomic_path(path) as temporary:
+        new = html.replace(_PLACE, f"{added}\n{_PLACE}", 1)
+        temporary.write_text(new, encoding="utf-8")
+
+
+def _work(config: run_config.Config, metrics: Sequence[Line]) -> dict[str, Any] | None:
+    """What the steps took, all that metrics.jsonl knows of, and of the last the speed.
+
+    The devices are those of this process.
+    """
+    if not metrics:
+        return None
+    speeds = [line["examples_per_second"] for line in metrics]
+    seconds = sum(config.examples_per_step / speed for speed in speeds if speed)
+    kind = jax.devices()[0].device_kind
+    return {
+        "duration": _duration(seconds),
+        "examples": f"{len(metrics) * config.examples_per_step:,}",
+        "speed": np.median(speeds[-50:]),
+        "devices": f"{jax.device_count()} x {kind}",
+    }
+
+
+def _duration(seconds: float) -> str:
+    """As "45 s", "12 min" or "3 h 5 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _settings(config: run_config.Config) -> list[tuple[str, str, bool]]:

@@ -224,6 +224,7 @@ def _open_sinks(
         desc="training",
         dynamic_ncols=True,
         disable=not progress,
+        starts_with_first=True,
     )
     return Sinks(stack.enter_context(bar), metrics, validations, tracker, callbacks)
 

@@ -7,16 +7,19 @@ from typing import Any
 
 import jax
 
-from ti_flax.runtime import hosts, process
+from ti_flax.runtime import compile_time, hosts, process
 
 
 def compiled_together(
-    jitted: jax.stages.Wrapped, compiling: futures.Future | None = None
+    jitted: jax.stages.Wrapped,
+    compiling: futures.Future | None = None,
+    name: str = "",
 ) -> Callable[..., Any]:
     """`jitted`, for arguments of one shape; the first call waits until all have it.
 
     Processes compile at their own speed, and the networks between them do not wait
-    long (those of CPUs 30 s). `compiling` gives the program if that has begun.
+    long (those of CPUs 30 s). `compiling` gives the program if that has begun; a call
+    that must wait for it tells its `name`.
     """
     program = None
 
@@ -25,6 +28,8 @@ def compiled_together(
         if program is None:
             if compiling is None:
                 jitted.lower(*arguments).compile()  # kept for the call
+            elif not compiling.done():
+                compile_time.tell(name)
             program = jitted if compiling is None else compiling.result()
             process.give_back_freed()
             hosts.barrier()

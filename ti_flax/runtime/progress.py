@@ -12,19 +12,39 @@ _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s in {elapsed}, {remaining} left{p
 class Bar(tqdm):
     """tqdm's bar; in a file or a pipe, one line every 30 s of work that takes so long.
 
-    kubectl, SLURM and nohup keep what a terminal would write over.
+    kubectl, SLURM and nohup keep what a terminal would write over. With
+    `starts_with_first`, the time is counted from the first update on, which may have
+    waited for a compiler.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        if not _redraws():
+    def __init__(
+        self, *args: Any, starts_with_first: bool = False, **settings: Any
+    ) -> None:
+        self._starts = starts_with_first
+        self._redraws = _redraws()
+        if not self._redraws:
             settings |= {
                 "file": _Lines(),
                 "bar_format": _LINE,
                 "mininterval": _SECONDS,
                 "delay": _SECONDS,
             }
+        elif starts_with_first:
+            settings["delay"] = sys.float_info.min  # shows nothing yet
         # miniters 1: tqdm learns from dispatches, which grow, to look too rarely.
         super().__init__(*args, miniters=1, **settings)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if not self._starts or self.disable:
+            return super().update(n)
+        self._starts = False
+        self.n += n or 0
+        self.initial = self.n
+        self.unpause()
+        if self._redraws:
+            self.delay = 0
+            return self.refresh()
+        return None
 
 
 class _Lines:

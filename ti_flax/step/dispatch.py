@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ti_flax.models.torch_params import Params
-from ti_flax.runtime import chips, compilation, sharding
+from ti_flax.runtime import chips, compilation, compile_time, sharding
 from ti_flax.runtime.errors import UserError
 from ti_flax.step import stopping, train_step
 from ti_flax.step.bank import Bank
@@ -55,6 +55,7 @@ def jit_train_steps(recipe: train_step.StepRecipe) -> jax.stages.Wrapped:
     )
 
 
+_NAME = "train step"
 TOO_LARGE = (
     "train_batch_size: expected a step that fits into a device's memory, found one "
     "that does not; set gradient_checkpointing true, a larger "
@@ -116,7 +117,12 @@ def compile_train_steps(
         everywhere = sharding.replicated(recipe.mesh)
         count = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
         pool = futures.ThreadPoolExecutor(1)
-        compiling = pool.submit(lambda: jitted.lower(*shapes, count).compile())
+        compiling = pool.submit(_compile, jitted, (*shapes, count))
         pool.shutdown(wait=False)
-    steps = compilation.compiled_together(jitted, compiling)
+    steps = compilation.compiled_together(jitted, compiling, _NAME)
     return TrainSteps(steps, compiling, recipe.mesh.devices.flat[0])
+
+
+def _compile(jitted: jax.stages.Wrapped, arguments: tuple) -> jax.stages.Compiled:
+    with compile_time.noted(_NAME):
+        return jitted.lower(*arguments).compile()
