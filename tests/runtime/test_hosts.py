@@ -1,5 +1,6 @@
 """Several processes, each with devices and a folder of its own, train as one."""
 
+import functools
 import http.server
 import json
 import os
@@ -371,7 +372,8 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve = functools.partial(server.serve_forever, poll_interval=0.01)
+        threading.Thread(target=serve, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
         assert runtime_hosts.are_several(run_keys.HostKeys()) == several
         server.shutdown()
