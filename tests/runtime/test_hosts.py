@@ -167,7 +167,11 @@ def alone(small_model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("processes", "ways"),
-    [(2, "1 2"), pytest.param(4, "1 4", marks=pytest.mark.slow)],
+    [
+        (2, "2"),
+        pytest.param(2, "1 2", marks=pytest.mark.slow),
+        pytest.param(4, "1 4", marks=pytest.mark.slow),
+    ],
 )
 def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
     processes, ways, hosts, small_model, alone, monkeypatch
