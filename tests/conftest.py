@@ -1,12 +1,12 @@
 """Every test runs on 8 devices that share this machine's CPU."""
 
+import functools
 import inspect
 import itertools
 import logging
 import os
 import re
 import tempfile
-from pathlib import Path
 
 # Compiling is most of the suite's time; code that runs once need not be optimised.
 # Set in the environment so that processes started by tests have it too.
@@ -35,24 +35,43 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_SKIPS = re.compile(r"(importorskip|find_spec)\W+(torch|diffusers|invokeai)")
-# Rooms whose tests are quick, or lean on what differs between Pythons.
-_LOWER_ROOMS = {"config", "data", "diffusion", "formats", "models", "text"}
+# `library` goes through their names.
+_LIBRARIES = r"(torch|diffusers|invokeai|library)"
+_SKIPS = re.compile(rf"(importorskip|find_spec)\W+{_LIBRARIES}")
+_MODULE_SKIPS = re.compile(rf"^\w+ = pytest\.importorskip\W+{_LIBRARIES}", re.MULTILINE)
+# Rooms and files that lean on the standard library, which differs between Pythons: its
+# parsers, zip files, pickles, Unicode. The golden step is one of another JAX, too.
+_LEAN_ON_PYTHON = {
+    *("config", "data", "formats", "text"),
+    *("test_as_people_have_them", "test_golden_step", "test_hostile_models"),
+}
+# Rooms without a file that takes long.
+_QUICK_ROOMS = {"config", "data", "formats", "publishing", "reports", "text"}
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what .ci/run repeats on the Python that has PyTorch."""
+    """Marks what .ci/run repeats on the Python that has PyTorch.
+
+    Rooms that take long come first, so that no worker begins one when the others end.
+    """
     for item in items:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
-        if room in _LOWER_ROOMS or "golden" in item.name or _asks_for_torch(item):
+        leans = not _LEAN_ON_PYTHON.isdisjoint((item.path.parent.name, item.path.stem))
+        # What was recorded is compared with where PyTorch is not.
+        if leans or ("recorded" not in item.name and _asks_for_torch(item)):
             item.add_marker("every_python")
+    items.sort(key=lambda item: item.path.parent.name in _QUICK_ROOMS)
 
 
 def _asks_for_torch(item):
-    """Whether a test or a fixture of it is skipped where PyTorch is not."""
+    """Whether a test, a fixture of it or its file is skipped where PyTorch is not."""
     fixtures = itertools.chain(*item._fixtureinfo.name2fixturedefs.values())
     sources = map(inspect.getsource, [item.function, *(each.func for each in fixtures)])
-    return any(_SKIPS.search(source) for source in sources)
+    return any(map(_SKIPS.search, sources)) or _file_asks_for_torch(item.path)
+
+
+@functools.cache
+def _file_asks_for_torch(path):
+    return _MODULE_SKIPS.search(path.read_text()) is not None
 
 
 @pytest.fixture(autouse=True)

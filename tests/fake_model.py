@@ -9,6 +9,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ti_flax.models import base_model, clip_text
 from ti_flax.models.family import Part
@@ -62,7 +63,7 @@ class Denoiser(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Moments are means of squares of pixels."""
+    """Moments are means of squares of pixels, pixels those of latents."""
 
     downscale: int
     channels: int
@@ -77,6 +78,10 @@ class Autoencoder(nn.Module):
         side = (self.downscale, self.downscale)
         grey = nn.avg_pool(pixels, side, side).mean(axis=-1, keepdims=True)
         return self.bias + jnp.tile(grey, (1, 1, 1, 2 * self.channels))
+
+    def decode(self, z):
+        squares = z.repeat(self.downscale, axis=1).repeat(self.downscale, axis=2)
+        return self.bias + jnp.tile(squares.mean(axis=-1, keepdims=True), 3)
 
     def __call__(self, pixels):
         return self.encode(pixels)
@@ -96,8 +101,8 @@ class FakeModel(base_model.BaseModel):
                 shapes,
             )
         )
-        if sharding is None:
-            return params
+        if sharding is None:  # on no device in particular, as the real ones
+            return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
         return jax.tree.map(
             lambda leaf: jax.device_put(
                 leaf, sharding(leaf.shape) if callable(sharding) else sharding
@@ -121,5 +126,6 @@ def open_fake(*arguments, **settings):
             family.autoencoder.name,
             Autoencoder(family.downscale, family.latent_channels),
         ),
+        picture_params=("bias",),
     )
     return FakeModel(family, model.source, model.scheduler)

@@ -81,7 +81,8 @@ def start() -> Hub:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # Asked often whether it shall end: each test waits for that.
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.server = server
     return hub
 

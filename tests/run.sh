@@ -12,8 +12,9 @@ pins=${PINS:-}
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 venv=.venv-test-$version${pins:+-$pins}
 # A file's tests share fixtures. (loadgroup of pytest-xdist 3.8 does nothing under
-# pytest 9.2.)
-workers=(-n 2 --dist loadfile)
+# pytest 9.2.) In the order of conftest.py: by itself it begins files of few tests, which
+# are the long ones, last.
+workers=(-n 2 --dist loadfile --no-loadscope-reorder)
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 
 "$python" -m venv "$venv"

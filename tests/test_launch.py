@@ -438,6 +438,7 @@ def test_local_tells_of_a_python_that_is_too_old(machine):
     )
 
 
+@pytest.mark.slow  # installs JAX and compiles the quickstart: a minute and a half
 def test_local_trains_in_a_fresh_clone(machine):
     clone = machine.folder / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)

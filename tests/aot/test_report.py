@@ -91,7 +91,9 @@ def test_mistakes_on_the_command_line_are_one_line(monkeypatch, argv, message):
         train_compile.main()
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1"])
+@pytest.mark.parametrize(
+    "topology", ["v5e:2x2", pytest.param("v4:2x2x1", marks=pytest.mark.slow)]
+)
 def test_the_quickstart_compiles(described, topology):
     mesh = topologies.make_mesh(topology)
     keys = make_config(resolution=64, train_batch_size=8, mixed_precision="bf16")

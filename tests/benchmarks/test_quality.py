@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import runs
 
 from ti_flax.benchmarks.quality import held_out, judge, scores, train_judge, word_scores
 from ti_flax.benchmarks.quality.keys import QualityKeys
@@ -354,8 +355,15 @@ def test_slots_of_a_method_differ_in_what_it_changes_alone(tiny_model, monkeypat
         assert (weights[:, 1] == weights[:, 0, :, ::-1]).all()
 
 
-def test_benchmark_runs_from_training_to_table(tiny_model, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "networks", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_benchmark_runs_from_training_to_table(
+    networks, tiny_model, tmp_path, capsys, monkeypatch
+):
     """With a random model, whose pictures are noise: only that all of it is there."""
+    if not networks:
+        runs.skip_networks(monkeypatch)
     from ti_flax.benchmarks.quality import measure
 
     keys = QualityKeys(

@@ -13,7 +13,6 @@ import slots
 from ti_flax.checkpoints import identity, orbax_folder, store
 from ti_flax.formats import find
 from ti_flax.runtime import errors, sharding
-from ti_flax.step import dispatch as step_dispatch
 from ti_flax.training import run as training_run
 from ti_flax.training import seat, validation
 
@@ -210,10 +209,7 @@ def test_one_device_then_eight_then_two_agree_with_one(tmp_path):
     def train(devices, state, dispatch):
         recipe = slots.make_recipe(devices)
         first, bank = slots.make_run(recipe, concept)
-        frozen, steps = (
-            slots.make_frozen(recipe),
-            step_dispatch.compile_train_steps(recipe),
-        )
+        frozen, steps = slots.make_frozen(recipe), slots.compiled(recipe)
         if state is not None:
             first = sharding.replicate(state, recipe.mesh)
         return steps(first, frozen, bank, dispatch)[0]

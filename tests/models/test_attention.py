@@ -11,7 +11,6 @@ import pytest
 
 from ti_flax.models import attention, chunked_attention, stable_diffusion, unet
 from ti_flax.models.attention import Plan, plain
-from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import errors, sharding
 
 # Of Stable Diffusion 1.x (40, 80, 160) and 2.x (64).
@@ -244,6 +243,6 @@ def test_the_key_reaches_every_attention_of_the_unet(monkeypatch):
     plan = Plan("chunked", sharding.make_mesh())
     net = stable_diffusion.make_family(known.TINY, plan=plan).parts["unet"]
     assert isinstance(net, unet.UNet)
-    param_shapes(net)
+    jax.eval_shape(net.init, jax.random.key(0), *net.example_inputs())
     # Self and cross: one pair down, one in the middle, two up.
     assert seen == [(plan, True), (plan, False)] * 4

@@ -81,7 +81,11 @@ def record_live(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(
     scope="session",
-    params=[(kind, source) for source in ("recorded", "live") for kind in KINDS],
+    params=[
+        pytest.param((kind, source), marks=[pytest.mark.slow] * (source == "live"))
+        for source in ("recorded", "live")
+        for kind in KINDS
+    ],
     ids="-".join,
 )
 def reference(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 from PIL import Image
 
 from ti_flax.config import run_config
@@ -90,7 +91,9 @@ def test_sheet_holds_every_picture_and_grows_with_notes():
     assert (taller[:, -contact_sheet.MARGIN :] == 255).all()
 
 
-def test_before_after_shows_the_rows(tiny_model, tmp_path):
+def test_before_after_shows_the_rows(tiny_model, tmp_path, monkeypatch):
+    """Without the networks; the slow test below has them."""
+    runs.skip_networks(monkeypatch)
     from ti_flax.quickstart import before_after
     from ti_flax.training import run as training_run
 

@@ -1,5 +1,6 @@
 """Several processes, each with devices and a folder of its own, train as one."""
 
+import functools
 import http.server
 import json
 import os
@@ -166,7 +167,11 @@ def alone(small_model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("processes", "ways"),
-    [(2, "1 2"), pytest.param(4, "1 4", marks=pytest.mark.slow)],
+    [
+        (2, "2"),
+        pytest.param(2, "1 2", marks=pytest.mark.slow),
+        pytest.param(4, "1 4", marks=pytest.mark.slow),
+    ],
 )
 def test_processes_learn_the_rows_of_one_and_only_the_first_writes(
     processes, ways, hosts, small_model, alone, monkeypatch
@@ -371,7 +376,8 @@ def test_whether_there_are_other_hosts_is_found_out(machine, monkeypatch):
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve = functools.partial(server.serve_forever, poll_interval=0.01)
+        threading.Thread(target=serve, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
         assert runtime_hosts.are_several(run_keys.HostKeys()) == several
         server.shutdown()

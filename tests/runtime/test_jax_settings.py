@@ -31,32 +31,42 @@ def usual():
     return learned_rows()
 
 
+# Together, as each of them compiles a step anew; those that hide one another apart.
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "settings",
     [
-        ("jax_default_prng_impl", "rbg"),
-        ("jax_default_prng_impl", "unsafe_rbg"),
-        ("jax_threefry_partitionable", False),
-        ("jax_random_seed_offset", 7),
-        ("jax_enable_x64", True),
-        ("jax_numpy_dtype_promotion", "strict"),
-        ("jax_default_matmul_precision", "highest"),
-        ("jax_default_matmul_precision", "bfloat16"),
-        ("jax_numpy_rank_promotion", "raise"),
-        ("jax_legacy_prng_key", "error"),
+        {
+            "jax_default_prng_impl": "rbg",
+            "jax_enable_x64": True,
+            "jax_numpy_dtype_promotion": "strict",
+            "jax_default_matmul_precision": "bfloat16",
+            "jax_numpy_rank_promotion": "raise",
+            "jax_legacy_prng_key": "error",
+        },
+        {
+            "jax_threefry_partitionable": False,
+            "jax_random_seed_offset": 7,
+            "jax_default_matmul_precision": "highest",
+        },
+        pytest.param({"jax_default_prng_impl": "unsafe_rbg"}, marks=pytest.mark.slow),
     ],
+    ids=lambda settings: f"{len(settings)} settings",
 )
-def test_rows_are_the_same_under_every_setting(name, value, usual):
-    before = getattr(jax.config, name)
-    jax.config.update(name, value)
+def test_rows_are_the_same_under_every_setting(settings, usual):
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     try:
         with log.heard_warnings() as heard:
             np.testing.assert_array_equal(learned_rows(), usual)
-        assert getattr(jax.config, name) == value  # the caller's again
+        for name, value in settings.items():
+            assert getattr(jax.config, name) == value  # the caller's again
     finally:
-        jax.config.update(name, before)
-    matters = name in jax_settings._FIXED
-    assert (f"{name}={value}" in "".join(heard)) == matters
+        for name, value in before.items():
+            jax.config.update(name, value)
+    for name, value in settings.items():
+        matters = name in jax_settings._FIXED
+        assert (f"{name}={value}" in "".join(heard)) == matters
 
 
 def test_usual_settings_are_not_warned_of():

@@ -99,7 +99,14 @@ def test_dispatches_and_a_restart_change_no_bit(twelve_steps):
 
 
 # Tolerances of the following: tests/step/test_train_step.py.
-@pytest.mark.parametrize(("devices", "batch", "parts"), [(8, 8, 1), (1, 2, 4)])
+@pytest.mark.parametrize(
+    ("devices", "batch", "parts"),
+    [
+        (8, 2, 4),
+        pytest.param(8, 8, 1, marks=pytest.mark.slow),
+        pytest.param(1, 2, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_devices_and_parts_change_nothing(twelve_steps, devices, batch, parts):
     found = train(slots.make_recipe(devices, batch, parts), slot(CAT))
     np.testing.assert_allclose(rows(found), rows(twelve_steps), rtol=0, atol=2e-5)

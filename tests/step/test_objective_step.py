@@ -57,13 +57,16 @@ def test_the_options_change_what_is_learned(twenty_steps):
 
 
 # The tolerances of tests/step/test_train_step.py, which says why.
-def test_eight_devices_agree_with_one(twenty_steps):
-    found = slots.train(make_recipe(8), CAT, dispatches=[20])
-    np.testing.assert_allclose(rows_of(found), rows_of(twenty_steps), rtol=0, atol=2e-5)
-
-
-def test_accumulated_parts_equal_one_batch(twenty_steps):
-    found = slots.train(make_recipe(batch=2, parts=4), CAT, dispatches=[20])
+@pytest.mark.parametrize(
+    ("devices", "batch", "parts"),
+    [
+        (8, 2, 4),
+        pytest.param(8, 8, 1, marks=pytest.mark.slow),
+        pytest.param(1, 2, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_devices_and_parts_agree_with_one(twenty_steps, devices, batch, parts):
+    found = slots.train(make_recipe(devices, batch, parts), CAT, dispatches=[20])
     np.testing.assert_allclose(rows_of(found), rows_of(twenty_steps), rtol=0, atol=2e-5)
 
 

@@ -211,7 +211,7 @@ def test_dispatches_and_a_restart_change_no_bit(trained):
     jax.tree.map(np.testing.assert_array_equal, again, trained)
 
 
-@pytest.mark.parametrize("devices", [3, 8])
+@pytest.mark.parametrize("devices", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_devices_change_rounding_only(devices, trained):
     state, metrics = train(CAT, DOG, eps=[0.0, 0.6], dispatches=[24], devices=devices)
     assert state.step.tolist() == trained[0].step.tolist()

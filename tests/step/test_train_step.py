@@ -77,7 +77,10 @@ def test_dispatch_length_changes_no_bit(one_device, twenty_steps):
 
 
 # On 3, 5, 6 and 7 devices the batch of 8 is filled up.
-@pytest.mark.parametrize("devices", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(
+    "devices",
+    [3, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 5, 6, 7))],
+)
 def test_several_devices_agree_with_one(twenty_steps, devices):
     rows, _, history = train(slots.make_recipe(devices), CAT, dispatches=[20])
     # Sums over the batch associate otherwise; Adam's first steps are +-lr whatever the

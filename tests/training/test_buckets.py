@@ -23,6 +23,15 @@ KEYS = {
 }
 
 
+@pytest.fixture(
+    autouse=True, params=["fakes", pytest.param("networks", marks=pytest.mark.slow)]
+)
+def networks(request, monkeypatch):
+    """With the networks a run compiles for a minute; step/test_buckets.py has them."""
+    if request.param == "fakes":
+        runs.skip_networks(monkeypatch)
+
+
 @pytest.fixture
 def folder(tmp_path):
     place = tmp_path / "pictures"

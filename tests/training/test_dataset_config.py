@@ -46,7 +46,10 @@ def write_toml(folder, *repeats, regular=""):
     return path
 
 
-def test_rows_are_those_of_kohyas_folders(place, tiny_model, tmp_path, caplog):
+def test_rows_are_those_of_kohyas_folders(
+    place, tiny_model, tmp_path, caplog, monkeypatch
+):
+    runs.skip_networks(monkeypatch)
     regular = "[[datasets.subsets]]\nimage_dir = 'class'\nis_reg = true\n"
     toml = write_toml(place, 3, 2, regular=regular)
     config = load(tiny_model, toml, tmp_path / "toml")

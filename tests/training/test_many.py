@@ -89,7 +89,9 @@ def test_a_concept_leaves_what_a_run_of_its_own_leaves(
     assert f"{config.max_train_steps} of {config.max_train_steps} steps" in finished
 
 
-@pytest.mark.parametrize("slots", [1, 3, 5, None])
+@pytest.mark.parametrize(
+    "slots", [1, None, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))]
+)
 def test_any_number_of_slots_teaches_the_same_and_compiles_once(
     slots, tiny_model, path, whole, tmp_path, monkeypatch
 ):
@@ -158,7 +160,9 @@ def test_neighbours_slot_and_time_in_the_queue_change_no_bit(
         assert ours == runs.content(whole / name)
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize(
+    "step", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 6))]
+)
 def test_a_signal_saves_and_the_same_command_goes_on(
     step, tiny_model, path, whole, tmp_path, monkeypatch
 ):

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 import yaml
 
 import ti_flax
@@ -60,11 +61,22 @@ def learn(tiny_model, pictures, output_dir, **keys):
     return run.train_concepts(settings, progress=False)[0]
 
 
+@pytest.fixture
+def no_networks(monkeypatch):
+    runs.skip_networks(monkeypatch)
+
+
 @pytest.fixture(scope="session", params=[1, 3])
 def learned(request, tiny_model, pictures, tmp_path_factory):
-    """The folder of a run with one and with three vectors, and what it learned."""
+    """The folder of a run with one and with three vectors, and what it learned.
+
+    Without the networks: the command below has them, and that a run with them repeats
+    bit for bit is in test_single_file_run.py.
+    """
     folder = tmp_path_factory.mktemp("learned")
-    return folder, learn(tiny_model, pictures, folder, num_vectors=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        runs.skip_networks(patch)
+        return folder, learn(tiny_model, pictures, folder, num_vectors=request.param)
 
 
 # Whatever asks for PyTorch or diffusers fails, as if they were not installed.
@@ -109,6 +121,7 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
     assert "\r" not in ran.stderr  # no bar in a pipe
 
 
+@pytest.mark.usefixtures("no_networks")
 def test_a_runs_own_config_repeats_it_bit_for_bit(learned, tmp_path):
     folder, embedding = learned
     again = run_config.load_config(
@@ -200,6 +213,7 @@ def test_pytorch_conditions_on_the_word_as_we_do(learned, tiny_model, name):
     np.testing.assert_allclose(context, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("no_networks")
 def test_training_goes_on_from_an_embedding_file(
     learned, tiny_model, pictures, tmp_path
 ):
@@ -223,6 +237,7 @@ def test_training_goes_on_from_an_embedding_file(
     )
 
 
+@pytest.mark.usefixtures("no_networks")
 def test_overwriting_replaces_the_files_of_a_run(tiny_model, pictures, tmp_path):
     tmp_path.joinpath("notes.txt").write_text("mine")
     first = learn(tiny_model, pictures, tmp_path, overwrite_output_dir=True)

@@ -65,7 +65,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-@pytest.mark.parametrize("kind", ("sd1", "sdxl"))
+@pytest.mark.parametrize("kind", ("sd1", pytest.param("sdxl", marks=pytest.mark.slow)))
 def test_six_steps_from_a_file_are_those_from_its_folder(
     kind: str, models, pictures: Path, tmp_path: Path
 ) -> None:

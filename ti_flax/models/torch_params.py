@@ -1,5 +1,6 @@
 """Parameters of the Flax modules from and to PyTorch's tensors and keys."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,8 +44,12 @@ _OLD_VAE_ATTENTION = {
 }
 
 
+@functools.cache
 def param_shapes(module: nn.Module) -> Params:
-    """Shape and dtype of every parameter of a network, nothing allocated."""
+    """Shape and dtype of every parameter of a network, nothing allocated.
+
+    Kept, as tracing a network takes seconds: not to be changed by who asks.
+    """
     inputs = module.example_inputs()
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 

@@ -32,7 +32,10 @@ def train_steps(
     The trip count is traced: one executable serves every length, so that no number
     depends on how steps are grouped into dispatches.
     """
-    one_step = functools.partial(stopping.train_step_and_look, recipe=recipe)
+    # Inlined: as the function itself, but traced once for the shapes and for the loop.
+    one_step = jax.jit(
+        functools.partial(stopping.train_step_and_look, recipe=recipe), inline=True
+    )
     shapes = jax.eval_shape(one_step, state, frozen, bank)[1]
     buffers = jax.tree.map(
         lambda leaf: jnp.zeros((MAX_STEPS_A_DISPATCH, *leaf.shape), leaf.dtype), shapes
