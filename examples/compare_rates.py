@@ -1,6 +1,6 @@
 """Learns a word at several learning rates, and compares them on the same fixed set.
 
-    python examples/compare_rates.py [STEPS]
+    python examples/compare_rates.py [STEPS [RATE ...]]
 
 A minute or two on two CPU cores with the 100 steps a rate that it takes by itself. For
 many words, or many values, `ti-flax train --sweep` trains them together in one program.
@@ -12,11 +12,10 @@ from pathlib import Path
 from ti_flax import Config, train_concepts
 from ti_flax.quickstart.settings import MODEL, PICTURES
 
-RATES = (1e-3, 3e-3, 1e-2)
-
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+rates = [float(rate) for rate in sys.argv[2:]] or [1e-3, 3e-3, 1e-2]
 print("learning rate  fixed loss before and after  distance from the start")
-for rate in RATES:
+for rate in rates:
     config = Config(
         pretrained_model_name_or_path=str(MODEL),
         train_data_dir=PICTURES,
