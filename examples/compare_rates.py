@@ -2,8 +2,8 @@
 
     python examples/compare_rates.py [STEPS [RATE ...]]
 
-A minute or two on two CPU cores with the 100 steps a rate that it takes by itself. For
-many words, or many values, `ti-flax train --sweep` trains them together in one program.
+100 steps a rate if none are given. For many words, or many values, `ti-flax train
+--sweep` trains them together in one program.
 """
 
 import sys
