@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Each line is right, and says what the checker is to see.
 SCRIPT = """\
 from pathlib import Path
@@ -97,6 +98,12 @@ def check(tmp_path_factory):
 
 def test_a_checker_sees_the_real_types(check):
     found, told = check(SCRIPT)
+    assert not found, told
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_checker_has_nothing_to_say_of_the_examples(check, path):
+    found, told = check(path.read_text())
     assert not found, told
 
 

@@ -2,7 +2,7 @@
 
 Train with `train_concepts(Config(...))`; use what was learned with `generate_images`,
 `load_embedding`, `describe_embedding`, `convert_embedding`, `verify_embedding` and
-`push_to_hub`.
+`push_to_hub`. What a user may have got wrong is a `UserError`.
 """
 
 import importlib
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ti_flax.generation.verify import verify_embedding
     from ti_flax.publishing.push import push_to_hub
     from ti_flax.reports.callbacks import Step, Validation
+    from ti_flax.runtime.errors import Stopped, UserError
     from ti_flax.training.run import train_concepts
     from ti_flax.training.trained import Run
 
@@ -25,6 +26,8 @@ __all__ = [
     "Config",
     "Run",
     "Step",
+    "Stopped",
+    "UserError",
     "Validation",
     "convert_embedding",
     "describe_embedding",
@@ -39,6 +42,8 @@ _HOMES = {
     "Config": "config.run_config",
     "Run": "training.trained",
     "Step": "reports.callbacks",
+    "Stopped": "runtime.errors",
+    "UserError": "runtime.errors",
     "Validation": "reports.callbacks",
     "convert_embedding": "formats.convert",
     "describe_embedding": "formats.describe",

@@ -1,11 +1,14 @@
 """The objective of a run: losses by formula, times by frequency, noise by variance."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ti_flax.diffusion.objective import PLAIN, Objective
+from ti_flax.config.objective_keys import ObjectiveKeys
+from ti_flax.diffusion.objective import LOSSES, PLAIN, Objective
 from ti_flax.diffusion.process import Ddpm, mse
 
 T = 40
@@ -26,6 +29,11 @@ def test_a_plain_objective_is_squared_error_to_the_bit():
     np.testing.assert_array_equal(
         losses(PLAIN), mse(*map(jnp.asarray, (PREDICTION, TARGET)))
     )
+
+
+def test_each_loss_has_its_name_in_the_configuration():
+    names = ObjectiveKeys.model_fields["loss_type"].annotation
+    assert get_args(names) == tuple(LOSSES)
 
 
 def test_weights_are_by_timestep():

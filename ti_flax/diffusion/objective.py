@@ -1,6 +1,7 @@
 """What an example's loss is, and how its time and its noise are drawn."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ class Objective(NamedTuple):
     them.
     """
 
-    loss_type: Literal["l2", "huber", "smooth_l1"] = "l2"
+    # One of `LOSSES`.
+    loss_type: str = "l2"
     huber_c: Float[Array, "T"] | None = None
     # What an example of a timestep counts; None: 1.
     weights: Float[Array, "T"] | None = None
@@ -72,17 +74,21 @@ class Objective(NamedTuple):
 
         `weights` are what the errors of each place count, such as a mask.
         """
-        if self.huber_c is None:
-            each = mse(prediction, target, weights)
-        else:
-            c = self.huber_c[times]
-            each = pseudo_huber(prediction, target, c, weights)
-            if self.loss_type == "smooth_l1":
-                each = each / c
+        c = None if self.huber_c is None else self.huber_c[times]
+        each = LOSSES[self.loss_type](prediction, target, c, weights)
         return each if self.weights is None else each * self.weights[times]
 
 
 PLAIN = Objective()
+
+
+def _l2(
+    prediction: Float[Array, "B *shape"],
+    target: Float[Array, "B *shape"],
+    c: Float[Array, "B"] | None,
+    weights: Float[Array, "B *place"] | None,
+) -> Float[Array, "B"]:
+    return mse(prediction, target, weights)
 
 
 def pseudo_huber(
@@ -102,3 +108,21 @@ def pseudo_huber(
     squared = jnp.square(error)
     each = 2 * c * squared / (jnp.sqrt(squared + jnp.square(c)) + c)
     return mean_of_each(each, weights)
+
+
+def _smooth_l1(
+    prediction: Float[Array, "B *shape"],
+    target: Float[Array, "B *shape"],
+    c: Float[Array, "B"],
+    weights: Float[Array, "B *place"] | None,
+) -> Float[Array, "B"]:
+    return pseudo_huber(prediction, target, c, weights) / c
+
+
+# Each `loss_type`: (prediction, target, threshold c of each example, what the errors of
+# each place count) to the loss of each example, float32. c is None for l2 alone.
+LOSSES: dict[str, Callable[..., Float[Array, "B"]]] = {
+    "l2": _l2,
+    "huber": pseudo_huber,
+    "smooth_l1": _smooth_l1,
+}
