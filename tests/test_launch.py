@@ -70,7 +70,13 @@ class Machine:
             text=True,
             cwd=self.folder,
             timeout=300,
-            env={**os.environ, "PATH": self.path, "TI_FLAX_POLL_SECONDS": "0", **env},
+            env={
+                **os.environ,
+                "PATH": self.path,
+                "PYTHON": sys.executable,  # has what the check of the keys needs
+                "TI_FLAX_POLL_SECONDS": "0",
+                **env,
+            },
         )
 
     def calls(self, with_stdin=False):
@@ -102,6 +108,8 @@ READY = (0, "READY\n", "")
 PREEMPTED = (0, "PREEMPTED\n", "")
 ENDED = (0, "step 1\n\nexit:0\n", "")
 STATE, STATUS = "tpu-vm describe", "tail -c"
+# What a training cannot be without, beside its pictures.
+WORD = ["--pretrained_model_name_or_path", "m", "--placeholder_token", "<my cat's>"]
 
 
 def tpu(verb, *words):
@@ -373,7 +381,7 @@ def test_a_program_that_is_missing_is_named(script, program, machine):
         ("tpu_vm.sh", ["run", "a", "--zone", "z"], "--output is missing"),
         ("gke.sh", ["run", "My Cat"], "expected a name of small letters"),
         ("gke.sh", ["run", "cat", "--image", "i"], "--bucket is missing"),
-        ("skypilot.sh", ["run", "a", "--bucket", "gs://b"], "--data is missing"),
+        ("skypilot.sh", ["run", "a", "--bucket", "gs://pics"], "--data is missing"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(script, arguments, expected, machine):
@@ -459,21 +467,36 @@ def test_local_trains_in_a_fresh_clone(machine):
 # GKE
 
 
-def gke(machine, *options, **rules):
+TRAINING = ["--pretrained_model_name_or_path", "m", "--seed", "3"]
+TRAINING += ["--placeholder_token", '<my cat\'s: "1">']
+
+
+def gke(machine, *options, name="cat-1", training=TRAINING, **env):
     machine.install("kubectl")
     return machine.run(
-        *("gke.sh", "run", "cat-1", "--image", "reg/ti_flax:tpu", "--bucket", "pics"),
-        *(*options, "--", "--placeholder_token", '<my cat\'s: "1">', "--seed", "3"),
+        *("gke.sh", "run", name, "--image", "reg/ti_flax:tpu", "--bucket", "pics"),
+        *(*options, "--", *training),
+        **env,
     )
+
+
+def applied(machine):
+    """The JobSet that kubectl got."""
+    ((command, manifest),) = machine.calls(with_stdin=True)
+    assert command == ["kubectl", "apply", "--filename", "-"]
+    return yaml.safe_load(manifest)
+
+
+def pod_of(jobset):
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    return replicated["template"]["spec"]["template"]["spec"]
 
 
 def test_a_jobset_is_applied_followed_and_deleted(machine):
     ran = gke(machine, "--spot", "--hosts", "4", "--topology", "4x4")
     assert ran.returncode == 0, ran.stderr
-    ((command, manifest),) = machine.calls(with_stdin=True)
-    assert command == ["kubectl", "apply", "--filename", "-"]
-    jobset = yaml.safe_load(manifest)
-    assert jobset["metadata"]["name"] == "cat-1"
+    jobset = applied(machine)
+    assert jobset["metadata"] == {"name": "cat-1", "labels": {}}
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["completions"] == job["parallelism"] == 4
     pod = job["template"]["spec"]
@@ -484,7 +507,7 @@ def test_a_jobset_is_applied_followed_and_deleted(machine):
     }
     (container,) = pod["containers"]
     assert container["args"] == [
-        *("--placeholder_token", '<my cat\'s: "1">', "--seed", "3"),
+        *("--compilation_cache_dir", "/bucket/cache/jax", *TRAINING),
         *("--train_batch_size", "16"),  # 4 hosts of 4 chips
         *("--train_data_dir", "/bucket/cat-1/pictures"),
         *("--output_dir", "/bucket/cat-1/output", "--resume_from_checkpoint", "latest"),
@@ -503,8 +526,9 @@ def test_a_jobset_is_applied_followed_and_deleted(machine):
 
 def test_jobsets_on_slices_of_one_host_share_a_list(machine):
     machine.install("kubectl")
-    words = ["run", "w", "--image", "i", "--bucket", "b", "--parts", "3"]
-    ran = machine.run("gke.sh", *words, "--", "--slots", "4")
+    words = ["run", "w", "--image", "i", "--bucket", "pics", "--parts", "3"]
+    training = ["--pretrained_model_name_or_path", "m", "--slots", "4"]
+    ran = machine.run("gke.sh", *words, "--", *training)
     assert ran.returncode == 0, ran.stderr
     calls = machine.calls(with_stdin=True)
     assert len(calls) == 3
@@ -516,7 +540,8 @@ def test_jobsets_on_slices_of_one_host_share_a_list(machine):
         pod = job["template"]["spec"]
         assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2"
         assert pod["containers"][0]["args"] == [
-            *("--slots", "4", "--concepts", "/bucket/w/pictures"),
+            *("--compilation_cache_dir", "/bucket/cache/jax", *training),
+            *("--concepts", "/bucket/w/pictures"),
             *("--part", f"{part}/3", "--output_dir", "/bucket/w/output"),
             *("--resume_from_checkpoint", "latest"),
         ]
@@ -546,8 +571,10 @@ def test_the_jobset_runs_again_after_75_and_not_after_2(machine):
 
 def test_the_job_in_the_jobset_fits_the_schema_of_kubernetes(machine):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    gke(machine, "--spot")
-    jobset = yaml.safe_load(machine.calls(with_stdin=True)[0][1])
+    options = ("--queue", "q", "--service_account", "s", "--hub_token_secret", "hub")
+    ran = gke(machine, "--spot", *options, "--cpu", "24", "--memory", "64Gi")
+    assert ran.returncode == 0, ran.stderr
+    jobset = applied(machine)
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = {
         "apiVersion": "batch/v1",
@@ -561,7 +588,221 @@ def test_the_job_in_the_jobset_fits_the_schema_of_kubernetes(machine):
         kubernetes_validate.validate(job, "1.32", strict=True)
 
 
+def test_what_a_jobset_is_given_stands_where_kubernetes_looks(machine):
+    options = ("--queue", "tpus", "--service_account", "trainer")
+    options += ("--hub_token_secret", "hub", "--cpu", "24", "--memory", "64Gi")
+    assert gke(machine, *options).returncode == 0
+    jobset = applied(machine)
+    assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpus"}
+    pod = pod_of(jobset)
+    assert pod["serviceAccountName"] == "trainer"
+    (container,) = pod["containers"]
+    assert container["resources"] == {
+        "requests": {"google.com/tpu": "4", "cpu": "24", "memory": "64Gi"},
+        "limits": {"google.com/tpu": "4"},
+    }
+    env = {each.pop("name"): each for each in container["env"]}
+    secret = {"secretKeyRef": {"name": "hub", "key": "HF_TOKEN"}}
+    assert env["HF_TOKEN"] == {"valueFrom": secret}
+
+
+def test_a_bucket_keeps_what_later_runs_need(machine):
+    """Of the Hub its files alone: a token or Xet's own cache stay on the machine."""
+    assert gke(machine).returncode == 0
+    pod = pod_of(applied(machine))
+    assert "serviceAccountName" not in pod
+    (container,) = pod["containers"]
+    env = {each["name"]: each["value"] for each in container["env"]}
+    sky = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    # As a client of its own resolves them.
+    asked = "from huggingface_hub import constants as c; "
+    asked += "print(c.HF_HUB_CACHE, c.HF_TOKEN_PATH, c.HF_XET_CACHE, sep='\\n')"
+    for given in (env, sky["envs"]):
+        given = {k: v for k, v in given.items() if k.startswith("HF_")}
+        outer = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        ran = subprocess.run(
+            [sys.executable, "-c", asked],
+            env={**outer, **given},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        hub, *others = ran.stdout.split()
+        assert hub == "/bucket/cache/hub"
+        assert not any(path.startswith("/bucket") for path in others)
+    (volume,) = pod["volumes"]
+    assert volume["csi"]["volumeAttributes"] == {
+        "bucketName": "pics",
+        "mountOptions": "implicit-dirs",  # as gcloud storage cp leaves them
+    }
+
+
+def test_a_name_of_a_jobset_is_as_long_as_its_pods_may_be(machine):
+    """JobSet's webhook: NAME-train-0-HOST and -abcde, 63 at most (RFC 1035)."""
+    hosts = ["--hosts", "16", "--topology", "8x8"]
+    parts = ["--parts", "11"]
+    for options, added in (
+        ([], "-train-0-1-abcde"),
+        (hosts, "-train-0-15-abcde"),
+        (parts, "-10-train-0-0-abcde"),
+    ):
+        longest = "n" * (63 - len(added))
+        # The keys are not what is tested.
+        assert gke(machine, *options, name=longest, PYTHON="false").returncode == 0
+        ran = gke(machine, *options, name=longest + "n")
+        expected = f"expected a name of at most {len(longest)} characters, found"
+        assert_told(ran, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--topology", "4x4"], "--topology: expected the 8 chips of --hosts 2 with"),
+        (["--topology", "8"], "--topology: expected a shape such as 2x4, found '8'"),
+        (["--image", "my image"], "--image: expected REGISTRY/NAME:TAG, found"),
+        (["--accelerator", "TPU"], "--accelerator: expected at most 63 small"),
+        (["--queue", "a_b"], "--queue: expected at most 63 small letters"),
+        (["--queue", "q" * 64], "--queue: expected at most 63 small letters"),
+        (["--service_account", "a..b"], "--service_account: expected at most 253"),
+        (["--hub_token_secret", "hf_x"], "--hub_token_secret: expected at most 253"),
+        (["--memory", "64GB"], "--memory: expected a quantity such as 64Gi, found"),
+        (["--cpu", "many"], "--cpu: expected a quantity such as 24, found 'many'"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]], ids=["run", "dry run"])
+def test_what_a_cluster_would_refuse_is_refused_before(
+    dry_run, options, expected, machine
+):
+    assert_told(gke(machine, *dry_run, *options), expected)
+    assert machine.calls() == []
+
+
+# https://cloud.google.com/storage/docs/buckets#naming
+BUCKETS = ["my-travel-maps", "0f75d593-8e7b_x", "abc", "example.com", "b" * 63]
+BUCKETS += [".".join(["b" * 63] * 3), "192.168.5.4a"]
+NO_BUCKETS = ["ab", "Bucket", "b" * 64, "a..b", ".ab", "ab-", "_ab", "a b", "gs://b"]
+NO_BUCKETS += ["192.168.5.4", "goog-x", "my-g00gle", ".".join(["b" * 60] * 4), "ü-ber"]
+
+
+def test_names_of_buckets_are_googles():
+    """Only those, in any locale of the terminal."""
+    words = 'for each; do (check_bucket "$each") 2>/dev/null && echo "$each"; done'
+    for locale in ("C", "C.UTF-8", "en_US.UTF-8"):
+        ran = subprocess.run(
+            ["bash", "-c", f". launch/shell.sh; {words}", "-", *BUCKETS, *NO_BUCKETS],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LC_ALL": locale},
+        )
+        assert ran.stdout.split("\n")[:-1] == BUCKETS
+
+
+# The keys of the training
+
+MISTAKES = {
+    "a value": (["--config", "cat_toy", "--learning_rate", "x"], "learning_rate: exp"),
+    "a key": (["--config", "cat_toy", "--learning_rat", "1"], "unknown flag"),
+    "a recipe": (["--config", "cat_to"], "config: expected a file, or a recipe of"),
+    "a file": (["--config", "configs/cat.yaml"], "cannot read configs/cat.yaml: No"),
+    "missing": (["--seed", "1"], "required but missing: pretrained_model_name_or"),
+    "another's": (["--config", str(ROOT / "configs/cat_toy.yaml")], "--config: exp"),
+    "left out": (["--config", "output/cat.yaml"], "--config: expected a file of"),
+    "devices": (["--config", "cat_toy", "--fsdp", "3"], "fsdp: expected a divisor of"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_the_keys_is_told_before_anything_is_made(case, machine):
+    training, expected = MISTAKES[case]
+    assert_told(gke(machine, "--dry_run", training=training), expected)
+    assert machine.calls() == []
+
+
+@pytest.mark.parametrize("case", ["a value", "devices"])
+def test_skypilot_is_not_asked_for_what_has_a_mistake(case, machine):
+    training, expected = MISTAKES[case]
+    machine.install("sky")
+    words = ["--bucket", "gs://pics", "--data", ".", "--gpus", "A100:8"]
+    ran = machine.run("skypilot.sh", "run", "cat-1", *words, "--", *training)
+    assert_told(ran, expected)
+    assert machine.calls() == []
+
+
+def assert_told(ran, expected):
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"error: {expected}")
+
+
+def test_a_list_with_a_mistake_is_told_before_anything_is_made(machine):
+    machine.install("sky")
+    (machine.folder / "words").mkdir()
+    ran = machine.run(
+        *("skypilot.sh", "run", "w", "--bucket", "gs://pics", "--parts", "2"),
+        *("--data", "words", "--", "--config", "cat_toy"),
+    )
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert "expected a folder of pictures for each concept, found none" in line
+    assert machine.calls() == []
+
+
+def test_keys_that_cannot_be_checked_here_are_said_to_be_so(machine):
+    """A laptop has no ti_flax; a file may be in the bucket."""
+    machine.install("kubectl")
+    python = machine.bin / "python3"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    words = ["run", "cat-1", "--image", "i", "--bucket", "pics", "--", "--config"]
+    ran = machine.run("gke.sh", *words, "cat_toy", PYTHON="python3")
+    assert ran.returncode == 0
+    assert ran.stderr.startswith("not checked here: the keys of the training; launch/")
+    missing = machine.run("gke.sh", *words, "configs/cat.yaml", PYTHON="python3")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: --config: no file 'configs/cat.yaml' in ")
+    ran = machine.run("gke.sh", *words, "/bucket/cat.yaml")
+    assert ran.returncode == 0
+    assert ran.stderr.startswith("not checked here: /bucket/cat.yaml and the keys")
+    assert len(machine.calls()) == 2
+
+
 # SkyPilot
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["1cat", "--bucket", "gs://pics"], "expected a name of letters, digits"),
+        (["cat", "--bucket", "pics"], "--bucket: expected gs://NAME, found 'pics'"),
+        (["cat", "--bucket", "gs://P"], "--bucket: expected 3 to 63 of a-z"),
+        (["cat", "--secret", "A=secret"], "--secret: expected the name of a variable"),
+        (["cat", "--secret", "UNSET_X"], "--secret: UNSET_X is not set here; export"),
+    ],
+)
+def test_what_skypilot_would_refuse_is_refused_before(words, expected, machine):
+    machine.install("sky")
+    ran = machine.run("skypilot.sh", "run", *words, "--dry_run")
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"error: {expected}") and "secret " not in line
+    assert machine.calls() == []
+
+
+def test_a_managed_job_gets_secrets_by_name_and_what_its_machine_has(machine):
+    machine.install("sky")
+    options = ["--secret", "HF_TOKEN", "--cpus", "8+", "--memory", "64+"]
+    options += ["--gpus", "A100:1", "--bucket", "gs://pics/words", "--data", "."]
+    words = ["run", "cat-1", *options, "--", *WORD]
+    ran = machine.run("skypilot.sh", *words, HF_TOKEN="hf_private")
+    assert ran.returncode == 0, ran.stderr
+    (call,) = machine.calls()
+    at = call.index("--detach-run") + 1
+    assert call[at : at + 8] == [
+        *("--secret", "HF_TOKEN", "--cpus", "8+", "--memory", "64+"),
+        *("--gpus", "A100:1"),
+    ]
+    assert "hf_private" not in ran.stderr + " ".join(call)
 
 
 def test_a_managed_job_is_launched_followed_and_cancelled(machine):
@@ -569,7 +810,7 @@ def test_a_managed_job_is_launched_followed_and_cancelled(machine):
     (machine.folder / "my cat's pictures").mkdir()
     ran = machine.run(
         *("skypilot.sh", "run", "cat-1", "--bucket", "gs://pics", "--gpus", "A100:1"),
-        *("--data", "my cat's pictures", "--", "--placeholder_token", "<my cat's>"),
+        *("--data", "my cat's pictures", "--", *WORD),
     )
     assert ran.returncode == 0, ran.stderr
     assert machine.run("skypilot.sh", "log", "cat-1").returncode == 0
@@ -577,7 +818,7 @@ def test_a_managed_job_is_launched_followed_and_cancelled(machine):
     data = machine.folder / "my cat's pictures"
     launch, *others = machine.calls()
     quoted = launch[-2].removeprefix("ARGUMENTS=")
-    assert shlex.split(quoted) == ["--placeholder_token", "<my cat's>"]
+    assert shlex.split(quoted) == WORD
     assert launch == [
         *("sky", "jobs", "launch", "--name", "cat-1", "--yes", "--detach-run"),
         *("--gpus", "A100:1", "--env", "RUN=cat-1", "--env", "BUCKET=gs://pics"),
@@ -608,7 +849,9 @@ def test_what_skypilot_runs_keeps_the_words(tmp_path):
         check=True,
     )
     assert ran.stdout.splitlines() == [
-        *("-m", "ti_flax.train", "--placeholder_token", "<my cat's>"),
+        *("-m", "ti_flax.train"),
+        *("--compilation_cache_dir", f"{tmp_path}/the bucket/cache/jax"),
+        *("--placeholder_token", "<my cat's>"),
         *("--train_data_dir", "/tmp/pictures"),
         *("--output_dir", f"{tmp_path}/the bucket/cat 1/output"),
         *("--resume_from_checkpoint", "latest"),
@@ -617,10 +860,11 @@ def test_what_skypilot_runs_keeps_the_words(tmp_path):
 
 def test_jobs_of_skypilot_share_a_list(machine):
     machine.install("sky")
-    (machine.folder / "words").mkdir()
+    (machine.folder / "words" / "cat").mkdir(parents=True)
+    training = ["--pretrained_model_name_or_path", "m", "--slots", "4"]
     ran = machine.run(
-        *("skypilot.sh", "run", "w", "--bucket", "gs://b", "--parts", "2"),
-        *("--data", "words", "--", "--slots", "4"),
+        *("skypilot.sh", "run", "w", "--bucket", "gs://pics", "--parts", "2"),
+        *("--data", "words", "--", *training),
     )
     assert ran.returncode == 0, ran.stderr
     for part, call in enumerate(machine.calls()):
@@ -628,7 +872,7 @@ def test_jobs_of_skypilot_share_a_list(machine):
         given = dict(word.split("=", 1) for word in call if "=" in word)
         assert (given["RUN"], given["KEY"]) == ("w", "concepts")
         # No batch: that of all slots is shared out.
-        assert given["ARGUMENTS"] == f"--slots 4 --part {part}/2"
+        assert given["ARGUMENTS"].split() == [*training, "--part", f"{part}/2"]
     assert part == 1
 
 
@@ -675,21 +919,38 @@ def test_the_task_fits_the_schema_of_skypilot(monkeypatch):
         (3, ["--config", "configs/quickstart.yaml"], "--train_batch_size 9"),
         (8, ["--config", "configs/cat_toy.yaml"], "--train_batch_size 8"),
         (8, ["--config", "only/in/the/image.yaml"], "--train_batch_size 8"),
-        # Who says so gets it.
-        (8, ["--train_batch_size", "4"], ""),
-        (8, ["--train_batch_size=4"], ""),
+        (8, ["--config", "cat_toy"], "--train_batch_size 8"),
+        (4, ["--config", "sdxl"], ""),
     ],
 )
 def test_a_batch_is_raised_to_what_uses_every_device(devices, words, expected):
+    ran = batch_for(devices, words)
+    assert (ran.stdout, ran.stderr) == (expected, "")
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        (4, "warning: train_batch_size 4 on 8 devices takes as long as 8\n"),
+        (9, "warning: train_batch_size 9 on 8 devices takes as long as 16\n"),
+        (16, ""),
+    ],
+)
+def test_who_gives_a_batch_gets_it(batch, told):
+    for words in (["--train_batch_size", str(batch)], [f"--train_batch_size={batch}"]):
+        ran = batch_for(8, words)
+        assert (ran.stdout, ran.stderr) == ("", told)
+
+
+def batch_for(devices, words):
     script = '. launch/shell.sh; set -euo pipefail; batch_for "$@"'
-    ran = subprocess.run(
+    return subprocess.run(
         ["bash", "-c", script, "-", str(devices), *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert (ran.stdout, ran.stderr) == (expected, "")
 
 
 @pytest.mark.parametrize(
@@ -729,7 +990,7 @@ def test_the_pod_of_16_chips_gets_a_batch_of_16(machine, job):
 )
 def test_a_managed_job_gets_a_batch_for_its_devices(gpus, batch, machine):
     machine.install("sky")
-    words = ["--bucket", "gs://pics", "--data", ".", *gpus]
+    words = ["--bucket", "gs://pics", "--data", ".", *gpus, "--", *WORD]
     assert machine.run("skypilot.sh", "run", "cat-1", *words).returncode == 0
     found = re.search(r"train_batch_size (\d+)", " ".join(machine.calls()[0]))
     assert (found and found[1]) == batch
