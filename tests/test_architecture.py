@@ -79,7 +79,7 @@ def test_links_lead_to_files(page):
 
 def test_the_index_of_the_docs_has_every_page():
     index = (DOCS / "README.md").read_text()
-    listed = set(re.findall(r"\]\((\w+\.md)\)", index))
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", index))
     assert listed == {path.name for path in DOCS.glob("*.md")} - {"README.md"}
 
 

@@ -6,7 +6,7 @@ import pydantic
 import pytest
 import yaml
 
-from ti_flax.config import diffusers_flags, run_keys
+from ti_flax.config import diffusers_flags, fields, run_keys
 from ti_flax.config.presets import PRESETS
 from ti_flax.config.run_config import Config, dump_yaml, load_config
 from ti_flax.runtime.errors import UserError
@@ -166,7 +166,7 @@ def test_constructor_forbids_unknown_keys():
         ("adam_epsilon", "0", "greater than 0"),
         ("adam_weight_decay", "-0.1", "greater than or equal to 0"),
         ("initializer_jitter", "-0.1", "greater than or equal to 0"),
-        ("max_grad_norm", "0", "greater than 0"),
+        ("max_grad_norm", "-1", "greater than 0"),
         ("center_crop", "maybe", "true or false"),
         ("preset", "kohya", "'diffusers'"),
         ("learnable_property", "mood", "'object' or 'style'"),
@@ -215,10 +215,29 @@ def test_several_mistakes_give_the_first_and_the_count():
     assert message.endswith("found '0' (2 more like this)")
 
 
-def test_fp16_is_answered_by_bf16():
-    message = line_of(load, "--mixed_precision=fp16")
-    assert "use bf16" in message
-    assert "loss scaling" in message
+def test_fp16_is_answered_by_bf16_and_told_once(caplog):
+    fields._tell_of_float16.cache_clear()
+    for _ in range(2):
+        assert load("--mixed_precision=fp16") == load("--mixed_precision=bf16")
+    (message,) = warnings_of(caplog)
+    assert message.startswith("mixed_precision: bf16 is taken for fp16")
+
+
+@pytest.mark.parametrize("given", ["384,384", "384, 384", "384"])
+def test_a_square_may_be_given_by_both_its_sides(given):
+    assert load(f"--resolution={given}").resolution == 384
+
+
+@pytest.mark.parametrize("given", ["384,512", "384,384,384,512", "wide", "384x384"])
+def test_no_square_is_told_in_one_line(given):
+    assert line_of(load, f"--resolution={given}").startswith("resolution: expected ")
+
+
+def test_zero_is_no_limit_of_gradients():
+    """As kohya has it."""
+    for given in ("0", "0.0", "none"):
+        assert load(f"--max_grad_norm={given}").max_grad_norm is None
+    assert line_of(load, "--max_grad_norm=-1").startswith("max_grad_norm: expected ")
 
 
 def test_two_initializers_are_refused_by_both_names():

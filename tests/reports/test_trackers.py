@@ -1,5 +1,6 @@
 """What Weights & Biases is given; TensorBoard's part is read back elsewhere."""
 
+import importlib.machinery
 import sys
 import types
 
@@ -70,3 +71,47 @@ def test_wandb_that_does_not_start_is_told_in_one_line(tmp_path, monkeypatch):
     fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nAPI key"))
     with pytest.raises(errors.UserError, match=r"no API key.*WANDB_MODE=offline"):
         trackers.open_sink("wandb", tmp_path, {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("report_to", "installed", "expected"),
+    [
+        ("all", True, ("tensorboard", "wandb")),
+        ("all", False, ("tensorboard",)),
+        ("wandb", False, ("wandb",)),
+        ("tensorboard", True, ("tensorboard",)),
+        ("none", True, ()),
+    ],
+)
+def test_all_is_what_is_installed(monkeypatch, report_to, installed, expected):
+    fake = FakeWandb()
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", fake if installed else None)
+    assert trackers.names(report_to) == expected
+    if "wandb" in expected and not installed:
+        with pytest.raises(errors.UserError, match="wandb is not installed"):
+            trackers.check(report_to)
+    else:
+        trackers.check(report_to)
+
+
+def test_each_of_several_trackers_is_told(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    folder = tmp_path / "logs"
+    sink = trackers.open_sink("all", folder, {"output_dir": str(tmp_path)}, 0)
+    sink.scalars(1, {"a": 2.0})
+    sink.text(1, "nearest", "words")
+    sink.close()
+    assert fake.logged == [(1, {"a": 2.0}), (1, {"nearest": "words"})]
+    assert fake.finished == 1
+    [events] = folder.glob("events.out.tfevents.*")
+    assert b"nearest" in events.read_bytes()
+
+
+def test_nothing_is_written_for_no_tracker(tmp_path):
+    sink = trackers.open_sink("none", tmp_path / "logs", {}, 0)
+    sink.scalars(1, {"a": 2.0})
+    sink.close()
+    assert not (tmp_path / "logs").exists()

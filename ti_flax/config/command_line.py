@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -58,7 +58,7 @@ class CommandLine(NamedTuple):
 def parse(
     argv: Sequence[str],
     groups: Mapping[str, type[BaseModel]],
-    foreign_flags: Collection[str],
+    foreign_flags: Set[str],
     program: Program = TRAIN,
 ) -> CommandLine:
     """Reads `--config`, `--print_config`, `--dataset_config` and a flag of every field.
@@ -66,7 +66,7 @@ def parse(
     Args:
       argv: the arguments without the program's name.
       groups: title in `--help` -> model with the fields that stand under it.
-      foreign_flags: flags that `--help` does not show, with or without a value.
+      foreign_flags: flags that `--help` does not show, with or without values.
       program: whose command line it is.
 
     Raises:
@@ -94,8 +94,9 @@ def parse(
         help="print every key with its resolved value as YAML, and end",
     )
     for flag in foreign_flags:
-        parser.add_argument(f"--{flag}", nargs="?", help=argparse.SUPPRESS)
+        parser.add_argument(f"--{flag}", nargs="*", help=argparse.SUPPRESS)
     given = _read(parser, argv, groups)
+    given |= {flag: _single(given[flag]) for flag in foreign_flags & given.keys()}
     return CommandLine(given.pop("config"), given.pop("print_config"), given)
 
 
@@ -174,6 +175,16 @@ def _read(
         key: None if key in fields and means_none(fields[key], value) else value
         for key, value in vars(parser.parse(argv)).items()
     }
+
+
+def _single(values: list[str]) -> str | list[str]:
+    """A foreign flag's value: a switch has none."""
+    match values:
+        case []:
+            return "true"
+        case [value]:
+            return value
+    return values
 
 
 def _default(key: str, field: FieldInfo, program: Program) -> str:

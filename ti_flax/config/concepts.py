@@ -16,8 +16,8 @@ from ti_flax.config import (
     command_line,
     concept_list,
     dataset_config,
-    diffusers_flags,
     folder_names,
+    foreign_keys,
     run_config,
     sweep,
     validation,
@@ -186,21 +186,17 @@ def _entries(path: Path | None) -> list[Listed]:
     """
     if path is None:
         return [Listed("", {})]
-    entries = concept_list.read(path)
-    foreign = {
-        key: None
-        for entry in entries
-        for key in entry.keys
-        if key in diffusers_flags.NO_MEANING
-    }
-    diffusers_flags.without_foreign_flags(foreign)  # says so of each once
-    return [_checked_entry(entry) for entry in entries]
+    told: set[str] = set()  # of all, each once
+    return [_checked_entry(entry, told) for entry in concept_list.read(path)]
 
 
-def _checked_entry(entry: Listed) -> Listed:
+def _checked_entry(entry: Listed, told: set[str]) -> Listed:
     if entry.problem is not None:
         return entry
-    keys = {k: v for k, v in entry.keys.items() if k not in diffusers_flags.NO_MEANING}
+    try:
+        keys = foreign_keys.translated(entry.keys, told)
+    except UserError as error:
+        return Listed(entry.name, {}, str(error))
     for key, value in keys.items():
         problem = mistake_of_key(key)
         if problem is None and (mistake := mistake_of_value(value)):

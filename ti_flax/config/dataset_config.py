@@ -21,8 +21,6 @@ ABOUT = "kohya's dataset.toml, whose options become keys"
 
 _log = logging.getLogger(__name__)
 
-_SOURCES = {".txt": "txt", ".caption": "caption"}
-
 
 def under(given: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the file that `given` names as dataset_config, and `given` over them.
@@ -229,9 +227,9 @@ def _captions(place: str, subsets: Sequence[FileSubset], folder: str) -> dict[st
     ending = _agreed(place, subsets, "caption_extension")
     if not any("caption_extension" in subset.given for subset in subsets):
         return {}
-    if ending not in _SOURCES:
+    if ending not in options.SOURCES:
         raise UserError(
             f"{place}: caption_extension: expected .txt or .caption, found "
             f"{shown(ending)}; rename the captions"
         )
-    return {"caption_source": _SOURCES[ending]}
+    return {"caption_source": options.SOURCES[ending]}

@@ -87,6 +87,9 @@ RENAMED = {"batch_size": "train_batch_size", "flip_aug": "random_flip"}
 # Of these an empty text says nothing, as none here.
 EMPTY_IS_NONE = ("keep_tokens_separator", "caption_prefix", "caption_suffix")
 
+# `caption_source` of a caption_extension.
+SOURCES = {".txt": "txt", ".caption": "caption"}
+
 # Those that `dataset_config` makes keys of by a rule of their own.
 OWN_RULE = {
     "image_dir": Option(_OWN, PLACE),

@@ -1,14 +1,8 @@
 """Flags of other trainers that are no keys here: diffusers' `textual_inversion.py` (and
 its variants), and those for pictures of the class, as DreamBooth and kohya have them.
-
-A command line written for PyTorch either runs or says, flag by flag, why it does not.
 """
 
-import logging
-from collections.abc import Mapping
-from typing import Any
-
-_log = logging.getLogger(__name__)
+from ti_flax.config.foreign_names import Foreign, Ignored
 
 _CLASS = (
     "prompts of class pictures lack the new word, so the gradient to its vectors is "
@@ -45,10 +39,6 @@ NO_MEANING = {
     "reg_data_dir": _CLASS,
 }
 
-
-def without_foreign_flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `given` without the flags that have no meaning here, warning of each."""
-    for flag in given:
-        if flag in NO_MEANING:
-            _log.warning("%s is ignored: %s", flag, NO_MEANING[flag])
-    return {key: value for key, value in given.items() if key not in NO_MEANING}
+NAMES: dict[str, Foreign] = {
+    name: Ignored(reason) for name, reason in NO_MEANING.items()
+}

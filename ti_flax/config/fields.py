@@ -1,5 +1,7 @@
 """Types of configuration keys, and the base of their groups."""
 
+import functools
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +13,8 @@ from pydantic import (
     Field,
     SecretStr,
 )
+
+_log = logging.getLogger(__name__)
 
 
 def _no_switch(value: Any) -> Any:
@@ -32,11 +36,32 @@ def _precision(value: Any) -> Any:
     if value is False:  # what YAML makes of a bare `no`
         return "no"
     if value == "fp16":
-        raise ValueError(
-            "expected auto, no or bf16, found fp16; use bf16: float16 needs loss "
-            "scaling, which bfloat16 with its wider range does without"
-        )
+        _tell_of_float16()
+        return "bf16"
     return value
+
+
+@functools.cache  # each concept of a list is checked
+def _tell_of_float16() -> None:
+    _log.warning(
+        "mixed_precision: bf16 is taken for fp16, which would need its loss to be "
+        "scaled; bfloat16 has a wider range and does without"
+    )
+
+
+def _side(value: Any) -> Any:
+    """A side of a square, also where both are given as in kohya's `512,512`."""
+    sides = value.split(",") if isinstance(value, str) else [value]
+    if len({side.strip() if isinstance(side, str) else side for side in sides}) == 1:
+        return sides[0]
+    raise ValueError(
+        f"expected one side of a square, found {value!r}; give one, and enable_bucket "
+        "for tall and wide pictures"
+    )
+
+
+def _limit(value: Any) -> Any:
+    return None if str(value) in ("0", "0.0") else value  # kohya's word for none
 
 
 def _secret(value: Any) -> Any:
@@ -65,6 +90,8 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
+OptionalLimit = Annotated[OptionalNumber, BeforeValidator(_limit)]
+Side = Annotated[Count, BeforeValidator(_side)]
 # Left out of everything that is written or printed.
 Secret = Annotated[SecretStr | None, BeforeValidator(_secret), Field(exclude=True)]
 Revision = Annotated[

@@ -17,7 +17,7 @@ from pydantic import BaseModel, field_validator, model_validator
 from ti_flax.config import (
     command_line,
     dataset_config,
-    diffusers_flags,
+    foreign_keys,
     signatures,
     validation,
     yaml_file,
@@ -134,17 +134,21 @@ def read_keys(
 
     `--help` prints and ends the process with code 0.
 
+    Names of other trainers become the keys that they mean.
+
     Raises:
-      UserError: an unknown key, a flag without value, or a file that is none.
+      UserError: an unknown key, a flag without value, a file that is none, or a name
+        of another trainer that has no key.
     """
-    given = command_line.parse(argv, groups, validation.FOREIGN_FLAGS, program)
+    foreign = foreign_keys.NAMES.keys()
+    given = command_line.parse(argv, groups, foreign, program)
     fields = [key for group in groups.values() for key in group.model_fields]
-    known = (*fields, dataset_config.KEY, *validation.FOREIGN_FLAGS)
-    from_file = {}
+    known = (*fields, dataset_config.KEY)
+    from_file, told = {}, set[str]()
     if given.config is not None:
-        from_file = yaml_file.read_yaml(yaml_file.find(given.config), known)
-    keys = diffusers_flags.without_foreign_flags({**from_file, **given.values})
-    return Given(keys, given.print_config)
+        from_file = yaml_file.read_yaml(yaml_file.find(given.config), known, foreign)
+    keys = [foreign_keys.translated(each, told) for each in (from_file, given.values)]
+    return Given(keys[0] | keys[1], given.print_config)
 
 
 def make_config(given: Given) -> Config:

@@ -27,6 +27,7 @@ from ti_flax.config.fields import (
     Revision,
     Secret,
     Settings,
+    Side,
     Texts,
     Variant,
 )
@@ -125,7 +126,7 @@ class ConceptKeys(Settings):
 class DataKeys(Settings):
     """How pictures are read."""
 
-    resolution: Annotated[Count, TRAVELS] = Field(
+    resolution: Annotated[Side, TRAVELS] = Field(
         512,
         multiple_of=8,
         le=LARGEST_SIDE,
@@ -163,8 +164,10 @@ class ReportKeys(Settings):
         description="steps of the optimizer between validations: previews, the "
         "loss on a fixed set, nearest words, report.html",
     )
-    report_to: Annotated[Literal["tensorboard", "wandb", "none"], FREE] = Field(
-        "tensorboard", description="where numbers and pictures go beside report.html"
+    report_to: Annotated[Literal["tensorboard", "wandb", "all", "none"], FREE] = Field(
+        "tensorboard",
+        description="where numbers and pictures go beside report.html; all: to each of "
+        "them that is installed",
     )
     logging_dir: Annotated[FilePath, FREE] = Field(
         Path("logs"), description="folder for report_to, inside output_dir"

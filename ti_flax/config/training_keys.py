@@ -16,6 +16,7 @@ from ti_flax.config.fields import (
     LrScheduler,
     Number,
     OptionalInteger,
+    OptionalLimit,
     OptionalNameOrPath,
     OptionalNumber,
     Precision,
@@ -96,11 +97,11 @@ class OptimizerKeys(Settings):
         le=1e6,
         description="share of the vectors taken off per step, times the learning rate",
     )
-    max_grad_norm: Annotated[OptionalNumber, TRAVELS] = Field(
+    max_grad_norm: Annotated[OptionalLimit, TRAVELS] = Field(
         None,
         gt=0,
         le=1e9,
-        description="L2 norm that gradients are clipped to; none: no limit",
+        description="L2 norm that gradients are clipped to; none, or 0: no limit",
     )
     hold_row_norm: Annotated[Literal["clip", "median", "decay"] | None, TRAVELS] = (
         Field(

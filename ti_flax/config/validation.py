@@ -5,13 +5,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ti_flax.config import diffusers_flags
 from ti_flax.runtime import arguments
 from ti_flax.runtime.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
-
-FOREIGN_FLAGS = tuple(diffusers_flags.NO_MEANING)
 
 # Characters of a wrong value that are shown.
 _LONGEST_VALUE = 80

@@ -47,8 +47,10 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The keys and values of a file; `known` are the keys that it may have.
+def read_yaml(
+    path: Path, known: Collection[str], foreign: Collection[str] = ()
+) -> dict[str, Any]:
+    """The keys and values of a file; it may have those of `known` and of `foreign`.
 
     Raises `UserError` for a file that is no such mapping, or an unknown key.
     """
@@ -67,7 +69,9 @@ def read_yaml(path: Path, known: Collection[str]) -> dict[str, Any]:
             f"{path}: expected lines of `key: value`, found a {type(content).__name__}"
         )
     for key in content:
-        if key not in known:
-            hint = arguments.nearest(str(key), known)
+        if key not in known and key not in foreign:
+            hint = arguments.nearest(
+                str(key), known, arguments.nearest(str(key), foreign)
+            )
             raise UserError(f"{path}: unknown key {key!r}; {hint}")
     return content

@@ -25,7 +25,7 @@ class Sinks(NamedTuple):
     bar: Bar
     metrics: TextIO
     validations: TextIO
-    tracker: trackers.Sink
+    tracker: trackers.Several
     callbacks: Callbacks
 
 
@@ -208,7 +208,7 @@ def _open_sinks(
         stack.enter_context(metrics_log.open_lines(folder / name, steps.start))
         for name in (metrics_log.METRICS_NAME, metrics_log.VALIDATION_NAME)
     )
-    tracker: trackers.Sink = trackers.NoTracker()
+    tracker: trackers.Several = trackers.Several([])
     with metrics_log.told("logging_dir"):
         tracker = trackers.open_sink(
             config.report_to,

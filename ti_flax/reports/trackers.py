@@ -3,9 +3,10 @@
 A sink takes what belongs to a step; steps never go down.
 """
 
+import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,20 @@ _OWN_SUFFIX = re.compile(r"\.\d{9}$")
 _WANDB_ID = "wandb_id.txt"
 
 
+def names(report_to: str) -> tuple[str, ...]:
+    """The trackers that `report_to` (tensorboard, wandb, all, none) means.
+
+    All are those that are installed; TensorBoard's writer is a part of the package.
+    """
+    if report_to == "all":
+        has_wandb = importlib.util.find_spec("wandb") is not None
+        return ("tensorboard", "wandb") if has_wandb else ("tensorboard",)
+    return () if report_to == "none" else (report_to,)
+
+
 def check(report_to: str) -> None:
     """Raises UserError when what `report_to` names is not installed."""
-    if report_to == "wandb":
+    if "wandb" in names(report_to):
         try:
             import wandb  # noqa: F401
         except ImportError as error:
@@ -109,31 +121,35 @@ class Wandb:
         self._run.finish()
 
 
-class NoTracker:
-    """Keeps nothing."""
+class Several:
+    """What several trackers are told, or none."""
+
+    def __init__(self, trackers: Sequence[TensorBoard | Wandb]) -> None:
+        self._trackers = trackers
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        pass
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
     def picture(
         self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]
     ) -> None:
-        pass
+        for tracker in self._trackers:
+            tracker.picture(step, name, picture)
 
     def text(self, step: int, name: str, markdown: str) -> None:
-        pass
+        for tracker in self._trackers:
+            tracker.text(step, name, markdown)
 
     def close(self) -> None:
-        pass
-
-
-Sink = TensorBoard | Wandb | NoTracker
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def open_sink(
     report_to: str, folder: Path, config: Mapping[str, Any], start: int
-) -> Sink:
-    """Opens what `report_to` (tensorboard, wandb, none) names.
+) -> Several:
+    """Opens what `report_to` means, by `names`.
 
     Args:
         folder: for its files.
@@ -142,9 +158,8 @@ def open_sink(
             it wrote of later steps is not shown any more. With 0, what another run
             left there is removed.
     """
-    if report_to == "none":
-        return NoTracker()
-    folder.mkdir(parents=True, exist_ok=True)
-    return {"tensorboard": TensorBoard, "wandb": Wandb}[report_to](
-        folder, config, start
-    )
+    classes = {"tensorboard": TensorBoard, "wandb": Wandb}
+    wanted = names(report_to)
+    if wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+    return Several([classes[name](folder, config, start) for name in wanted])

@@ -62,7 +62,7 @@ def _key(program: str) -> str:
 
 def _folder() -> Path | None:
     """Where compiled programs are kept; None: nowhere, or at a gs:// address."""
-    folder = jax.config.jax_compilation_cache_dir
+    folder = jax.config.read("jax_compilation_cache_dir")
     if not folder or "://" in folder:
         return None
     return Path(folder)

@@ -104,7 +104,7 @@ def train_many(many: Many, progress: bool = True) -> Spent:
 
 def _check_tracker(report_to: str) -> None:
     """Raises `UserError` for what several concepts cannot report to."""
-    if report_to == "wandb":
+    if "wandb" in trackers.names(report_to):
         raise UserError(
             "report_to: wandb follows one run a process, and here are several; choose "
             "tensorboard or none"
