@@ -8,13 +8,16 @@ import numpy as np
 import peer_loaders
 import pytest
 import runs
+import slots
 from safetensors.numpy import load_file
 
 from ti_flax import generate_images
 from ti_flax.formats import find
 from ti_flax.generation import sampling
 from ti_flax.models import random_model
+from ti_flax.runtime import sharding
 from ti_flax.runtime.errors import UserError
+from ti_flax.training.recipe import make_recipe
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -73,8 +76,9 @@ def test_a_resumed_run_is_that_without_a_stop(model, pictures, trained, tmp_path
 
 
 @pytest.mark.slow
-def test_one_encoder_may_be_trained_alone(model, pictures, tmp_path):
-    runs.learn(model, pictures, tmp_path, learning_rate_te2=0.0, max_train_steps=2)
+@pytest.mark.parametrize("key", [{"learning_rate_te2": 0.0}, {"preset": "diffusers"}])
+def test_one_encoder_may_be_trained_alone(model, pictures, tmp_path, key):
+    runs.learn(model, pictures, tmp_path, max_train_steps=2, **key)
     last = (tmp_path / "validation.jsonl").read_text().splitlines()[-1]
     distance = json.loads(last)["distance"]
     assert min(distance[:2]) > 0
@@ -86,6 +90,17 @@ def test_a_rate_for_an_encoder_that_is_not_there_is_told(
 ):
     with pytest.raises(UserError, match=r"learning_rate_te2: .* has 1 text encoder"):
         runs.learn(tiny_model, pictures, tmp_path, learning_rate_te2=1e-3)
+
+
+def test_a_preset_that_keeps_the_second_encoder_serves_models_with_one(tmp_path):
+    paths = {"model": tmp_path, "pictures": tmp_path, "output_dir": tmp_path}
+    config = runs.make_config(**paths, preset="diffusers")
+    mesh = sharding.make_mesh()
+    assert config.learning_rate_te2 == 0
+    assert make_recipe(config, slots.FAMILY, 64, mesh).family.name == "sd"
+    with pytest.raises(UserError, match="learning_rate_te2"):
+        other = config.model_copy(update={"learning_rate_te2": 1e-4})
+        make_recipe(other, slots.FAMILY, 64, mesh)
 
 
 @pytest.mark.slow
