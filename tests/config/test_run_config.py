@@ -304,6 +304,7 @@ DIFFUSERS_PRESET = {
     "adam_weight_decay": 1e-2,
     "initializer_jitter": 0.0,
     "learning_rate": 1e-4,
+    "learning_rate_te2": 0.0,
     "train_batch_size": 16,
     "max_train_steps": 5000,
 }

@@ -8,13 +8,16 @@ import numpy as np
 import peer_loaders
 import pytest
 import runs
+import slots
 from safetensors.numpy import load_file
 
 from ti_flax import generate_images
 from ti_flax.formats import find
 from ti_flax.generation import sampling
 from ti_flax.models import random_model
+from ti_flax.runtime import chips, sharding
 from ti_flax.runtime.errors import UserError
+from ti_flax.training.recipe import make_recipe
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -73,12 +76,31 @@ def test_a_resumed_run_is_that_without_a_stop(model, pictures, trained, tmp_path
 
 
 @pytest.mark.slow
-def test_one_encoder_may_be_trained_alone(model, pictures, tmp_path):
-    runs.learn(model, pictures, tmp_path, learning_rate_te2=0.0, max_train_steps=2)
+@pytest.mark.parametrize("key", [{"learning_rate_te2": 0.0}, {"preset": "diffusers"}])
+def test_one_encoder_may_be_trained_alone(model, pictures, tmp_path, key):
+    runs.learn(model, pictures, tmp_path, max_train_steps=2, **key)
     last = (tmp_path / "validation.jsonl").read_text().splitlines()[-1]
     distance = json.loads(last)["distance"]
     assert min(distance[:2]) > 0
     assert distance[2:] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_device_without_room_learns_through_a_halved_encoder(
+    model, pictures, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(chips, "device_memory", lambda device: 0)
+    keys = {"mixed_precision": "bf16", "validation_prompt": "a <toy>"}
+    keys |= {"num_validation_images": 1, "max_train_steps": 1}
+    learned = runs.learn(model, pictures, tmp_path, **keys)
+    said = [record.getMessage() for record in caplog.records]
+    assert len([line for line in said if "computed in bfloat16" in line]) == 1
+    for name, width in zip(ENCODERS, (32, 48), strict=True):
+        rows = learned.rows[name]
+        assert rows.dtype == np.float32 and rows.shape == (2, width)
+        assert np.isfinite(rows).all()
+    last = (tmp_path / "validation.jsonl").read_text().splitlines()[-1]
+    assert min(json.loads(last)["distance"]) > 0
 
 
 def test_a_rate_for_an_encoder_that_is_not_there_is_told(
@@ -86,6 +108,17 @@ def test_a_rate_for_an_encoder_that_is_not_there_is_told(
 ):
     with pytest.raises(UserError, match=r"learning_rate_te2: .* has 1 text encoder"):
         runs.learn(tiny_model, pictures, tmp_path, learning_rate_te2=1e-3)
+
+
+def test_a_preset_that_keeps_the_second_encoder_serves_models_with_one(tmp_path):
+    folders = (tmp_path / name for name in ("model", "pictures", "out"))
+    config = runs.make_config(*folders, preset="diffusers")
+    mesh = sharding.make_mesh()
+    assert config.learning_rate_te2 == 0
+    assert make_recipe(config, slots.FAMILY, 64, mesh).family.name == "sd"
+    with pytest.raises(UserError, match="learning_rate_te2"):
+        other = config.model_copy(update={"learning_rate_te2": 1e-4})
+        make_recipe(other, slots.FAMILY, 64, mesh)
 
 
 @pytest.mark.slow

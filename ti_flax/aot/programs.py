@@ -10,32 +10,22 @@ from ti_flax.aot import buckets
 from ti_flax.config import run_config
 from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import previews, sampling
-from ti_flax.models import attention, base_model
+from ti_flax.models import base_model
 from ti_flax.models.family import Conditioning, Family
-from ti_flax.models.opening import Choices
 from ti_flax.models.torch_params import Params, param_shapes
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch, train_step
 from ti_flax.step.abstract import BucketShape, abstract, abstract_arguments
 from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import State
+from ti_flax.training.networks import open_networks
 from ti_flax.training.recipe import make_recipe
 from ti_flax.training.resident import ENCODE_BATCH_SIZE, jit_encode
 
 
 def open_shapes(config: run_config.Config, mesh: Mesh) -> base_model.BaseModel:
     """The networks of a run on these devices, without their weights."""
-    platform = mesh.devices.flat[0].platform
-    model = base_model.open_model(
-        config.pretrained_model_name_or_path,
-        config.revision,
-        config.variant,
-        base_model.denoiser_dtype(config.mixed_precision, platform),
-        attention.make_plan(config.attention, mesh),
-        download_weights=False,
-        choices=Choices.of(config),
-    )
-    return model
+    return open_networks(config, mesh, download_weights=False)
 
 
 def recipe_of(

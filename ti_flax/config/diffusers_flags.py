@@ -1,5 +1,6 @@
-"""Flags of other trainers that are no keys here: diffusers' `textual_inversion.py` (and
-its variants), and those for pictures of the class, as DreamBooth and kohya have them.
+"""Flags of other trainers that are no keys here: diffusers' `textual_inversion.py` and
+`textual_inversion_sdxl.py` (and the Flax variant), and those for pictures of the class,
+as DreamBooth and kohya have them.
 """
 
 from ti_flax.config.foreign_names import Foreign, Ignored

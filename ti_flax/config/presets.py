@@ -9,6 +9,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adam_weight_decay": 1e-2,
         "initializer_jitter": 0.0,
         "learning_rate": 1e-4,
+        # textual_inversion_sdxl.py trains the first text encoder's vectors alone.
+        "learning_rate_te2": 0.0,
         "train_batch_size": 16,
         "max_train_steps": 5000,
     },

@@ -24,7 +24,7 @@ class ClipStates(Clip):
     """Token ids and learned rows to hidden states and, with `projected`, pooled text.
 
     The pooled text is taken at the first `eos`. `rows` are as in `ClipText`. What is
-    not asked for (CLIP-L's last layer) is in the weights and not computed. Float32.
+    not asked for (CLIP-L's last layer) is in the weights and not computed.
     """
 
     projected: int | None = None
@@ -35,7 +35,7 @@ class ClipStates(Clip):
         self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
     ) -> TextStates:
         x = Embeddings(self.config, name="embeddings")(ids, rows)
-        last, hidden = Encoder(self.config, name="encoder")(x)
+        last, hidden = Encoder(self.config, self.dtype, name="encoder")(x)
         last = nn.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(last)
         if self.projected is None:
             return TextStates(hidden, None)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ti_flax.models import attention, layers
@@ -100,48 +101,56 @@ class SelfAttention(nn.Module):
     """Causal: a token sees itself and those before it."""
 
     heads: int
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         width = x.shape[-1]
 
         def project(name: str) -> Array:
-            out = nn.Dense(width, name=name)(x)
+            out = layers.dense(width, name, self.dtype)(x)
             return out.reshape(*x.shape[:2], self.heads, width // self.heads)
 
         out = attention.plain(
             project("q_proj"), project("k_proj"), project("v_proj"), causal=True
         )
-        return nn.Dense(width, name="out_proj")(out.reshape(x.shape))
+        return layers.dense(width, "out_proj", self.dtype)(out.reshape(x.shape))
 
 
 class Mlp(nn.Module):
     config: ClipTextConfig
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        h = nn.Dense(self.config.intermediate_size, name="fc1")(x)
+        h = layers.dense(self.config.intermediate_size, "fc1", self.dtype)(x)
         h = layers.ACTIVATIONS[self.config.hidden_act](h)
-        return nn.Dense(self.config.hidden_size, name="fc2")(h)
+        return layers.dense(self.config.hidden_size, "fc2", self.dtype)(h)
 
 
 class Layer(nn.Module):
+    """Its products are in `dtype`; x, their sum, stays as it comes."""
+
     config: ClipTextConfig
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        config = self.config
-        eps = config.layer_norm_eps
-        h = nn.LayerNorm(eps, name="layer_norm1")(x)
-        x = x + SelfAttention(config.num_attention_heads, name="self_attn")(h)
-        h = nn.LayerNorm(eps, name="layer_norm2")(x)
-        return x + Mlp(config, name="mlp")(h)
+        config, dtype = self.config, self.dtype
+
+        def norm(name: str) -> Array:
+            return nn.LayerNorm(config.layer_norm_eps, dtype=dtype, name=name)(x)
+
+        heads = config.num_attention_heads
+        x = x + SelfAttention(heads, dtype, name="self_attn")(norm("layer_norm1"))
+        return x + Mlp(config, dtype, name="mlp")(norm("layer_norm2"))
 
 
 class Encoder(nn.Module):
     """All layers: the output of the last, and of the last but one."""
 
     config: ClipTextConfig
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -149,14 +158,19 @@ class Encoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         before = x
         for i in range(self.config.num_hidden_layers):
-            before, x = x, Layer(self.config, name=f"layers_{i}")(x)
+            before, x = x, Layer(self.config, self.dtype, name=f"layers_{i}")(x)
         return x, before
 
 
 class Clip(nn.Module):
-    """A text encoder of CLIP's, whatever is read of it."""
+    """A text encoder of CLIP's, whatever is read of it.
+
+    The layers' kernels and products are in `dtype`; words, positions, the sums between
+    the layers and what is read of them in float32, as learned rows are.
+    """
 
     config: ClipTextConfig
+    dtype: DTypeLike = jnp.float32
 
     def example_inputs(self) -> tuple[Array, Array]:
         """Arguments of `init`: a prompt without learned rows."""
@@ -169,8 +183,8 @@ class ClipText(Clip):
 
     `rows` are the learned rows that each example sees: id V + k in example b is
     `rows[b, k]`. The result is the last hidden state after the final layer norm, which
-    is what Stable Diffusion 1.x and 2.x condition on. Always float32: it is 1.6 % of
-    the work and the last stretch of the rows' gradient.
+    is what Stable Diffusion 1.x and 2.x condition on. In float32 where memory allows:
+    it is 1.6 % of the work and the last stretch of the rows' gradient.
     """
 
     @nn.compact
@@ -178,5 +192,5 @@ class ClipText(Clip):
         self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
     ) -> Float[Array, "B L D"]:
         x = Embeddings(self.config, name="embeddings")(ids, rows)
-        x, _ = Encoder(self.config, name="encoder")(x)
+        x, _ = Encoder(self.config, self.dtype, name="encoder")(x)
         return nn.LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)

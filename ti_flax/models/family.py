@@ -170,6 +170,16 @@ class Family:
         part = part._replace(module=part.module.clone(**changed))
         return dataclasses.replace(self, denoiser=part)
 
+    def clone_text_encoder(self, name: str, **changed: Any) -> "Family":
+        """The family with another way to compute the same text encoder."""
+        encoders = tuple(
+            each._replace(module=each.module.clone(**changed))
+            if each.name == name
+            else each
+            for each in self.text_encoders
+        )
+        return dataclasses.replace(self, text_encoders=encoders)
+
     def encode_text(
         self,
         params: Mapping[str, Params],

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ti_flax.models import attention, layers
@@ -64,38 +65,43 @@ class SelfAttention(nn.Module):
 
     heads: int
     head_dim: int
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         inner = self.heads * self.head_dim
 
         def project(name: str) -> Array:
-            out = nn.Dense(inner, use_bias=False, name=name)(x)
+            out = layers.dense(inner, name, self.dtype, use_bias=False)(x)
             return out.reshape(*x.shape[:2], self.heads, self.head_dim)
 
         out = attention.plain(project("q_proj"), project("k_proj"), project("v_proj"))
         out = out.reshape(*x.shape[:2], inner)
-        return nn.Dense(x.shape[-1], name="out_proj")(out)
+        return layers.dense(x.shape[-1], "out_proj", self.dtype)(out)
 
 
 class Layer(nn.Module):
+    """Its products are in `dtype`; x, their sum, stays as it comes."""
+
     config: LdmBertConfig
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        config = self.config
-        h = nn.LayerNorm(_EPS, name="self_attn_layer_norm")(x)
+        config, dtype = self.config, self.dtype
+        h = nn.LayerNorm(_EPS, dtype=dtype, name="self_attn_layer_norm")(x)
         x = x + SelfAttention(
-            config.encoder_attention_heads, config.head_dim, name="self_attn"
+            config.encoder_attention_heads, config.head_dim, dtype, name="self_attn"
         )(h)
-        h = nn.LayerNorm(_EPS, name="final_layer_norm")(x)
-        h = nn.Dense(config.encoder_ffn_dim, name="fc1")(h)
+        h = nn.LayerNorm(_EPS, dtype=dtype, name="final_layer_norm")(x)
+        h = layers.dense(config.encoder_ffn_dim, "fc1", dtype)(h)
         h = layers.ACTIVATIONS[config.activation_function](h)
-        return x + nn.Dense(config.d_model, name="fc2")(h)
+        return x + layers.dense(config.d_model, "fc2", dtype)(h)
 
 
 class Encoder(nn.Module):
     config: LdmBertConfig
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -108,19 +114,20 @@ class Encoder(nn.Module):
         )(jnp.arange(ids.shape[-1])[None])
         x = words(ids, rows) + positions
         for i in range(config.encoder_layers):
-            x = Layer(config, name=f"layers_{i}")(x)
+            x = Layer(config, self.dtype, name=f"layers_{i}")(x)
         return nn.LayerNorm(_EPS, name="layer_norm")(x)
 
 
 class LdmBert(nn.Module):
-    """Token ids and learned rows to the UNet's context, always float32.
+    """Token ids and learned rows to the UNet's context.
 
     `rows` are the learned rows that each example sees: id V + k in example b is
-    `rows[b, k]`. `to_logits`, which the files have for words of the original training,
-    is not read.
+    `rows[b, k]`. `dtype` is as in `Clip`. `to_logits`, which the files have for words
+    of the original training, is not read.
     """
 
     config: LdmBertConfig
+    dtype: DTypeLike = jnp.float32
 
     def example_inputs(self) -> tuple[Array, Array]:
         """Arguments of `init`: a prompt without learned rows."""
@@ -131,4 +138,4 @@ class LdmBert(nn.Module):
     def __call__(
         self, ids: Int[Array, "B L"], rows: Float[Array, "B K D"]
     ) -> Float[Array, "B L D"]:
-        return Encoder(self.config, name="model")(ids, rows)
+        return Encoder(self.config, self.dtype, name="model")(ids, rows)

@@ -102,7 +102,7 @@ def _text_encoder(name: str, content: Mapping[str, Any]) -> TextEncoder:
     eos = settings.integer("eos_token_id", 0, 2**20, _CLIP_EOS)
     if eos == _HIGHEST_ID:
         eos = min(_CLIP_EOS, config.vocab_size - 1)
-    module = ClipStates(config, projected, eos)
+    module = ClipStates(config, projected=projected, eos=eos)
     return clip_encoder(name, _TOKENIZERS[name], module, config)
 
 

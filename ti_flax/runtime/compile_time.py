@@ -15,6 +15,7 @@ from ti_flax.runtime import atomic
 
 _log = logging.getLogger(__name__)
 
+_FOLDER = "jax_compilation_cache_dir"
 _NAME = "ti_flax_compile_seconds.json"
 # Shorter waits are not worth a line.
 _TOLD = 2.0
@@ -62,7 +63,7 @@ def _key(program: str) -> str:
 
 def _folder() -> Path | None:
     """Where compiled programs are kept; None: nowhere, or at a gs:// address."""
-    folder = jax.config.read("jax_compilation_cache_dir")
+    folder = getattr(jax.config, _FOLDER)
     if not folder or "://" in folder:
         return None
     return Path(folder)

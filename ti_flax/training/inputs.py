@@ -16,10 +16,9 @@ from ti_flax.data.folder import Pictures, read_pictures
 from ti_flax.data.masks import Masks
 from ti_flax.formats import find
 from ti_flax.generation import previews
-from ti_flax.models import attention, base_model
+from ti_flax.models import base_model
 from ti_flax.models.family import Family, TextEncoder
 from ti_flax.models.locate import find_tokenizer
-from ti_flax.models.opening import Choices
 from ti_flax.runtime import hosts, sharding
 from ti_flax.runtime.errors import UserError, listed
 from ti_flax.text import known_words
@@ -31,6 +30,7 @@ from ti_flax.text.initial_rows import (
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
 from ti_flax.training.cropping import cropping, latents
 from ti_flax.training.masking import read_masks
+from ti_flax.training.networks import open_networks
 from ti_flax.training.prompts import Prompts, read_prompts
 
 if TYPE_CHECKING:
@@ -143,14 +143,7 @@ class _Opened(NamedTuple):
 
 def _open_model(config: run_config.Config) -> _Opened:
     mesh = sharding.make_mesh(fsdp=config.fsdp)
-    model = base_model.open_model(
-        config.pretrained_model_name_or_path,
-        config.revision,
-        config.variant,
-        base_model.denoiser_dtype(config.mixed_precision),
-        attention.make_plan(config.attention, mesh),
-        choices=Choices.of(config),
-    )
+    model = open_networks(config, mesh)
     fingerprint = functools.cache(model.fingerprint)
     return _Opened(mesh, model, fingerprint, _load_tokenizers(config, model))
 

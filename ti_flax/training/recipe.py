@@ -84,7 +84,8 @@ def _learning_rate_factors(
     encoders = family.text_encoders
     factors = {}
     for i, (key, rate) in enumerate(rates.items()):
-        if rate is None:
+        # At 0 there is nothing to keep of an encoder that is not there.
+        if rate is None or (rate == 0 and i >= len(encoders)):
             continue
         if i >= len(encoders):
             raise UserError(
