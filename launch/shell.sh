@@ -131,5 +131,5 @@ check_training() { # repository devices words-of-the-training
         return
     fi
     fsdp=$(sed -n '/^fsdp: /{s///p;q;}' <<<"$keys")
-    ((devices % fsdp == 0)) || fail "fsdp: expected a divisor of the $devices devices, found $fsdp"
+    ((devices % ${fsdp:-1} == 0)) || fail "fsdp: expected a divisor of the $devices devices, found $fsdp"
 }

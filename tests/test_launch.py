@@ -990,7 +990,7 @@ def test_the_pod_of_16_chips_gets_a_batch_of_16(machine, job):
 )
 def test_a_managed_job_gets_a_batch_for_its_devices(gpus, batch, machine):
     machine.install("sky")
-    words = ["--bucket", "gs://pics", "--data", ".", *gpus, "--", *WORD]
+    words = ["--bucket", "s3://pics", "--data", ".", *gpus, "--", *WORD]
     assert machine.run("skypilot.sh", "run", "cat-1", *words).returncode == 0
     found = re.search(r"train_batch_size (\d+)", " ".join(machine.calls()[0]))
     assert (found and found[1]) == batch

@@ -10,7 +10,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ti_flax.config import dataset_config, schema, validation, yaml_file
+from ti_flax.config import (
+    dataset_config,
+    foreign_keys,
+    foreign_names,
+    schema,
+    yaml_file,
+)
 from ti_flax.config.concepts import ALL_GROUPS
 from ti_flax.config.run_config import Config
 
@@ -115,11 +121,18 @@ def test_every_key_has_a_description_and_no_other_is_there(validator):
     properties = validator.schema["properties"]
     keys = [key for group in ALL_GROUPS.values() for key in group.model_fields]
     known = [*keys, dataset_config.KEY]
-    assert sorted(properties) == sorted([*known, *validation.FOREIGN_FLAGS])
+    foreign = {
+        name: one
+        for name, one in foreign_keys.NAMES.items()
+        if not isinstance(one, foreign_names.Refused)
+    }
+    assert sorted(properties) == sorted([*known, *foreign])
     for key in known:
         assert len(properties[key]["description"]) > 10, key
-    for flag in validation.FOREIGN_FLAGS:
-        assert properties[flag]["deprecationMessage"].startswith("is ignored: ")
+    for name, one in foreign.items():
+        ignored = isinstance(one, foreign_names.Ignored)
+        told = "is ignored: " if ignored else "is another trainer's name"
+        assert properties[name]["deprecationMessage"].startswith(told)
 
 
 def is_refused(key, value):

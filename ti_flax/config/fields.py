@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -52,7 +53,7 @@ def _tell_of_float16() -> None:
 def _side(value: Any) -> Any:
     """A side of a square, also where both are given as in kohya's `512,512`."""
     sides = value.split(",") if isinstance(value, str) else [value]
-    if len({side.strip() if isinstance(side, str) else side for side in sides}) == 1:
+    if len({str(side).strip() for side in sides}) == 1:
         return sides[0]
     raise ValueError(
         f"expected one side of a square, found {value!r}; give one, and enable_bucket "
@@ -60,8 +61,8 @@ def _side(value: Any) -> Any:
     )
 
 
-def _limit(value: Any) -> Any:
-    return None if str(value) in ("0", "0.0") else value  # kohya's word for none
+def _limit(value: float | None) -> float | None:
+    return value or None  # kohya's word for none is 0
 
 
 def _secret(value: Any) -> Any:
@@ -90,7 +91,12 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
-OptionalLimit = Annotated[OptionalNumber, BeforeValidator(_limit)]
+OptionalLimit = Annotated[
+    float | None,
+    BeforeValidator(_no_switch),
+    Field(ge=0, le=1e9),
+    AfterValidator(_limit),
+]
 Side = Annotated[Count, BeforeValidator(_side)]
 # Left out of everything that is written or printed.
 Secret = Annotated[SecretStr | None, BeforeValidator(_secret), Field(exclude=True)]

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ti_flax.config import dataset_config, diffusers_flags
+from ti_flax.config import dataset_config, foreign_keys
 from ti_flax.config.concepts import ALL_GROUPS
+from ti_flax.config.foreign_names import Foreign, Ignored, Refused
 from ti_flax.config.many_keys import OWN, ManyKeys
 
 # Draft 7 is what editors read; nothing here has another meaning in later ones.
@@ -48,8 +49,9 @@ def schema() -> dict[str, Any]:
         "type": ["string", "null"],
     }
     # Not suggested, and marked where they stand.
-    for flag, reason in diffusers_flags.NO_MEANING.items():
-        properties[flag] = {"deprecationMessage": f"is ignored: {reason}"}
+    for name, foreign in foreign_keys.NAMES.items():
+        if not isinstance(foreign, Refused):
+            properties[name] = {"deprecationMessage": _told(foreign)}
     return {
         "$schema": _DRAFT,
         "title": "Configuration of a run of ti_flax",
@@ -57,6 +59,12 @@ def schema() -> dict[str, Any]:
         "properties": properties,
         "additionalProperties": False,
     }
+
+
+def _told(foreign: Foreign) -> str:
+    if isinstance(foreign, Ignored):
+        return f"is ignored: {foreign.reason}"
+    return "is another trainer's name: docs/coming-from.md has ours"
 
 
 def text() -> str:
