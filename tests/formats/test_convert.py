@@ -406,3 +406,10 @@ def test_a_length_is_judged_by_the_model_s_words(tiny_model, tmp_path):
     [told] = json.loads(describe.describe_embedding(**keys, json_=True))
     words = told["encoders"]["text_encoder"]["vocabulary"]
     assert words["median"] == pytest.approx(np.median(lengths), abs=1e-4)
+
+
+def test_a_path_may_start_at_home_and_is_not_empty(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    assert "<duck-toy>" in describe.describe_embedding(file="~/a.safetensors")
+    with pytest.raises(UserError, match="expected a path, found an empty text"):
+        describe.describe_embedding(file=["~/a.safetensors", ""])

@@ -137,6 +137,7 @@ def _texts(value: Any) -> Any:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+NamesOrPaths = Annotated[tuple[NameOrPath, ...], BeforeValidator(_texts)]
 
 
 class Settings(BaseModel):

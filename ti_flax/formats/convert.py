@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Unpack
 from pydantic import BaseModel, Field
 
 from ti_flax.config import folder_names, validation
-from ti_flax.config.fields import FilePath, OptionalName, Settings, Texts
+from ti_flax.config.fields import FilePath, NamesOrPaths, OptionalName, Settings
 from ti_flax.config.signatures import ConvertSettings, with_keys_of
 from ti_flax.formats import find, programs, registry
 from ti_flax.formats.checks import checked_token
@@ -26,7 +26,7 @@ USAGE = "IN ... --to FORMAT --output OUT"
 class ConvertKeys(Settings):
     """What to convert into what."""
 
-    source: Texts = Field(
+    source: NamesOrPaths = Field(
         min_length=1,
         description="embedding files, folders that runs wrote, folders of embeddings, "
         "or Hub ids",

@@ -1,7 +1,6 @@
 """Says what embedding files hold, or a model in one file."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,11 +11,11 @@ from pydantic import BaseModel, Field
 
 from ti_flax.config import validation
 from ti_flax.config.fields import (
+    NamesOrPaths,
     OptionalName,
     OptionalNameOrPath,
     Revision,
     Settings,
-    Texts,
 )
 from ti_flax.config.signatures import InspectSettings, with_keys_of
 from ti_flax.formats import bounds, describe_model, find, programs, registry
@@ -31,7 +30,7 @@ USAGE = "FILE ... [--model NAME]"
 class InspectKeys(Settings):
     """What to look at."""
 
-    file: Texts = Field(
+    file: NamesOrPaths = Field(
         min_length=1,
         description="embedding files, folders that runs wrote, folders of embeddings, "
         "or Hub ids; or models in one file",
@@ -97,7 +96,7 @@ def _described(keys: InspectKeys) -> Iterator[Facts | UserError]:
     """What each file holds, or what is wrong with it."""
     vocabulary = None
     for name in keys.file:
-        path = Path(os.path.expanduser(name))
+        path = Path(name)
         try:
             if describe_model.is_model(path):
                 yield _of_model(path)
