@@ -1,9 +1,9 @@
-"""`python -m ti_flax.convert IN --to FORMAT --output OUT`: for another program."""
+"""`python -m ti_flax.convert IN ... --to FORMAT --output OUT`: for another program."""
 
 from ti_flax.config.door import door
 from ti_flax.formats.convert import GROUPS, USAGE, ConvertKeys
 
-TARGET = "ti_flax.formats.convert:convert_embedding"
+TARGET = "ti_flax.formats.convert:print_conversions"
 command = door("convert", ConvertKeys, GROUPS, TARGET, USAGE, "source")
 main = command.main
 

@@ -1,12 +1,17 @@
 """`python -m ti_flax.convert` and `python -m ti_flax.inspect`, as users call them."""
 
+import json
+import re
+from pathlib import Path
+
 import doors
 import numpy as np
+import peer_loaders
 import pytest
 from PIL import Image
 
 from ti_flax.config import command_line
-from ti_flax.formats import convert, describe, find, registry
+from ti_flax.formats import convert, describe, find, programs, registry
 from ti_flax.formats.find import load_embedding
 from ti_flax.publishing import concept_folder
 from ti_flax.runtime.errors import UserError
@@ -56,6 +61,8 @@ def test_the_commands_need_neither_torch_nor_jax(folder, tmp_path):
         "vectors: 2",
         "width: 768",
         "fits: Stable Diffusion 1.x",
+        "loads in: AUTOMATIC1111, diffusers, OneTrainer, ComfyUI, kohya's sd-scripts, "
+        "InvokeAI",
         f"norms: {norms[0]:.3f}, {norms[1]:.3f}",
         "name: <duck-toy>",
         "step: 300",
@@ -139,7 +146,7 @@ def test_inspect_shows_both_encoders_of_sdxl(tmp_path):
     registry.write(tmp_path, "sdxl", with_second(second))
     lines = describe.describe_embedding(file=tmp_path).splitlines()
     assert "width: 768 and 1280" in lines and "fits: SDXL" in lines
-    assert lines[6].endswith("; 35.777, 35.777")
+    assert lines[7].endswith("; 35.777, 35.777")
 
 
 @pytest.mark.parametrize(
@@ -214,3 +221,195 @@ def test_a_picture_with_an_embedding_still_is_a_picture(folder, tmp_path):
         assert image.format == "PNG" and image.size == (512, 512)
         # The name stands on it.
         assert len(image.convert("L").getcolors()) > 10
+
+
+# Programs that call a word by its file
+
+
+@pytest.mark.parametrize("program", programs.NAMED_BY_FILE)
+@pytest.mark.parametrize("encoders", [1, 2])
+def test_a_program_s_name_gives_its_format_and_the_word_s_name(
+    tmp_path, program, encoders
+):
+    second = np.ones((2, 1280), np.float32)
+    word = learned() if encoders == 1 else with_second(second)
+    registry.write(tmp_path / "run", "sdxl" if encoders == 2 else "diffusers", word)
+    written = convert.convert_embedding(
+        source=tmp_path / "run", to=program, output=tmp_path / "embeddings"
+    )
+    assert written == [tmp_path / "embeddings" / "duck-toy.safetensors"]
+    if program == "comfyui":
+        for name, rows in word.rows.items():
+            encoder = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[name]
+            found = peer_loaders.comfyui(written[0], encoder, rows.shape[1])
+            np.testing.assert_array_equal(found, rows)
+    else:  # Forge loads as AUTOMATIC1111 does
+        found = peer_loaders.automatic1111(written[0], 768)
+        for rows, ours in zip(found.values(), word.rows.values(), strict=True):
+            np.testing.assert_array_equal(np.atleast_2d(rows), ours)
+
+
+@pytest.mark.parametrize("width", [64, 1280])
+def test_no_file_is_made_for_a_program_that_has_not_the_model(tmp_path, width):
+    registry.write(tmp_path / "run", "diffusers", learned(width=width))
+    with pytest.raises(UserError, match="comfyui has no such model"):
+        convert.convert_embedding(
+            source=tmp_path / "run", to="comfyui", output=tmp_path / "new"
+        )
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_page_names_the_programs_that_are_told():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| [.\w, ]+ \| (.+?) \| ", page, re.MULTILINE)
+    said = {name: text for name, text in rows if name in registry.FORMATS}
+    assert said.keys() == programs.READERS.keys() == registry.FORMATS.keys()
+    for name, told in programs.READERS.items():
+        for program in told:
+            short = program.removesuffix("'s sd-scripts")
+            assert short in said[name], (name, program)
+
+
+@pytest.mark.parametrize("name", [n for n in registry.FORMATS if n != "sdxl"])
+def test_programs_that_are_told_load_the_file(tmp_path, name):
+    """By their own rules, stated anew."""
+    word = learned(1)
+    [file, *_] = registry.write(tmp_path / "run", name, word)
+    rows = word.rows["text_encoder"]
+    told = programs.readers(name, word)
+    loaders = {
+        "AUTOMATIC1111": lambda: peer_loaders.automatic1111(file, 768)["clip_l"],
+        "ComfyUI": lambda: peer_loaders.comfyui(file, "clip_l", 768),
+        "kohya's sd-scripts": lambda: peer_loaders.kohya(file),
+    }
+    for program in loaders.keys() & {*told}:
+        np.testing.assert_array_equal(np.atleast_2d(loaders[program]()), rows)
+
+
+# Several files
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two good files, one that is none, and one in a format of another program."""
+    folder = tmp_path / "words"
+    cat = learned()._replace(token="<cat>")
+    registry.write(folder / "a.safetensors", "diffusers", learned())
+    registry.write(folder / "b.pt", "a1111", cat)
+    (folder / "c.bin").write_bytes(b"<html>")
+    (folder / "notes.md").write_text("mine")
+    return folder
+
+
+def test_of_several_files_the_good_ones_are_done(files, tmp_path):
+    out = tmp_path / "out"
+    gone = str(tmp_path / "gone.pt")
+    convert_all, inspect_all, as_json = doors.run(
+        [
+            ["convert", str(files), gone, "--to=kohya", f"--output={out}", "--json"],
+            ["inspect", str(files), gone],
+            ["inspect", "--json", str(files), gone],
+        ]
+    )
+    for ran in (convert_all, inspect_all, as_json):
+        assert ran.code == 2 and not ran.asked
+        bad = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+        assert len(bad) == 2 and "c.bin is no embedding" in "".join(bad)
+        assert "gone.pt does not exist" in "".join(bad)
+    assert {path.name for path in out.iterdir()} == {
+        "cat.safetensors",
+        "duck-toy.safetensors",
+    }
+    np.testing.assert_array_equal(
+        load_embedding(out / "cat.safetensors").rows["text_encoder"],
+        learned().rows["text_encoder"],
+    )
+    done = {each["token"]: each for each in json.loads(convert_all.stdout)}
+    assert done["<cat>"] == {
+        "source": str(files / "b.pt"),
+        "format": "a1111",
+        "to": "kohya",
+        "token": "<cat>",
+        "files": [str(out / "cat.safetensors")],
+    }
+    first, second = inspect_all.stdout.strip().split("\n\n")
+    assert "token: <duck-toy>" in first and "token: <cat>" in second
+    told = json.loads(as_json.stdout)
+    assert [each["kind"] for each in told] == ["embedding", "embedding", *["error"] * 2]
+
+
+def test_the_shape_of_json_is_the_one_that_is_documented(folder):
+    [told] = json.loads(describe.describe_embedding(file=[folder], json_=True))
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    for key in told:
+        assert f"`{key}`" in page, key
+    norms = np.linalg.norm(learned().rows["text_encoder"], axis=1)
+    encoder = told["encoders"]["text_encoder"]
+    assert encoder["width"] == 768
+    np.testing.assert_allclose(encoder["norms"], norms, atol=1e-6)
+    assert (told["kind"], told["token"], told["vectors"]) == ("embedding", TOKEN, 2)
+    assert told["metadata"]["ti_flax.steps"] == "300"
+
+
+def test_words_of_one_name_are_numbered(tmp_path):
+    for name in ("a", "b"):
+        registry.write(tmp_path / "runs" / name, "diffusers", learned())
+    written = convert.convert_embedding(
+        source=tmp_path / "runs", to="comfyui", output=tmp_path / "out"
+    )
+    assert [path.name for path in written] == [
+        "duck-toy.safetensors",
+        "duck-toy-2.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"output": "one.safetensors"}, "output: expected a folder for several files"),
+        ({"to": "replicate"}, "to: expected one word for replicate"),
+    ],
+)
+def test_several_files_do_not_go_into_one(files, tmp_path, monkeypatch, keys, line):
+    monkeypatch.chdir(tmp_path)
+    (files / "c.bin").unlink()
+    given = {"source": [files], "to": "kohya", "output": "out", **keys}
+    with pytest.raises(UserError, match=line):
+        convert.convert_embedding(**given)
+
+
+def test_both_halves_of_a_pair_are_one_word(tmp_path):
+    second = np.ones((2, 1280), np.float32)
+    registry.write(tmp_path, "diffusers", with_second(second))
+    (tmp_path / "other.pt").write_bytes(b"not read: a run's folder is one word")
+    assert [path.name for path in find.find_files(tmp_path)] == [find.SAFETENSORS_NAME]
+    found = json.loads(describe.describe_embedding(file=tmp_path, json_=True))
+    assert found[0]["programs"] == ["diffusers"]
+
+
+def test_a_length_is_judged_by_the_model_s_words(tiny_model, tmp_path):
+    from ti_flax.models import base_model
+
+    params = base_model.open_model(str(tiny_model)).load("text_encoder")
+    table = np.asarray(params["embeddings"]["token_embedding"]["embedding"])
+    lengths = np.sort(np.linalg.norm(table, axis=1))
+    rows = table[:2] / np.linalg.norm(table[:2], axis=1, keepdims=True)
+    rows = rows * np.float32([[np.median(lengths)], [2 * lengths[-1]]])
+    registry.write(tmp_path, "diffusers", Embedding(TOKEN, {"text_encoder": rows}))
+    keys = {"file": tmp_path, "model": str(tiny_model)}
+    lines = describe.describe_embedding(**keys).splitlines()
+    short, long = (line for line in lines if line.startswith("length of vector"))
+    assert short == "length of vector 1: 1.00 of the median, as long as a word's"
+    assert long.endswith(
+        "longer than 99 % of the words: it may drown the others of a prompt"
+    )
+    [told] = json.loads(describe.describe_embedding(**keys, json_=True))
+    words = told["encoders"]["text_encoder"]["vocabulary"]
+    assert words["median"] == pytest.approx(np.median(lengths), abs=1e-4)
+
+
+def test_a_path_may_start_at_home_and_is_not_empty(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    assert "<duck-toy>" in describe.describe_embedding(file="~/a.safetensors")
+    with pytest.raises(UserError, match="expected a path, found an empty text"):
+        describe.describe_embedding(file=["~/a.safetensors", ""])

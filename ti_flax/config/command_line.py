@@ -31,6 +31,8 @@ _FILE_EPILOG = """ \
 The command line wins over the YAML file, that over dataset_config, that over the
 preset, the preset over the defaults."""
 
+# The key of --json, which would hide a method; without a value, as files follow it.
+JSON = "json_"
 _IN = " " * 6
 
 Values = dict[str, str | list[str] | None]
@@ -159,7 +161,10 @@ def _make_parser(
         for key, field in _fields(group):
             if key in positional.split():
                 metavar = program.usage.split()[positional.split().index(key)]
-                section.add_argument(key, metavar=metavar, help=field.description)
+                many = "+" if _is_several(field) else None
+                section.add_argument(
+                    key, nargs=many, metavar=metavar, help=field.description
+                )
             else:
                 _add_key(section, key, field, _default(key, field, program))
     return parser
@@ -205,6 +210,11 @@ def _add_key(
         return
     if bool not in (field.annotation, *get_args(field.annotation)):
         section.add_argument(f"--{key}", metavar=_metavar(field), help=text)
+        return
+    if key == JSON:
+        section.add_argument(
+            "--json", dest=key, action="store_const", const="true", help=text
+        )
         return
     section.add_argument(
         f"--{key}", nargs="?", const="true", metavar=_metavar(field), help=text

@@ -146,6 +146,7 @@ Texts = Annotated[
     tuple[str, ...],
     BeforeValidator(_texts, json_schema_input_type=str | list[str]),
 ]
+NamesOrPaths = Annotated[tuple[NameOrPath, ...], BeforeValidator(_texts)]
 
 
 class Settings(BaseModel):

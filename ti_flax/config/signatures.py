@@ -47,19 +47,21 @@ class GenerateSettings(TypedDict, total=False):
 class ConvertSettings(TypedDict, total=False):
     """`formats.convert.ConvertKeys`."""
 
-    source: Required[_Path]
+    source: Required[_Path | Sequence[_Path]]
     to: Required[str]
     output: Required[_Path]
     token: str | None
+    json_: bool
 
 
 class InspectSettings(TypedDict, total=False):
     """`formats.describe.InspectKeys`."""
 
-    file: Required[_Path]
+    file: Required[_Path | Sequence[_Path]]
     model: _Path | None
     revision: str | None
     token: str | None
+    json_: bool
 
 
 class PushSettings(TypedDict, total=False):

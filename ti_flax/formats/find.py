@@ -1,9 +1,9 @@
 """Finds and reads the embedding that a file, a folder or a Hub id names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ti_flax.formats import registry
+from ti_flax.formats import registry, token_keyed
 from ti_flax.hub import download
 from ti_flax.hub.ids import parse
 from ti_flax.runtime.errors import UserError
@@ -71,6 +71,47 @@ def _listed(widths: Mapping[str, int]) -> str:
     return " and ".join(str(widths[encoder]) for encoder in sorted(widths))
 
 
+def find_all(
+    names: Iterable[str],
+) -> tuple[list[Path], list[UserError]]:
+    """The files of all names, and of each name that has none what is wrong."""
+    files: list[Path] = []
+    wrong: list[UserError] = []
+    for name in names:
+        try:
+            files += find_files(name)
+        except UserError as error:
+            wrong.append(error)
+    return files, wrong
+
+
+def find_files(name_or_path: Path | str) -> list[Path]:
+    """The embedding of a file, of a run's folder or of a Hub id; or all of a folder.
+
+    A folder that no run wrote has those at its top; where it has none, those of the
+    runs' folders in it. Pictures are left out: most hold none.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir() or _of_run(folder):
+        return [find_file(name_or_path)]
+    inside = sorted(folder.iterdir())
+    wanted = [*download.SUFFIXES]
+    wanted.remove(".png")
+    files = [path for path in inside if path.is_file() and path.suffix in wanted]
+    files = [path for path in files if not token_keyed.is_second(path)]
+    files = files or [found[0] for path in inside if (found := _of_run(path))]
+    return files or [find_file(name_or_path)]
+
+
+def _of_run(folder: Path) -> list[Path]:
+    """What a run, or diffusers, left in a folder, the first to be read."""
+    names = (SAFETENSORS_NAME, BIN_NAME)
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
 def find_file(name_or_path: Path | str) -> Path:
     """The local file of an embedding, downloaded when it is in a Hub repository."""
     path = Path(name_or_path)
@@ -79,9 +120,8 @@ def find_file(name_or_path: Path | str) -> Path:
         path = download.embedding(named)
     if not path.is_dir():
         return path
-    for name in (SAFETENSORS_NAME, BIN_NAME):
-        if (path / name).is_file():
-            return path / name
+    if found := _of_run(path):
+        return found[0]
     others = [file for file in path.iterdir() if file.suffix in download.SUFFIXES]
     if len(others) == 1:
         return others[0]

@@ -92,6 +92,16 @@ def other_files(first: Path) -> dict[str, Path]:
     }
 
 
+def is_second(file: Path) -> bool:
+    """Whether it holds further rows of the word of a file beside it."""
+    start, *others = _FILES.values()
+    return any(
+        file.name.startswith(other)
+        and file.with_name(file.name.replace(other, start, 1)).is_file()
+        for other in others
+    )
+
+
 def split(first: Path, embedding: Embedding) -> dict[Path, Embedding]:
     """The files of an SDXL pair, with the rows of one text encoder each."""
     files = {FIRST_ENCODER: first, **other_files(first)}

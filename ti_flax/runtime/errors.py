@@ -3,7 +3,7 @@
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 USAGE_EXIT_CODE = 2
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command resumes.
@@ -24,6 +24,22 @@ class UserError(Exception):
 
     The message is one line: what was expected, what was found, what to do.
     """
+
+
+class UserErrors(UserError):
+    """Several mistakes, a line each; what had none was done."""
+
+    def __init__(self, errors: Sequence[UserError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = errors
+
+
+def raise_all(errors: Sequence[UserError]) -> None:
+    """Raises the one mistake, or all of several; of none, nothing."""
+    if len(errors) > 1:
+        raise UserErrors(errors)
+    if errors:
+        raise errors[0]
 
 
 class Stopped(BaseException):
@@ -96,7 +112,8 @@ def _told(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         # Most of it was escaped where it was read; paths and keys of a user's are not.
-        print(f"error: {_escaped(str(error))}", file=sys.stderr)
+        for each in error.errors if isinstance(error, UserErrors) else [error]:
+            print(f"error: {_escaped(str(each))}", file=sys.stderr)
         sys.exit(USAGE_EXIT_CODE)
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
