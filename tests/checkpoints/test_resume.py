@@ -201,6 +201,7 @@ def test_the_trainer_goes_on_with_other_devices(settings, whole, monkeypatch):
     assert [line["step"] for line in lines] == [*range(1, 7)]
 
 
+@pytest.mark.slow
 def test_one_device_then_eight_then_two_agree_with_one(tmp_path):
     """With the networks, and through checkpoints."""
     concept = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
