@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -61,8 +60,15 @@ def _side(value: Any) -> Any:
     )
 
 
-def _limit(value: float | None) -> float | None:
-    return value or None  # kohya's word for none is 0
+def _limit(value: Any) -> Any:
+    return None if str(value) in ("0", "0.0") else value  # kohya's word for none
+
+
+def _zero_allowed(schema: dict[str, Any]) -> None:
+    """Of a field whose limits are above what `_limit` takes for none."""
+    for each in schema.get("anyOf", []):
+        if "exclusiveMinimum" in each:
+            each["minimum"] = each.pop("exclusiveMinimum")
 
 
 def _secret(value: Any) -> Any:
@@ -92,10 +98,7 @@ OptionalFilePath = Annotated[Path | None, BeforeValidator(_path)]
 OptionalInteger = Annotated[int | None, BeforeValidator(_no_switch)]
 OptionalNumber = Annotated[float | None, BeforeValidator(_no_switch)]
 OptionalLimit = Annotated[
-    float | None,
-    BeforeValidator(_no_switch),
-    Field(ge=0, le=1e9),
-    AfterValidator(_limit),
+    OptionalNumber, BeforeValidator(_limit), Field(json_schema_extra=_zero_allowed)
 ]
 Side = Annotated[Count, BeforeValidator(_side)]
 # Left out of everything that is written or printed.

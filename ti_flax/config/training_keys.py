@@ -99,6 +99,8 @@ class OptimizerKeys(Settings):
     )
     max_grad_norm: Annotated[OptionalLimit, TRAVELS] = Field(
         None,
+        gt=0,
+        le=1e9,
         description="L2 norm that gradients are clipped to; none, or 0: no limit",
     )
     hold_row_norm: Annotated[Literal["clip", "median", "decay"] | None, TRAVELS] = (
