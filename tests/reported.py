@@ -1,5 +1,7 @@
 """Steps and validations to hand to a report, and what TensorBoard reads of them."""
 
+from pathlib import Path
+
 import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -9,7 +11,9 @@ from ti_flax.step.state import Metrics
 PROMPT = "a <toy> on a table"
 # Those that a run learns from.
 PICTURES = np.zeros((1, 8, 8, 3), np.uint8)
-USAGE = page.Usage("pipeline.load('<toy>')", "learned_embeds.safetensors")
+USAGE = page.Usage(
+    "pipeline.load('<toy>')", "learned_embeds.safetensors", lambda step: Path("none")
+)
 
 
 def add_steps(run_report, first, count):

@@ -124,6 +124,7 @@ OWN = frozenset(
         "validation_control",
         "validation_steps",
         "checkpointing_steps",
+        "words_total_limit",
         "license",
         "hub_model_id",
     }

@@ -182,6 +182,13 @@ class ResultKeys(Settings):
         description="also write the base model with the word in it, a folder that "
         "diffusers loads with no further step (gigabytes for a full-size model)",
     )
+    words_total_limit: Annotated[OptionalInteger, FREE] = Field(
+        None,
+        ge=0,
+        le=10**6,
+        description="files in words/, the vectors at each validation, that are kept, "
+        "the newest; none: all",
+    )
     license: Annotated[OptionalName, FREE] = Field(
         None,
         description="licence of the concept for its README.md, as the Hub calls it, "

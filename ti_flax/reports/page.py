@@ -1,8 +1,9 @@
 """report.html: a run on one page that needs no other file and no network."""
 
+import base64
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from ti_flax.reports.plots import Line, plots, vector_names
 from ti_flax.runtime import atomic, pages
 
 REPORT_NAME = "report.html"
+# Of one in the page: there may be sixteen, of each prompt.
+_MAX_WORD_BYTES = 2**16
 # Where `add_picture` puts its own; in no text of a user, which is escaped.
 _PLACE = "<!-- pictures of other commands -->"
 
@@ -39,6 +42,8 @@ class Usage(NamedTuple):
     diffusers: str
     # What AUTOMATIC1111 and ComfyUI read; None where they do not know such words.
     file: str | None
+    # The file of the word after so many steps, which may not be there.
+    words: Callable[[int], Path]
 
 
 def write(
@@ -70,6 +75,8 @@ def write(
         pictures=thumbnails.of_pictures(pictures),
         pixelated=config.resolution < thumbnails.SIDE,
         prompts=thumbnails.of_prompts(folder, validations),
+        words=_words(usage.words, validations),
+        least=_least(validations),
         validations=validations,
         work=_work(config, metrics),
         plots=[p._asdict() for p in plots(metrics, validations, config.num_vectors)],
@@ -82,6 +89,32 @@ def write(
     )
     with atomic.atomic_path(folder / REPORT_NAME) as path:
         path.write_text(html, encoding="utf-8")
+
+
+def _words(
+    file_of: Callable[[int], Path], validations: Sequence[Line]
+) -> dict[int, tuple[str, str]]:
+    """Name and data URI of the word's file at each look that has one."""
+    steps = [line["step"] for line in validations]
+    return {
+        step: (path.name, f"data:application/octet-stream;base64,{_base64(path)}")
+        for step, path in zip(steps, map(file_of, steps), strict=True)
+        if path.is_file() and path.stat().st_size <= _MAX_WORD_BYTES
+    }
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _least(validations: Sequence[Line]) -> int | None:
+    """The step with the least fixed loss."""
+    losses = {
+        line["fixed_loss"]: line["step"]
+        for line in reversed(validations)
+        if line["fixed_loss"] is not None
+    }
+    return losses[min(losses)] if losses else None
 
 
 def add_picture(folder: Path, title: str, picture: Image.Image) -> None:

@@ -1,10 +1,11 @@
 """A concept in training: its folder, its report, and what is due after which step."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 from ti_flax.config import run_config
-from ti_flax.publishing import usage
+from ti_flax.publishing import usage, words
 from ti_flax.reports import metrics_log, page, report
 from ti_flax.reports.callbacks import NOBODY, Callbacks
 from ti_flax.step.bank import Bank
@@ -53,6 +54,7 @@ class Concept:
         )
         # The checkpoint last: of a step that is saved, nothing is left to do.
         events = [
+            Event(config.validation_steps, writer.look),
             Event(config.validation_steps, self._validate),
             Event(config.checkpointing_steps, writer.save),
         ]
@@ -109,4 +111,5 @@ def _usage(config: run_config.Config, inputs: Inputs) -> page.Usage:
     return page.Usage(
         usage.in_diffusers(config, family.pipeline, widths, prompt),
         usage.file_for_others(widths),
+        functools.partial(words.path_of, config.output_dir, config.placeholder_token),
     )

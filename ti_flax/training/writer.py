@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import Mapping
 from types import TracebackType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
 from ti_flax.checkpoints import identity, store
 from ti_flax.checkpoints.output_dir import RunFolder
 from ti_flax.config import run_config
-from ti_flax.publishing import provenance, results
+from ti_flax.publishing import provenance, results, words
 from ti_flax.runtime import atomic
 from ti_flax.step import stopping
 from ti_flax.step.state import State
@@ -32,6 +32,7 @@ class Writer:
         self._config = config
         self._stack = contextlib.ExitStack()
         self._fingerprints: Mapping[str, str] = {}
+        self._start = 0
 
     def __enter__(self) -> "Writer":
         """Checks what can be checked before anything is read, and writes nothing."""
@@ -63,6 +64,7 @@ class Writer:
         `initial` is the state where there is no checkpoint to resume from.
         """
         start, state = store.restore(self.found, initial)
+        self._start = start
         stop = start if has_learned(state) else self._config.max_train_steps
         return range(start, max(start, stop)), state
 
@@ -77,6 +79,8 @@ class Writer:
         )
         if self.writes:
             self._folder.create()
+            folder, token = self._config.output_dir, self._config.placeholder_token
+            words.remove_after(folder, token, self._start)
             self._checkpoints = self._stack.enter_context(
                 store.Checkpoints(
                     store.folder_of(self._config),
@@ -91,15 +95,24 @@ class Writer:
             self._checkpoints.save(done, state)
         self.export(state)
 
+    def look(self, done: int, state: State) -> None:
+        """The word as it is after `done` steps, for whoever looks at it then."""
+        if self.writes:
+            word = self._told(*_kept(self._config, state, "last"))
+            limit = self._config.words_total_limit
+            words.write(self._config.output_dir, word, done, limit)
+
     def export(self, state: State) -> None:
         """What was learned so far, for other programs."""
         if self.writes:
-            word, step = learned(self._config, state)
-            about = provenance.of_run(
-                self._config, self._inputs.model.scheduler, self._fingerprints, step
-            )
-            word = word._replace(provenance=about)
+            word = self._told(*learned(self._config, state))
             results.write(self._config, word, self._inputs.pictures.images)
+
+    def _told(self, word: Embedding, step: int) -> Embedding:
+        """The word with its provenance, as it was after `step` steps."""
+        model, config = self._inputs.model, self._config
+        about = provenance.of_run(config, model.scheduler, self._fingerprints, step)
+        return word._replace(provenance=about)
 
     def finish(self, word: Embedding) -> None:
         """The whole pipeline and the upload, as asked."""
@@ -117,7 +130,13 @@ class Learned(NamedTuple):
 
 def learned(config: run_config.Config, state: State) -> Learned:
     """The word of slot 0, as `keep` says."""
-    rows, step = stopping.kept(state, config.keep)
+    return _kept(config, state, config.keep)
+
+
+def _kept(
+    config: run_config.Config, state: State, keep: Literal["last", "best"]
+) -> Learned:
+    rows, step = stopping.kept(state, keep)
     own = {name: each[0] for name, each in rows.items()}
     return Learned(Embedding(config.placeholder_token, own), int(step[0]))
 
