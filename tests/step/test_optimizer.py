@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ti_flax.step.optimizer import adamw
+from ti_flax.step.optimizer import Hold, adamw
 
 WIDTHS = {"text_encoder": 6, "text_encoder_2": 10}
 
@@ -49,3 +49,16 @@ def test_a_rate_of_0_keeps_rows_to_the_bit(weight_decay):
     first, rows = learn(1e-2, {"text_encoder_2": 0.0}, weight_decay)
     np.testing.assert_array_equal(rows["text_encoder_2"], first["text_encoder_2"])
     assert np.all(rows["text_encoder"] != first["text_encoder"])
+
+
+@pytest.mark.parametrize("kind", ["clip", "median", "decay"])
+def test_rows_of_an_encoder_that_learns_nothing_are_not_held(kind):
+    rng = np.random.default_rng(0)
+    rows, initial = (
+        {name: jnp.asarray(rng.normal(size=(1, 2, 4)), jnp.float32) for name in "ab"}
+        for _ in range(2)
+    )
+    norms, rate = {name: jnp.full(1, 0.5) for name in "ab"}, jnp.full(1, 0.1)
+    hold = Hold(kind, 0.5, still=("b",))
+    held = hold.of_slots(rows, initial, norms, rate, jnp.ones((1, 2), bool))
+    assert (held["b"] == rows["b"]).all() and (held["a"] != rows["a"]).all()

@@ -15,6 +15,7 @@ from ti_flax.runtime import compilation
 _LOW_EFFORT = {"optimization_level": 9}
 # Larger batches than this on one device are not looked for.
 MOST_EXAMPLES = 512
+_MOST_GROWTH = 4  # of a batch to the next that is tried
 
 
 class Needs(NamedTuple):
@@ -86,4 +87,6 @@ def _guess(tried: dict[int, Needs | None], low: int, memory: int) -> int:
         return 2 * low
     (less, more) = fitting[-2:]
     slope = (tried[more].peak - tried[less].peak) / (more - less)
-    return more + int((memory - tried[more].peak) / max(slope, 1.0))
+    ahead = int((memory - tried[more].peak) / max(slope, 1.0))
+    # Where blocks begin to be computed again, the slope says little.
+    return min(more + ahead, _MOST_GROWTH * more)

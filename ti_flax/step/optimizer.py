@@ -21,11 +21,12 @@ class Hold(NamedTuple):
 
     `clip`: no row is longer than the bank's `norm`; `median`: each is as long as that;
     `decay`: each goes the share `rate`, times the learning rate, of its way back to
-    where it started.
+    where it started. Rows of the text encoders `still`, which learn nothing, stay.
     """
 
     kind: Literal["clip", "median", "decay"]
     rate: float
+    still: tuple[str, ...] = ()
 
     def __call__(
         self,
@@ -55,7 +56,10 @@ class Hold(NamedTuple):
             new = jax.vmap(self)(rows, initial, norm, learning_rate)
             return jnp.where(active[..., None], new, rows)
 
-        return jax.tree.map(held, rows, initial, norms)
+        return {
+            name: each if name in self.still else held(each, initial[name], norms[name])
+            for name, each in rows.items()
+        }
 
 
 def learning_rate_schedule(

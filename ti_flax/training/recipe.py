@@ -30,13 +30,15 @@ def make_recipe(
     Raises `UserError` where the model teaches nothing.
     """
     family.check_trains()
+    factors = _learning_rate_factors(config, family)
+    still = tuple(name for name, factor in factors.items() if factor == 0)
     optimizer = adamw(
         config.adam_beta1,
         config.adam_beta2,
         config.adam_epsilon,
         config.adam_weight_decay,
         config.max_grad_norm,
-        _learning_rate_factors(config, family),
+        factors,
     )
     remat = needs_remat(
         config.gradient_checkpointing,
@@ -51,7 +53,8 @@ def make_recipe(
         train_batch_size=config.train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mesh=mesh,
-        hold=config.hold_row_norm and Hold(config.hold_row_norm, config.row_decay),
+        hold=config.hold_row_norm
+        and Hold(config.hold_row_norm, config.row_decay, still),
         objective=make_objective(config, family.process),
         fixed_loss_steps=config.fixed_loss_steps,
         window=config.window,
