@@ -231,6 +231,7 @@ def test_a_picture_with_an_embedding_still_is_a_picture(folder, tmp_path):
 def test_a_program_s_name_gives_its_format_and_the_word_s_name(
     tmp_path, program, encoders
 ):
+    pytest.importorskip("torch", reason="peers load with PyTorch")
     second = np.ones((2, 1280), np.float32)
     word = learned() if encoders == 1 else with_second(second)
     registry.write(tmp_path / "run", "sdxl" if encoders == 2 else "diffusers", word)
@@ -273,6 +274,7 @@ def test_the_page_names_the_programs_that_are_told():
 @pytest.mark.parametrize("name", [n for n in registry.FORMATS if n != "sdxl"])
 def test_programs_that_are_told_load_the_file(tmp_path, name):
     """By their own rules, stated anew."""
+    pytest.importorskip("torch", reason="peers load with PyTorch")
     word = learned(1)
     [file, *_] = registry.write(tmp_path / "run", name, word)
     rows = word.rows["text_encoder"]

@@ -58,7 +58,7 @@ def learn(tiny_model, pictures, output_dir, **keys):
         max_train_steps=3,
         **keys,
     )
-    return run.train_concepts(settings, progress=False)[0]
+    return run.train_concepts(settings, progress=False)[0].word
 
 
 @pytest.fixture
@@ -110,6 +110,7 @@ def test_command_trains_without_torch_and_writes_every_file(arguments):
         "validation.jsonl",
         # "toy" is three pieces to this vocabulary of bytes.
         "warnings.txt",
+        "words",
     ]
     lines = (output_dir / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
