@@ -80,6 +80,15 @@ def content(folder: Path) -> dict[str, object]:
     return found
 
 
+def without_looks(found: dict[str, object]) -> dict[str, object]:
+    """Of `content`, what does not depend on at which steps a run was looked at."""
+    return {
+        name: one
+        for name, one in found.items()
+        if name != "validation.jsonl" and not name.startswith("words/")
+    }
+
+
 def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 

@@ -105,8 +105,7 @@ def test_a_run_that_ends_in_a_validation_repeats_it(settings, whole, monkeypatch
     assert seen == [0, 3, 6, 6]
     # This validation writes no line; the tests of signals compare those.
     left, expected = runs.content(folder), runs.content(whole)
-    del left["validation.jsonl"], expected["validation.jsonl"]
-    assert left == expected
+    assert runs.without_looks(left) == runs.without_looks(expected)
 
 
 @without_networks
@@ -149,6 +148,7 @@ def test_raising_max_train_steps_goes_on_exactly(settings, whole):
     lines = left.pop("validation.jsonl").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 3, 6]
     assert [lines[0], lines[2]] == expected.pop("validation.jsonl").splitlines()
+    left.pop("words/toy-000003.safetensors")
     assert left == expected
 
 

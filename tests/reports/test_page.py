@@ -159,7 +159,7 @@ def test_the_page_says_what_was_done_and_what_went_wrong(run):
 def test_programs_that_do_not_know_such_words_are_not_named(tmp_path):
     keys = make_config(tmp_path)
     keys.output_dir.mkdir()
-    usage = reports_page.Usage("pipeline.bert", None)
+    usage = USAGE._replace(diffusers="pipeline.bert", file=None)
     with report.open_report(keys, SLOT, range(9), False, [], [], usage):
         pass
     text = Elements((keys.output_dir / reports_page.REPORT_NAME).read_text()).text
@@ -336,7 +336,10 @@ def page_of(folder, name, text):
     )
     keys.output_dir.mkdir()
     pictures = np.zeros((1, 32, 32, 3), np.uint8)
-    told, usage = contextlib.suppress(RuntimeError), reports_page.Usage(text, text)
+    told, usage = (
+        contextlib.suppress(RuntimeError),
+        USAGE._replace(diffusers=text, file=text),
+    )
     with (
         told,
         report.open_report(

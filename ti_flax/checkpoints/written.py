@@ -20,7 +20,7 @@ FILES = (
     *("metrics.jsonl", "validation.jsonl", "warnings.txt", CONFIG_NAME),
 )
 PICTURES = "concept_images"
-FOLDERS = (PICTURES, "samples")
+FOLDERS = (PICTURES, "samples", "words")
 # Of save_as_full_pipeline.
 PIPELINE = (
     *("model_index.json", "tokenizer", "text_encoder", "unet", "vae", "scheduler"),
