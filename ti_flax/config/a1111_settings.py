@@ -33,9 +33,8 @@ def _every(key: str) -> Made:
 
 
 NAMES: dict[str, Foreign] = {
-    **{
-        theirs: renamed(ours)
-        for theirs, ours in {
+    **renamed(
+        {
             "embedding_name": "placeholder_token",
             "initialization_text": "initializer_token",
             "init_text": "initializer_token",
@@ -48,8 +47,8 @@ NAMES: dict[str, Foreign] = {
             "shuffle_tags": "shuffle_caption",
             "tag_drop_out": "caption_tag_dropout_rate",
             "preview_prompt": "validation_prompt",
-        }.items()
-    },
+        }
+    ),
     "learn_rate": Made(_rate),
     "create_image_every": _every("validation_steps"),
     "save_embedding_every": _every("checkpointing_steps"),

@@ -36,8 +36,12 @@ class Refused(NamedTuple):
 Foreign = Made | Ignored | Refused
 
 
-def renamed(key: str) -> Made:
-    """Another name of a key."""
+def renamed(keys: Mapping[str, str]) -> dict[str, Foreign]:
+    """Other names of keys, and the key of each."""
+    return {name: _of_key(key) for name, key in keys.items()}
+
+
+def _of_key(key: str) -> Made:
     return Made(lambda value: {key: value})
 
 

@@ -76,9 +76,8 @@ def _repository(name: Any) -> Keys:
 
 
 _SAME: Mapping[str, Foreign] = {
-    **{
-        theirs: renamed(ours)
-        for theirs, ours in {
+    **renamed(
+        {
             "token_string": "placeholder_token",
             "init_word": "initializer_token",
             "num_vectors_per_token": "num_vectors",
@@ -91,8 +90,8 @@ _SAME: Mapping[str, Foreign] = {
             "sample_every_n_steps": "validation_steps",
             "log_with": "report_to",
             "huggingface_token": "hub_token",
-        }.items()
-    },
+        }
+    ),
     "use_object_template": switched(caption_source="none", learnable_property="object"),
     "use_style_template": switched(caption_source="none", learnable_property="style"),
     "caption_extension": Made(_caption_extension),

@@ -30,9 +30,8 @@ def _optimizer(given: Any) -> Keys:
 
 
 _MADE: dict[str, Foreign] = {
-    **{
-        theirs: renamed(ours)
-        for theirs, ours in {
+    **renamed(
+        {
             "base_model_name": "pretrained_model_name_or_path",
             "placeholder": "placeholder_token",
             "token_count": "num_vectors",
@@ -50,8 +49,8 @@ _MADE: dict[str, Foreign] = {
             "tag_delimiter": "caption_separator",
             "keep_tags_count": "keep_tokens",
             "prompt_path": "template_file",
-        }.items()
-    },
+        }
+    ),
     "preserve_embedding_norm": switched(hold_row_norm="median"),
     "force_v_prediction": switched(prediction_type="v_prediction"),
     "force_epsilon_prediction": switched(prediction_type="epsilon"),

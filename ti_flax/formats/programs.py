@@ -8,6 +8,9 @@ from ti_flax.text.embedding import LDM_WIDTH, SD1_WIDTH, SD2_WIDTH, Embedding
 # prompt there has it.
 NAMED_BY_FILE = {"automatic1111": "{}", "comfyui": "embedding:{}", "forge": "{}"}
 
+_FIRST_FAMILIES = [SD1_WIDTH], [SD2_WIDTH]
+# CLIP-G's rows are as wide as LDM's BERT's.
+_SDXL_WIDTHS = [SD1_WIDTH, LDM_WIDTH]
 _KOHYA = "kohya's sd-scripts"
 _SDXL = ("AUTOMATIC1111", "Forge", "ComfyUI", "InvokeAI", _KOHYA)
 # By format, of Stable Diffusion 1.x and 2.x; docs/formats.md has the same.
@@ -42,13 +45,13 @@ _OF_SDXL = {
 
 def readers(format_: str, embedding: Embedding) -> tuple[str, ...]:
     """The programs that read a file of the format, and know words of these widths."""
-    match [*embedding.widths.values()]:
-        case [768 | 1024]:
-            return READERS[format_]
-        case [768, 1280]:
-            return _OF_SDXL.get(format_, _SDXL)
-        case [1280]:
-            return READERS["rinongal"] if format_ == "rinongal" else ()
+    widths = [*embedding.widths.values()]
+    if widths in _FIRST_FAMILIES:
+        return READERS[format_]
+    if widths == _SDXL_WIDTHS:
+        return _OF_SDXL.get(format_, _SDXL)
+    if widths == [LDM_WIDTH]:
+        return READERS["rinongal"] if format_ == "rinongal" else ()
     return ("diffusers",) if format_ == "diffusers" else ()
 
 
@@ -58,9 +61,9 @@ def format_for(program: str, embedding: Embedding) -> str:
     Raises `UserError` for rows of a width that none of them knows.
     """
     widths = [*embedding.widths.values()]
-    if widths in ([SD1_WIDTH], [SD2_WIDTH]):
+    if widths in _FIRST_FAMILIES:
         return "diffusers"
-    if widths == [SD1_WIDTH, LDM_WIDTH]:
+    if widths == _SDXL_WIDTHS:
         return "sdxl"
     raise UserError(
         f"{embedding.token} is for {embedding.family}: {program} has no such model; "

@@ -16,6 +16,7 @@ class Vocabulary:
     def __init__(self, name_or_path: str, revision: str | None) -> None:
         # Imported late: a file alone is shown without JAX.
         from ti_flax.models import base_model
+        from ti_flax.text.initial_rows import vocabulary_norms
         from ti_flax.text.tokenizer import load_tokenizer
 
         model = base_model.open_model(name_or_path, revision)
@@ -28,19 +29,21 @@ class Vocabulary:
             )
             for each in encoders
         }
+        self._norms = {
+            name: vocabulary_norms(table) for name, (_, table) in self._words.items()
+        }
 
     def compare(self, learned: Embedding, file: Path) -> Mapping[str, dict[str, Any]]:
         """By encoder, how long words are, and those nearest to each vector by cosine.
 
         Raises `UserError` for a word of another kind of model.
         """
-        from ti_flax.text.initial_rows import vocabulary_norms
         from ti_flax.text.nearest_words import nearest_words
 
         find.check_fits(learned, self._widths, "model", file)
         compared = {}
         for name, (tokenizer, table) in self._words.items():
-            median, high = vocabulary_norms(table)
+            median, high = self._norms[name]
             nearest = nearest_words(tokenizer, table, learned.rows[name])
             compared[name] = {
                 "vocabulary": {

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -57,13 +57,19 @@ def columns(path: Path) -> dict[str, Shaped[np.ndarray, "N"]]:
     }
 
 
-def _numbers(line: dict[str, Any]) -> Iterator[tuple[str, float | bool]]:
+def _numbers(line: Mapping[str, Any]) -> Iterator[tuple[str, float | bool]]:
+    for name, one in one_by_one(line):
+        if one is None or isinstance(one, int | float):
+            yield name, math.nan if one is None else one
+
+
+def one_by_one(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Its values by their keys, those of a list each by its own: `row_norm/0`."""
     for key, value in line.items():
-        several = isinstance(value, list)
-        parts = {f"{key}/{i}": one for i, one in enumerate(value)} if several else {}
-        for name, one in (parts if several else {key: value}).items():
-            if one is None or isinstance(one, int | float):
-                yield name, math.nan if one is None else one
+        if isinstance(value, list):
+            yield from ((f"{key}/{index}", one) for index, one in enumerate(value))
+        else:
+            yield key, value
 
 
 def open_lines(path: Path, start: int) -> TextIO:

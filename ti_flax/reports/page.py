@@ -66,6 +66,7 @@ def write(
     metrics = list(metrics_log.read_lines(folder / metrics_log.METRICS_NAME))
     validations = list(metrics_log.read_lines(folder / metrics_log.VALIDATION_NAME))
     nearest = validations[-1]["nearest"] if validations else []
+    prompts = thumbnails.of_prompts(folder, validations)
     html = pages.template("ti_flax.reports", "report.html.jinja").render(
         config=config,
         usage=usage,
@@ -74,13 +75,14 @@ def write(
         warnings=warnings,
         pictures=thumbnails.of_pictures(pictures),
         pixelated=config.resolution < thumbnails.SIDE,
-        prompts=thumbnails.of_prompts(folder, validations),
-        words=_words(usage.words, validations),
+        prompts=prompts,
+        words=_words(usage.words, prompts),
         least=_least(validations),
         validations=validations,
         work=_work(config, metrics),
         plots=[p._asdict() for p in plots(metrics, validations, config.num_vectors)],
         vectors=vector_names(len(nearest), config.num_vectors),
+        place=_PLACE,
         file_name=_file_name(config.placeholder_token),
         example=example(config),
         shell=shlex.quote,
@@ -92,29 +94,22 @@ def write(
 
 
 def _words(
-    file_of: Callable[[int], Path], validations: Sequence[Line]
+    file_of: Callable[[int], Path], prompts: Sequence[Line]
 ) -> dict[int, tuple[str, str]]:
-    """Name and data URI of the word's file at each look that has one."""
-    steps = [line["step"] for line in validations]
-    return {
-        step: (path.name, f"data:application/octet-stream;base64,{_base64(path)}")
-        for step, path in zip(steps, map(file_of, steps), strict=True)
-        if path.is_file() and path.stat().st_size <= _MAX_WORD_BYTES
-    }
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+    """Name and data URI of the word's file at each look that is shown and has one."""
+    found = {}
+    for step in {column["step"] for shown in prompts for column in shown["strip"]}:
+        path = file_of(step)
+        if path.is_file() and path.stat().st_size <= _MAX_WORD_BYTES:
+            content = base64.b64encode(path.read_bytes()).decode()
+            found[step] = path.name, f"data:application/octet-stream;base64,{content}"
+    return found
 
 
 def _least(validations: Sequence[Line]) -> int | None:
     """The step with the least fixed loss."""
-    losses = {
-        line["fixed_loss"]: line["step"]
-        for line in reversed(validations)
-        if line["fixed_loss"] is not None
-    }
-    return losses[min(losses)] if losses else None
+    known = [line for line in validations if line["fixed_loss"] is not None]
+    return min(known, key=lambda line: line["fixed_loss"])["step"] if known else None
 
 
 def add_picture(folder: Path, title: str, picture: Image.Image) -> None:

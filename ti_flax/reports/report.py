@@ -137,13 +137,8 @@ class Report:
 
     def _track(self, values: Mapping[str, float | list[float]]) -> None:
         """Hands the tracker numbers, those of several vectors one by one."""
-        flat = {}
-        for name, value in values.items():
-            if isinstance(value, list):
-                flat |= {f"{name}/{index}": one for index, one in enumerate(value)}
-            else:
-                flat[name] = value
-        finite = {name: value for name, value in flat.items() if np.isfinite(value)}
+        numbers = metrics_log.one_by_one(values)
+        finite = {name: value for name, value in numbers if np.isfinite(value)}
         self._sinks.tracker.scalars(self._step, finite)
 
 

@@ -9,12 +9,12 @@ from jaxtyping import Float32, Int32
 
 from ti_flax.config import run_config
 from ti_flax.generation import sampling
-from ti_flax.models import attention, base_model
+from ti_flax.models import base_model
 from ti_flax.models.family import Conditioning, TextEncoder
-from ti_flax.models.opening import Choices
 from ti_flax.models.torch_params import Params
 from ti_flax.runtime import sharding
 from ti_flax.text.tokenizer import PromptTokenizer, load_tokenizer
+from ti_flax.training.networks import open_networks
 
 # Names every concept's learned row: a slot or a call of the text encoder sees only one.
 PLACEHOLDER = "<held-out>"
@@ -60,12 +60,7 @@ def load(config: run_config.Config) -> LoadedModel:
     """The model that a configuration names, on all devices."""
     mesh = sharding.make_mesh()
     sharding.warn_of_padding(config.train_batch_size, mesh)
-    model = base_model.open_model(
-        config.pretrained_model_name_or_path,
-        dtype=base_model.denoiser_dtype(config.mixed_precision),
-        plan=attention.make_plan(config.attention, mesh),
-        choices=Choices.of(config),
-    )
+    model = open_networks(config, mesh)
     everywhere = sharding.replicated(mesh)
     params = {name: model.load(name, everywhere) for name in model.family.parts}
     return LoadedModel(model, params, mesh)
