@@ -45,6 +45,7 @@ def test_no_path_and_no_secret_travels_or_must_be_kept():
     "group",
     [
         run_keys.ConceptKeys,
+        run_keys.StartKeys,
         run_keys.DataKeys,
         training_keys.OptimizerKeys,
         objective_keys.ObjectiveKeys,

@@ -5,7 +5,7 @@ import string
 import numpy as np
 import pytest
 
-from ti_flax.text.nearest_words import nearest_words
+from ti_flax.text.nearest_words import nearest_words, words_near
 from ti_flax.text.tokenizer import load_tokenizer
 
 
@@ -48,3 +48,23 @@ def test_a_row_of_zeros_is_near_to_nothing(tokenizer):
     table = np.ones((len(tokenizer), 16), np.float32)
     [near] = nearest_words(tokenizer, table, np.zeros((1, 16), np.float32))
     assert [cosine for _, cosine in near] == [-1.0] * 5
+
+
+def test_words_near_are_whole_words_of_letters(tokenizer):
+    random = np.random.default_rng(1)
+    table = random.normal(size=(len(tokenizer) + 6, 16)).astype(np.float32)
+    row = random.normal(size=16).astype(np.float32)
+    # Only these are words of letters with an end; capitals are read as small ones.
+    tokens = [f"{letter}</w>" for letter in string.ascii_lowercase]
+    found_ids = tokenizer.convert_tokens_to_ids(tokens)
+    ids = dict(zip(string.ascii_lowercase, found_ids, strict=True))
+    cosines = {c: row @ table[i] / np.linalg.norm(table[i]) for c, i in ids.items()}
+    expected = sorted(cosines, key=cosines.get, reverse=True)
+    found = words_near(tokenizer, table, row, 1000)
+    assert [word for word in found if word in ids] == expected
+    assert all(word.isalpha() for word in found)
+    without = words_near(tokenizer, table, row, 3, without=found[:2])
+    assert without == found[2:5]
+    # However long the rows are.
+    table[ids["q"]] *= 1000
+    assert words_near(tokenizer, table, row, 1000) == found

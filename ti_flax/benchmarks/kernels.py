@@ -17,16 +17,15 @@ def measure(keys: KernelKeys) -> dict[str, Any]:
     Raises:
         UserError: what to mend, in one line.
     """
-    with turns.started(
+    of_sides, taken = turns.measure(
         keys, "ti_flax.benchmarks.kernels_jax", "ti_flax.benchmarks.kernels_torch"
-    ) as pair:
-        taken = pair.take_turns(keys.repeats)
-    facts = pair.facts[turns.OURS]
+    )
+    facts = of_sides[turns.OURS]
     for name, kernel in facts["kernels"].items():
         for side, answers in taken.items():
             median = statistics.median(answer[name] for answer in answers)
             kernel["seconds"][side] = median
-    print(table(facts, pair.facts.get(turns.PYTORCH)))
+    print(table(facts, of_sides.get(turns.PYTORCH)))
     return turns.write(keys, facts)
 
 

@@ -65,6 +65,11 @@ class MeasuringKeys(Settings):
         description="the Python that has PyTorch, where it is not this one; it needs "
         "what ti_flax needs, too",
     )
+    together: bool = Field(
+        True,
+        description="both stay in memory and take turns; false: one after the other, "
+        "where memory is short for both",
+    )
     output: FilePath = Field(
         Path("output/kernels.json"), description="file for all numbers"
     )

@@ -15,15 +15,12 @@ def measure(keys: StepKeys) -> dict[str, Any]:
     Raises:
         UserError: what to mend, in one line.
     """
-    with turns.started(
+    facts, seconds = turns.measure(
         keys, "ti_flax.benchmarks.step_jax", "ti_flax.benchmarks.step_torch"
-    ) as pair:
-        seconds = pair.take_turns(keys.repeats)
-        for name, worker in pair.workers.items():
-            pair.facts[name]["peak_bytes"] = worker.ask(False)
+    )
     measured = {
-        name: facts | _speed(pair.facts[turns.OURS], seconds[name])
-        for name, facts in pair.facts.items()
+        name: own | _speed(facts[turns.OURS], seconds[name])
+        for name, own in facts.items()
     }
     print(table(measured))
     return turns.write(keys, {"sides": measured})

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,24 +22,15 @@ _log = logging.getLogger(__name__)
 OURS, PYTORCH = "ti_flax", "PyTorch"
 
 
-class Started(NamedTuple):
-    """Sides that are ready for their turns, and what each said of itself."""
+class Measured(NamedTuple):
+    """What each side said of itself, with `peak_bytes`, and in each of its turns."""
 
-    workers: dict[str, "Worker"]
     facts: dict[str, dict[str, Any]]
-
-    def take_turns(self, repeats: int) -> dict[str, list[Any]]:
-        """What each side answered in each of its turns."""
-        answers: dict[str, list[Any]] = {name: [] for name in self.workers}
-        for _ in range(repeats):
-            for name, worker in self.workers.items():
-                answers[name].append(worker.ask(True))
-        return answers
+    answers: dict[str, list[Any]]
 
 
-@contextlib.contextmanager
-def started(keys: MeasuringKeys, ours: str, pytorch: str) -> Iterator[Started]:
-    """Starts the modules `ours` and, where the keys want it, `pytorch`; ends them.
+def measure(keys: MeasuringKeys, ours: str, pytorch: str) -> Measured:
+    """Runs the modules `ours` and, where the keys want it, `pytorch`.
 
     Raises:
         UserError: what to mend, in one line.
@@ -48,17 +38,26 @@ def started(keys: MeasuringKeys, ours: str, pytorch: str) -> Iterator[Started]:
     sides = {OURS: (Path(sys.executable), ours)}
     if keys.pytorch != "no":
         sides[PYTORCH] = (keys.pytorch_python or Path(sys.executable), pytorch)
-    with contextlib.ExitStack() as stack:
-        workers, facts = {}, {}
-        # Alone: no other compiles beside it. Ours last: a missing PyTorch shows soon.
-        for name, (python, module) in reversed(sides.items()):
-            workers[name] = Worker(name, python, module, keys)
-            stack.callback(workers[name].end)
-            facts[name] = workers[name].hear()
-        yield Started(
-            {name: workers[name] for name in sides},
-            {name: facts[name] for name in sides},
-        )
+    # Ours is prepared last: a missing PyTorch shows soon.
+    starts = [*reversed(sides)]
+    facts, answers = {}, {}
+    for names in [starts] if keys.together else [[name] for name in starts]:
+        with contextlib.ExitStack() as stack:
+            workers = {}
+            for name in names:  # alone: no other compiles beside it
+                workers[name] = Worker(name, *sides[name], keys)
+                stack.callback(workers[name].end)
+                facts[name] = workers[name].hear()
+            taken = [
+                {name: workers[name].ask(True) for name in sides if name in workers}
+                for _ in range(keys.repeats)
+            ]
+            for name, worker in workers.items():
+                answers[name] = [turn[name] for turn in taken]
+                facts[name]["peak_bytes"] = worker.ask(False)
+    return Measured(
+        {name: facts[name] for name in sides}, {name: answers[name] for name in sides}
+    )
 
 
 def write(keys: MeasuringKeys, measured: dict[str, Any]) -> dict[str, Any]:

@@ -33,10 +33,13 @@ class FoundCheckpoint(NamedTuple):
 
 
 def describe(
-    config: run_config.Config, fingerprints: Mapping[str, str]
+    config: run_config.Config,
+    fingerprints: Mapping[str, str],
+    start: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint says of its run."""
+    """What a checkpoint says of its run; `start`, where several were tried."""
     return {
+        "start": start,
         "config": config.model_dump(mode="json"),
         "config_fingerprint": config_fingerprint(config),
         "fingerprints": dict(fingerprints),

@@ -20,6 +20,7 @@ from ti_flax.config.fields import (
 )
 from ti_flax.config.run_config import Config
 from ti_flax.config.run_keys import ConceptKeys
+from ti_flax.config.start_keys import StartKeys
 from ti_flax.runtime import arguments
 from ti_flax.runtime.errors import shown
 
@@ -98,6 +99,7 @@ class ManyKeys(Settings):
 OWN = frozenset(
     {
         *ConceptKeys.model_fields,
+        *StartKeys.model_fields,
         *CaptionKeys.model_fields,
         # Masks: where they are, and their numbers.
         "alpha_mask",

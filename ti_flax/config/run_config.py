@@ -36,6 +36,7 @@ from ti_flax.config.run_keys import (
     ReportKeys,
     ResultKeys,
 )
+from ti_flax.config.start_keys import StartKeys
 from ti_flax.config.training_keys import OutputKeys, TrainingKeys
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Config(
     CaptionKeys,
     BucketKeys,
     DataKeys,
+    StartKeys,
     ConceptKeys,
     CheckpointKeys,
     ModelKeys,

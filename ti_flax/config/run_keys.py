@@ -19,7 +19,6 @@ from ti_flax.config.fields import (
     FilePath,
     Name,
     NameOrPath,
-    Number,
     OptionalFilePath,
     OptionalInteger,
     OptionalName,
@@ -35,6 +34,7 @@ from ti_flax.config.mask_keys import MaskKeys
 from ti_flax.config.natures import FREE, KEPT, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.config.presets import PRESETS
+from ti_flax.config.start_keys import StartKeys
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.config.subsets import Subset, Subsets, subset_of
 from ti_flax.config.training_keys import ComputeKeys, OptimizerKeys, OutputKeys
@@ -63,7 +63,7 @@ class ModelKeys(Settings):
 
 
 class ConceptKeys(Settings):
-    """What is learned, and where it starts."""
+    """What is learned."""
 
     train_data_dir: Annotated[FilePath, FREE] = Field(
         description="folder with the concept's pictures; those in a sub-folder N_NAME "
@@ -77,23 +77,6 @@ class ConceptKeys(Settings):
     placeholder_token: Annotated[Name, KEPT] = Field(
         description="the new word, one that the vocabulary lacks, such as <cat-toy>"
     )
-    initializer_token: Annotated[OptionalName, TRAVELS] = Field(
-        None,
-        description="word or words that the vectors start from, spread over them; none "
-        "starts them at random at the vocabulary's scale",
-    )
-    initializer_embedding: Annotated[OptionalNameOrPath, FREE] = Field(
-        None,
-        description="embedding that the vectors start from, in place of "
-        "initializer_token: a file of any format, a folder or a Hub id",
-    )
-    initializer_jitter: Annotated[Number, TRAVELS] = Field(
-        0.1,
-        ge=0,
-        le=100,
-        description="noise on vectors that would start equal to an earlier one, in "
-        "standard deviations of a vocabulary coordinate",
-    )
     num_vectors: Annotated[Count, TRAVELS] = Field(
         1, le=75, description="vectors to learn; each takes one token of the prompt"
     )
@@ -106,16 +89,6 @@ class ConceptKeys(Settings):
         "[name], and [filewords] where a picture's caption goes; in place of the "
         "built-in ones",
     )
-
-    @model_validator(mode="after")
-    def _one_initializer(self) -> "ConceptKeys":
-        if self.initializer_token and self.initializer_embedding:
-            raise ValueError(
-                "expected initializer_token or initializer_embedding, found both "
-                f"({self.initializer_token!r}, {str(self.initializer_embedding)!r}); "
-                "remove one"
-            )
-        return self
 
     @property
     def folders(self) -> tuple[Subset, ...]:
@@ -276,6 +249,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "Model": ModelKeys,
     "Checkpoint": CheckpointKeys,
     "Concept": ConceptKeys,
+    "Start": StartKeys,
     "Data": DataKeys,
     "Buckets and crops": BucketKeys,
     "Captions": CaptionKeys,

@@ -119,6 +119,11 @@ def broadcast_from_first(number: int) -> int:
     return int(client.blocking_key_value_get(name, _FOREVER_MS))
 
 
+def text_from_first(text: str) -> str:
+    """The text that process 0 has, in every process; the devices are not waited for."""
+    return _gather(text)[0]
+
+
 def any_process(flag: bool) -> bool:
     """True on every host if `flag` is on any; does not wait for the devices."""
     return "True" in _gather(str(flag))

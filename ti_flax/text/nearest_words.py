@@ -1,6 +1,8 @@
 """The words of the vocabulary nearest to learned rows."""
 
 import functools
+import itertools
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import jax
@@ -34,6 +36,31 @@ def nearest_words(
         ]
         for near in zip(ids, cosines, strict=True)
     ]
+
+
+def words_near(
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+    table: Float[Array | np.ndarray, "V D"],
+    row: Float[np.ndarray, "D"],
+    count: int,
+    without: Collection[str] = (),
+) -> list[str]:
+    """Whole words of letters, nearest to the row first, of which some are left out.
+
+    They are not more than `count`, and each is one token wherever a prompt has it.
+    """
+    known = np.asarray(table)[: len(tokenizer)]
+    lengths = np.linalg.norm(known, axis=1)
+    cosines = known @ row / np.maximum(lengths, np.finfo(np.float32).tiny)
+    near = (_word(tokenizer, int(id_)) for id_ in np.argsort(-cosines, kind="stable"))
+    whole = (
+        word
+        for word in near
+        if word.isalpha()
+        and word not in without
+        and len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1
+    )
+    return list(itertools.islice(dict.fromkeys(whole), count))
 
 
 @functools.partial(jax.jit, static_argnames="num_words")

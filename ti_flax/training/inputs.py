@@ -42,6 +42,20 @@ _log = logging.getLogger(__name__)
 Tables = Mapping[str, Float32[np.ndarray, "V _"]]
 
 
+class Start(NamedTuple):
+    """What the vectors begin as: a word's, or without one drawn at random."""
+
+    word: str | None
+    seed: int
+
+    def __str__(self) -> str:
+        return f"random {self.seed}" if self.word is None else self.word
+
+
+# The vocabularies' tables [V, D] and a start, by default the first, to rows [K, D].
+InitialRows = Callable[..., dict[str, np.ndarray]]
+
+
 class Bucket(NamedTuple):
     """The pictures of one size."""
 
@@ -71,8 +85,7 @@ class Inputs(NamedTuple):
     prompts: Prompts
     # The rows [K, D] of initializer_embedding; empty without it.
     given_rows: dict[str, np.ndarray]
-    # The initial rows [K, D], given the vocabularies' tables [V, D].
-    initial_rows: Callable[[Tables], dict[str, np.ndarray]]
+    initial_rows: InitialRows
     previews: previews.Previews | None
 
     def fingerprints(self) -> dict[str, str]:
@@ -230,9 +243,7 @@ def _prompt_tokenizer(
     return tokenize
 
 
-def _given_rows(
-    config: run_config.ConceptKeys, family: Family
-) -> dict[str, np.ndarray]:
+def _given_rows(config: run_config.Config, family: Family) -> dict[str, np.ndarray]:
     """The rows of `initializer_embedding`; empty without it."""
     if config.initializer_embedding is None:
         return {}
@@ -254,20 +265,28 @@ def _initial_rows(
     config: run_config.Config,
     tokenizers: Mapping[str, "transformers.PreTrainedTokenizerFast"],
     given_rows: dict[str, np.ndarray],
-) -> Callable[[Tables], dict[str, np.ndarray]]:
-    """Checks the initializer; the rows follow when the tables have been loaded."""
+) -> InitialRows:
+    """Checks the initializers; the rows follow when the tables have been loaded."""
     if given_rows:
-        return lambda tables: given_rows
-    ids: dict[str, list[int] | None] = dict.fromkeys(tokenizers)
-    if config.initializer_token is not None:
-        word, count = config.initializer_token, config.num_vectors
-        for name, tokenizer in tokenizers.items():
-            ids[name] = initializer_ids(tokenizer, word)
+        return lambda tables, start=None: given_rows
+    first = Start(config.initializer_token, config.seed)
+    for word in config.start_words:
+        for tokenizer in tokenizers.values():
+            initializer_ids(tokenizer, word)
         # They share CLIP's vocabulary: once is enough.
-        warn_of_unused_pieces(next(iter(tokenizers.values())), word, count)
-    return lambda tables: {
-        name: initial_rows(
-            table, ids[name], config.num_vectors, config.initializer_jitter, config.seed
-        )
-        for name, table in tables.items()
-    }
+        warn_of_unused_pieces(tokenizer, word, config.num_vectors)
+
+    def rows(tables: Tables, start: Start | None = None) -> dict[str, np.ndarray]:
+        word, seed = start or first
+        return {
+            name: initial_rows(
+                table,
+                None if word is None else initializer_ids(tokenizers[name], word),
+                config.num_vectors,
+                config.initializer_jitter,
+                seed,
+            )
+            for name, table in tables.items()
+        }
+
+    return rows

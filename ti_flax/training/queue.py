@@ -13,7 +13,7 @@ from ti_flax.runtime.progress import Bar
 from ti_flax.step import slots
 from ti_flax.step.bank import Bank
 from ti_flax.step.fixed_loss import compile_fixed_loss
-from ti_flax.step.slots import Encoded
+from ti_flax.step.slots import Encoded, Slot
 from ti_flax.step.state import State
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.training import concept as in_training
@@ -21,7 +21,9 @@ from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.ledger import Ledger
 from ti_flax.training.resident import Encode, Resident, encode_buckets, make_slot
 from ti_flax.training.seat import Seat
+from ti_flax.training.starts import Race
 from ti_flax.training.survey import Group
+from ti_flax.training.validation import loss_of_slot
 from ti_flax.training.writer import Writer, has_learned, learned
 
 _log = logging.getLogger(__name__)
@@ -33,6 +35,18 @@ class Ahead(NamedTuple):
     concept: Concept
     subject: log.Subject
     read: futures.Future[tuple[Inputs, list[Encoded]]]
+
+
+class Opened(NamedTuple):
+    """A concept whose folder is open, before its first step; with its starts' race."""
+
+    concept: Concept
+    subject: log.Subject
+    inputs: Inputs
+    writer: Writer
+    newcomer: Slot
+    open: contextlib.ExitStack
+    race: Race | None = None
 
 
 class Seated(NamedTuple):
@@ -70,6 +84,7 @@ class Queue:
         self._fixed_loss = compilation.compiled_together(compile_fixed_loss(recipe))
         self._encode, self._ledger, self._bar = encode, ledger, bar
         self._waiting = deque(group.concepts)
+        self._racing: dict[int, Opened] = {}
         self._seated: dict[int, Seated] = {}
         # One thread, and the autoencoder on one device: what it enqueues there while
         # steps run waits for no other device.
@@ -81,21 +96,31 @@ class Queue:
 
     def __exit__(self, *exception: Any) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for seated in self._seated.values():
-            seated.open.__exit__(*exception)
+        for there in [*self._racing.values(), *self._seated.values()]:
+            there.open.__exit__(*exception)
 
     def refill(self, state: State, slot: int) -> tuple[State, Seat | None]:
-        """Sees to the end of the slot's concept, if any, and seats the next."""
+        """Sees to the end of the slot's concept, if any, and seats the next.
+
+        A concept of several starts has a seat for each of them before its own.
+        """
         if slot in self._seated:
             self._leave(state, slot)
-        while ahead := self._next():
+        waiting: Ahead | Opened | None = self._racing.pop(slot, None)
+        if waiting is not None:
+            own = slots.state_of(state, slot, waiting.concept.config.num_vectors)
+            waiting.race.note(own.rows)
+        while waiting := waiting or self._next():
             try:
-                state, seat = self._seat(state, slot, ahead)
+                if isinstance(waiting, Ahead):
+                    waiting = self._open(waiting)
+                state, seat = self._begin(state, slot, waiting)
             except UserError as error:
-                self._fail(ahead.concept, str(error))
-                continue
+                self._fail(waiting.concept, str(error))
+                seat = None
             if seat is not None:
                 return state, seat
+            waiting = None
         return state, None
 
     def put_back(self, state: State) -> None:
@@ -108,9 +133,12 @@ class Queue:
                     seated.writer.save(seat.done, own)
             del self._seated[slot]
             self._ledger.wait(seated.concept, seat.done)
+        for slot, opened in list(self._racing.items()):
+            with opened.subject, opened.open:
+                del self._racing[slot]
+            self._ledger.wait(opened.concept, 0)
 
-    def _seat(self, state: State, slot: int, ahead: Ahead) -> tuple[State, Seat | None]:
-        """Puts a concept into a slot; None, where nothing is left to train."""
+    def _open(self, ahead: Ahead) -> Opened:
         concept, subject, read = ahead
         config = concept.config
         inputs, encoded = read.result()
@@ -119,27 +147,72 @@ class Queue:
             writer = stack.enter_context(Writer(config))
             writer.check(inputs)
             newcomer = make_slot(config, inputs, self._resident, encoded)
-            begun = slots.begin(newcomer, self._recipe.optimizer, self._recipe.window)
-            steps, begun = writer.restore(begun)
-            begun = sharding.replicate(begun, inputs.mesh)
-            new = slots.refill(state, self.bank, slot, newcomer, begun)
-            training = stack.enter_context(
-                in_training.seated(
-                    config,
-                    inputs,
-                    writer,
-                    self._resident,
-                    slots.bank_of(new[1], slot),
-                    self._fixed_loss,
-                    steps,
-                    False,
-                    subject.heard,
-                    subject,
-                )
+            return Opened(concept, subject, inputs, writer, newcomer, stack.pop_all())
+
+    def _begin(
+        self, state: State, slot: int, opened: Opened
+    ) -> tuple[State, Seat | None]:
+        """Seats the next of a concept's starts or, after them, the concept itself."""
+        config, race, writer = opened.concept.config, opened.race, opened.writer
+        with contextlib.ExitStack() as stack, opened.subject:
+            stack.enter_context(opened.open)
+            if config.num_starts > 1:
+                start = writer.start()
+                if start is None:
+                    race = race or self._race(state, slot, opened)
+                    one = race.next()
+                    if one is not None:
+                        begun = self._at_beginning(one)
+                        state, self.bank = slots.refill(
+                            state, self.bank, slot, one, begun
+                        )
+                        kept = stack.pop_all()
+                        self._racing[slot] = opened._replace(race=race, open=kept)
+                        return state, race.seat()
+                    start = race.best()
+                writer.begin_with(start)
+                rows = opened.inputs.initial_rows(self._resident.tables, start)
+                opened = opened._replace(newcomer=opened.newcomer._replace(rows=rows))
+            return self._seat(state, slot, opened._replace(open=stack))
+
+    def _race(self, state: State, slot: int, opened: Opened) -> Race:
+        config, inputs, newcomer = opened.concept.config, opened.inputs, opened.newcomer
+        self._ledger.begin(opened.concept, 0)
+        begun = self._at_beginning(newcomer)
+        _, bank = slots.refill(state, self.bank, slot, newcomer, begun)
+        own = slots.bank_of(bank, slot)
+        loss = loss_of_slot(self._fixed_loss, self._resident, own)
+        return Race(config, inputs, self._resident, newcomer, loss)
+
+    def _at_beginning(self, newcomer: Slot) -> State:
+        begun = slots.begin(newcomer, self._recipe.optimizer, self._recipe.window)
+        return sharding.replicate(begun, self._recipe.mesh)
+
+    def _seat(
+        self, state: State, slot: int, opened: Opened
+    ) -> tuple[State, Seat | None]:
+        """Puts a concept into a slot; None, where nothing is left to train."""
+        concept, subject, inputs, writer, newcomer, stack, _ = opened
+        steps, begun = writer.restore(self._at_beginning(newcomer))
+        begun = sharding.replicate(begun, inputs.mesh)
+        new = slots.refill(state, self.bank, slot, newcomer, begun)
+        training = stack.enter_context(
+            in_training.seated(
+                concept.config,
+                inputs,
+                writer,
+                self._resident,
+                slots.bank_of(new[1], slot),
+                self._fixed_loss,
+                steps,
+                False,
+                subject.heard,
+                subject,
             )
-            self._ledger.begin(concept, steps.start)
-            training.validate_before(begun)
-            seated = Seated(concept, training, writer, subject, stack.pop_all())
+        )
+        self._ledger.begin(concept, steps.start)
+        training.validate_before(begun)
+        seated = Seated(concept, training, writer, subject, stack.pop_all())
         # Only now: what failed before is not in the slot.
         state, self.bank = new
         if not steps:

@@ -12,6 +12,7 @@ from ti_flax.step.bank import Bank
 from ti_flax.step.fixed_loss import compile_fixed_loss
 from ti_flax.step.slots import stack
 from ti_flax.step.state import Metrics, State, init_state
+from ti_flax.training import starts
 from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.recipe import make_recipe
 from ti_flax.training.resident import (
@@ -63,10 +64,15 @@ def prepare(
     buckets = encode_buckets(config, inputs, encode, progress)
     resident = load(inputs, autoencoder, inputs.previews is not None)
     phases.end("weights and pictures")
-    rows, bank = stack([make_slot(config, inputs, resident, buckets)])
+    fixed_loss = compilation.compiled_together(compile_fixed_loss(recipe))
+    slot = make_slot(config, inputs, resident, buckets)
+    if config.num_starts > 1:
+        tools = starts.Tools(recipe, resident, train_steps, fixed_loss)
+        slot = starts.choose(config, inputs, writer, slot, tools, progress)
+        phases.end("starts")
+    rows, bank = stack([slot])
     state = init_state(rows, recipe.optimizer, recipe.window)
     steps, state = writer.restore(state)
     state, bank = sharding.replicate((state, bank), inputs.mesh)
     phases.end("initial rows, checkpoint")
-    fixed_loss = compilation.compiled_together(compile_fixed_loss(recipe))
     return Ready(inputs, fixed_loss, train_steps, resident, bank, state, steps)

@@ -26,6 +26,18 @@ from ti_flax.training.resident import Resident
 FixedLossOf = Callable[[Rows, Mapping[str, Params], Bank], FixedLoss]
 
 
+def loss_of_slot(
+    fixed_loss: FixedLossOf, resident: Resident, bank: Bank
+) -> Callable[[Rows], float]:
+    """The fixed loss of rows [1, K, D]; `bank` is of their slot alone."""
+
+    def loss(rows: Rows) -> float:
+        padded = slots.padded_rows(rows, bank)
+        return float(fixed_loss(padded, resident.params, bank).mean[0])
+
+    return loss
+
+
 def compile_validation(
     config: run_config.Config,
     inputs: Inputs,

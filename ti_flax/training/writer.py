@@ -1,6 +1,7 @@
 """What a run writes beside its report; silent on every host but the first."""
 
 import contextlib
+import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -11,11 +12,11 @@ from ti_flax.checkpoints import identity, store
 from ti_flax.checkpoints.output_dir import RunFolder
 from ti_flax.config import run_config
 from ti_flax.publishing import provenance, results, words
-from ti_flax.runtime import atomic
+from ti_flax.runtime import atomic, hosts
 from ti_flax.step import stopping
 from ti_flax.step.state import State
 from ti_flax.text.embedding import Embedding
-from ti_flax.training.inputs import Inputs
+from ti_flax.training.inputs import Inputs, Start
 
 
 class Writer:
@@ -33,6 +34,7 @@ class Writer:
         self._stack = contextlib.ExitStack()
         self._fingerprints: Mapping[str, str] = {}
         self._start = 0
+        self._chosen: Start | None = None
 
     def __enter__(self) -> "Writer":
         """Checks what can be checked before anything is read, and writes nothing."""
@@ -57,6 +59,16 @@ class Writer:
             self._fingerprints = inputs.fingerprints()
             if self.found is not None:
                 identity.check_fingerprints(self.found, self._fingerprints)
+
+    def start(self) -> Start | None:
+        """What the run to resume began with, where several starts were tried."""
+        told = None if self.found is None else self.found.run.get("start")
+        told = json.loads(hosts.text_from_first(json.dumps(told)))
+        return None if told is None else Start(**told)
+
+    def begin_with(self, start: Start) -> None:
+        """Notes the start that was chosen, for checkpoints and provenance."""
+        self._chosen = start
 
     def restore(self, initial: State) -> tuple[range, State]:
         """The steps that are left, and the state before them, in host memory.
@@ -85,7 +97,11 @@ class Writer:
                 store.Checkpoints(
                     store.folder_of(self._config),
                     self._config.checkpoints_total_limit,
-                    identity.describe(self._config, self._fingerprints),
+                    identity.describe(
+                        self._config,
+                        self._fingerprints,
+                        self._chosen and self._chosen._asdict(),
+                    ),
                 )
             )
 
@@ -112,6 +128,8 @@ class Writer:
         """The word with its provenance, as it was after `step` steps."""
         model, config = self._inputs.model, self._config
         about = provenance.of_run(config, model.scheduler, self._fingerprints, step)
+        if self._chosen is not None:
+            about["start"] = str(self._chosen)
         return word._replace(provenance=about)
 
     def finish(self, word: Embedding) -> None:
