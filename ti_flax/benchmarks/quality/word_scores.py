@@ -12,7 +12,7 @@ from ti_flax.benchmarks.quality.keys import QualityKeys
 from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import sampling
 from ti_flax.models.family import Conditioning
-from ti_flax.quickstart.critters import drawing
+from ti_flax.quickstart.critters import drawing, world
 from ti_flax.runtime.progress import Bar
 from ti_flax.text import templates
 
@@ -55,6 +55,29 @@ def score_words(
     return scored
 
 
+def score_drawn(
+    keys: QualityKeys, words: Sequence[Word], group: str
+) -> list[scores.Score]:
+    """As `score_words`, of drawn pictures of the words' targets: none does better."""
+    count = keys.num_images
+    scenes = [
+        scene
+        for word in words
+        for scene in held_out.judged_scenes(word.target, count, keys.seed)
+    ]
+    found = judge.read_attributes(judge.draw_all(scenes))
+    return [
+        score(
+            word._replace(group=group),
+            {
+                name: values[index * count : (index + 1) * count]
+                for name, values in found.items()
+            },
+        )
+        for index, word in enumerate(words)
+    ]
+
+
 def score(
     word: Word, found: dict[str, np.ndarray], free: np.ndarray | None = None
 ) -> scores.Score:
@@ -77,7 +100,12 @@ def score(
     if free is not None:
         own = judge.ATTRIBUTES["background"].index(word.background)
         accuracy[scores.UNASKED] = float(np.mean(free == own))
-    return scores.Score(word.group, learnable_property, word.name, accuracy)
+    tint = (
+        word.target.tint
+        if isinstance(word.target, drawing.Style)
+        else world.NO_STYLE.tint
+    )
+    return scores.Score(word.group, learnable_property, word.name, accuracy, tint)
 
 
 def _told(
