@@ -10,15 +10,18 @@ import pytest
 import runs
 
 from ti_flax.benchmarks.quality import (
+    agreement,
     held_out,
     judge,
     methods,
+    pixel_rules,
     scores,
     summary,
     table,
     train_judge,
     word_scores,
 )
+from ti_flax.benchmarks.quality.agreement import Agreement
 from ti_flax.benchmarks.quality.keys import QualityKeys
 from ti_flax.benchmarks.quality.methods import METHODS, Method
 from ti_flax.config import validation
@@ -240,6 +243,54 @@ def test_drawn_scenes_are_what_the_contexts_ask_for_in_poses_of_their_own():
     assert held_out.judged_scenes(look, 12, seed=1)[0].pose != scenes[0].pose
 
 
+# Measured on more drawings: 89 % of bodies, 91 % of backgrounds of styles, others from
+# 94 % on.
+RULES_BOUND = 0.85
+
+
+def test_pixel_rules_read_drawings():
+    rng = np.random.default_rng(14)
+    for styled, names in (
+        (False, ("body", "accent", "background", "tint", "texture")),
+        (True, ("background", "tint", "texture")),
+    ):
+        scenes = [judge.random_scene(rng, styled) for _ in range(150)]
+        found = pixel_rules.read_attributes(judge.draw_all(scenes))
+        assert set(found) == set(pixel_rules.ATTRIBUTES)
+        true = np.transpose([judge.labels(scene) for scene in scenes])
+        for name in names:
+            right = found[name] == true[[*judge.ATTRIBUTES].index(name)]
+            assert right.mean() > RULES_BOUND, (styled, name)
+
+
+def test_judges_agree_beyond_chance_as_often_as_kappa_says():
+    """The example of Cohen's kappa with 20, 5, 10 and 15 of 50 answers."""
+    one = np.repeat([0, 0, 1, 1], [20, 5, 10, 15])
+    other = np.repeat([0, 1, 0, 1], [20, 5, 10, 15])
+    assert agreement._agreement(one, other) == pytest.approx((0.7, 0.4))
+    agree, kappa = agreement._agreement(one * 0, one * 0)
+    assert agree == 1 and math.isnan(kappa)
+
+
+def test_agreement_is_of_the_pictures_of_each_kind():
+    keys = QualityKeys(num_images=6)
+    unused = np.zeros(2, np.float32)
+    targets = (world.HELD_OUT_LOOKS[0], world.HELD_OUT_STYLES[1])
+    words = [word_scores.Word("default", "x", t, unused, "pink") for t in targets]
+    scenes = [s for t in targets for s in held_out.judged_scenes(t, 6, keys.seed)]
+    pictures = judge.draw_all(scenes)
+    # A judge that is wrong of the tint in two of the style's pictures.
+    true = np.transpose([judge.labels(scene) for scene in scenes])
+    found = {name: true[i].copy() for i, name in enumerate(judge.ATTRIBUTES)}
+    found["tint"][-2:] = 0
+    agreed = agreement.agreements(keys, words, pictures, found)
+    assert set(agreed["object"]) == {"body", "accent", "background"}
+    assert agreed["style"]["tint"].agree == pytest.approx(4 / 6)
+    assert agreed["style"]["texture"].agree == agreed["style"]["background"].agree == 1
+    assert agreed["style"]["tint"].rules_drawn == 1
+    assert agreed["object"]["background"].agree == 1
+
+
 def test_mask_is_white_where_nothing_of_the_background_is_seen():
     rng = np.random.default_rng(4)
     for _ in range(10):
@@ -412,7 +463,9 @@ def test_methods_are_compared_over_all_words_that_both_have_learned(known):
 
 
 def test_table_has_every_attribute_in_percent(known):
-    told = table.table(known, {"default": {"steps": [600, 300], "examples": 7200}})
+    judges = {"object": {"body": Agreement(0.9, 0.875, 1.0, 0.89)}, "style": {}}
+    methods = {"default": {"steps": [600, 300], "examples": 7200}}
+    told = table.table(known, judges, methods)
     lines = [line.split() for line in told.splitlines()]
     [heads] = [line for line in lines if line[:1] == ["objects,"]]
     names = [*judge.LOOK_ATTRIBUTES, "appearance", "background"]
@@ -423,6 +476,7 @@ def test_table_has_every_attribute_in_percent(known):
         *("55.0", "[20.0,", "90.0]", "80.0", "[70.0,", "90.0]"),
     ]
     assert any(line[:2] == ["drawn", "2"] for line in lines)
+    assert ["kappa,", "%", "87.5"] in lines and ["judges", "agree", "90.0"] in lines
     [trained] = [line for line in lines if line[-1:] == ["7200"]]
     assert trained == ["default", "450", "[300,", "600]", "7200"]
     assert "background - default's" in told
@@ -537,6 +591,7 @@ def test_benchmark_runs_from_training_to_table(
         "steps": [2] * 4,
         "examples": 4 * 2 * 8,
     }
+    assert set(written["judges"]["style"]["tint"]) == set(Agreement._fields)
     assert written["object"]["methods"]["masks"]["beside"] == "default"
     assert set(written["object"]["accuracy"]["shape"]["noun"]) == {
         *("mean", "low", "high")
@@ -602,7 +657,7 @@ def test_methods_of_one_step_train_together():
 
 @pytest.fixture(scope="module")
 def learn(tiny_model):
-    """Learns two looks by each method of some names; gives the rows of each method."""
+    """Learns three looks by each method of some names; gives the rows of each."""
     from ti_flax.benchmarks.quality import base_model, learn_many
 
     model = f"--pretrained_model_name_or_path={tiny_model}"
@@ -614,7 +669,7 @@ def learn(tiny_model):
         for method in taught:
             own = [f"--{key}={value}" for key, value in method.keys.items()]
             configs[method.name] = settings.load_config([*given, *own])
-        concepts = held_out.learned(held_out.concepts(2)[:2], taught, repeats=1)
+        concepts = held_out.learned(held_out.concepts(3)[:3], taught, repeats=1)
         rows = learn_many.learn(configs, base, concepts, False, False).rows
         of = [concept.method.name for concept in concepts]
         return {name: rows[[each == name for each in of]] for name in names}
@@ -636,9 +691,9 @@ def test_a_method_learns_the_same_whoever_is_beside_it(learn, monkeypatch):
     np.testing.assert_allclose(alone["constant"], both["constant"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("most", [64, 3])
-def test_each_concept_gets_the_row_of_its_slot(most, learn, monkeypatch):
-    """In one bank, and in two of three whose last repeats a concept."""
+@pytest.mark.parametrize(("most", "sizes"), [(64, [6, 3]), (2, [2] * 5)])
+def test_each_concept_gets_the_row_of_its_slot(most, sizes, learn, monkeypatch):
+    """Of two compiled steps, in a bank each; in banks of two, one with a stopgap."""
     from ti_flax.benchmarks.quality import learn_many
 
     banks = []
@@ -666,14 +721,11 @@ def test_each_concept_gets_the_row_of_its_slot(most, learn, monkeypatch):
     monkeypatch.setattr(learn_many.dispatch, "compile_train_steps", compile_train_steps)
     names = ("default", "captions", "diffusers")
     rows = learn(*names)
-    first, second = rows["default"][:, 0] - np.float32(3e-3)
-    assert abs(first - second) > 0.1
+    starts = rows["default"][:, 0] - np.float32(3e-3)
+    assert np.abs(np.diff(starts)).min() > 0.1
     np.testing.assert_allclose(rows["captions"], rows["default"])
-    np.testing.assert_allclose(
-        rows["diffusers"][:, 0], [first + 1e-3, second + 1e-3], atol=2e-5
-    )
-    # Two methods of one step have four concepts, the third has its own step.
-    assert banks == ([4, 2] if most == 64 else [2, 2, 2])
+    np.testing.assert_allclose(rows["diffusers"][:, 0], starts + 5e-4 * 2, atol=2e-5)
+    assert banks == sizes
 
 
 @pytest.mark.parametrize(
@@ -690,7 +742,7 @@ def test_each_concept_gets_the_row_of_its_slot(most, learn, monkeypatch):
     ],
 )
 def test_a_method_that_cannot_be_is_refused(given, said):
-    with pytest.raises(UserError, match="^methods: ") as error:
+    with pytest.raises(UserError, match=r"^methods: ") as error:
         validation.validate(QualityKeys, {"methods": given}, "")
     assert said in str(error.value)
 

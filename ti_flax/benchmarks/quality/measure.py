@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from ti_flax.benchmarks.quality import (
+    agreement,
     base_model,
     held_out,
+    judge,
     learn_many,
     methods,
     scores,
@@ -26,7 +28,12 @@ from ti_flax.benchmarks.quality import (
 from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.benchmarks.quality.keys import QualityKeys
 from ti_flax.benchmarks.quality.methods import Method
-from ti_flax.benchmarks.quality.word_scores import Word, score_drawn, score_words
+from ti_flax.benchmarks.quality.word_scores import (
+    Word,
+    make_pictures,
+    score_drawn,
+    score_pictures,
+)
 from ti_flax.config import run_config
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
@@ -61,7 +68,15 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
     taught = held_out.learned(concepts, compared, keys.repeats)
     learned = learn_many.learn(configs, base, taught, keys.one_background, progress)
     trained = time.perf_counter()
-    scored = _scored(keys, base, concepts, taught, learned.rows, progress)
+    words = _words(keys, concepts, taught, learned.rows)
+    pictures = make_pictures(keys, base, words, progress)
+    found = judge.read_attributes(pictures)
+    scored = [
+        *score_pictures(keys, words, found),
+        *_drawn(keys, words, methods.INITIALIZER, methods.DRAWN),
+        *_drawn(keys, words, methods.NOUN, methods.DRAWN_NOUN),
+    ]
+    judges = agreement.agreements(keys, words, pictures, found)
     results = summary.summarise(scored, keys.seed)
     used = {name: getattr(config, name) for name in (*_HYPERPARAMETERS, _HOLD)}
     content = {
@@ -75,11 +90,12 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
             method.name: _plain(method) | _work(method, configs, taught, learned.steps)
             for method in compared
         },
+        "judges": _plain(judges),
         **_plain(results),
         "words": _plain(scored),
     }
     atomic.write_json(keys.output, content, indent=1)
-    print(table.table(results, content["methods"]))
+    print(table.table(results, judges, content["methods"]))
     for group in learned.groups:
         print(f"{group.seconds:.0f} s: training of {', '.join(group.methods)}")
     _log.info("wrote %s", keys.output)
@@ -115,36 +131,38 @@ def _work(
     return {"steps": own, "examples": examples}
 
 
-def _scored(
+def _words(
     keys: QualityKeys,
-    base: base_model.LoadedModel,
     concepts: Sequence[Concept],
     taught: Sequence[Concept],
     rows: Float32[np.ndarray, "S D"],
-    progress: bool,
-) -> list[scores.Score]:
-    """The scores of initializers, learned words and nouns, and of drawn targets."""
+) -> list[Word]:
+    """Initializers, learned words, and nouns that the base model was taught."""
     unused = np.zeros_like(rows[0])
-    starts = [
-        Word(methods.INITIALIZER, c.initializer, c.target, unused, c.background)
-        for c in taught[: len(concepts)]
-    ]
-    words = [
-        Word(c.method.name, base_model.PLACEHOLDER, c.target, row, c.background)
-        for c, row in zip(taught, rows, strict=True)
-    ]
-    known = [*[*world.SPECIES.items()][: keys.species], *world.STYLES.items()]
-    nouns = [
-        Word(methods.NOUN, name, target, unused, background)
-        for (name, target), background in zip(
-            known, itertools.cycle(world.BACKGROUNDS), strict=False
-        )
-    ]
+    nouns = [*[*world.SPECIES.items()][: keys.species], *world.STYLES.items()]
     return [
-        *score_words(keys, base, [*starts, *words, *nouns], progress),
-        *score_drawn(keys, starts, methods.DRAWN),
-        *score_drawn(keys, nouns, methods.DRAWN_NOUN),
+        *(
+            Word(methods.INITIALIZER, c.initializer, c.target, unused, c.background)
+            for c in taught[: len(concepts)]
+        ),
+        *(
+            Word(c.method.name, base_model.PLACEHOLDER, c.target, row, c.background)
+            for c, row in zip(taught, rows, strict=True)
+        ),
+        *(
+            Word(methods.NOUN, name, target, unused, background)
+            for (name, target), background in zip(
+                nouns, itertools.cycle(world.BACKGROUNDS), strict=False
+            )
+        ),
     ]
+
+
+def _drawn(
+    keys: QualityKeys, words: Sequence[Word], group: str, name: str
+) -> list[scores.Score]:
+    """What is read off drawings of a group's targets, as a group of that name."""
+    return score_drawn(keys, [word for word in words if word.group == group], name)
 
 
 def _plain(tree: Any) -> Any:

@@ -1,17 +1,28 @@
 """The numbers of the quality benchmark as text, in percent."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ti_flax.benchmarks.quality.agreement import Agreement
 from ti_flax.benchmarks.quality.scores import BACKGROUNDS, Estimate
 from ti_flax.benchmarks.quality.summary import APPEARANCE, ASKED
 
+# What is told of the judge and the pixel rules, in percent.
+_JUDGES: Mapping[str, Callable[[Agreement], float]] = {
+    "drawn, pixel rules": lambda each: 100 * each.rules_drawn,
+    "judges agree": lambda each: 100 * each.agree,
+    "kappa, %": lambda each: 100 * each.kappa,
+}
 _WITH_INTERVAL = (APPEARANCE, *BACKGROUNDS)
 
 
-def table(summary: Mapping[str, dict], methods: Mapping[str, dict]) -> str:
+def table(
+    summary: Mapping[str, dict],
+    judges: Mapping[str, Mapping[str, Agreement]],
+    methods: Mapping[str, dict],
+) -> str:
     """All that is measured: accuracies, comparisons, and what the training took.
 
     Of each method, `methods` has the `steps` of its words and their `examples`.
@@ -19,14 +30,16 @@ def table(summary: Mapping[str, dict], methods: Mapping[str, dict]) -> str:
     parts = []
     for name, part in summary.items():
         if "accuracy" in part:
-            parts.append(_accuracies(f"{name}s, % right", part))
+            parts.append(_accuracies(f"{name}s, % right", part, judges[name]))
         parts.append(_comparisons(f"{name}s" if name != "all" else name, part))
     parts.append(_training(methods))
     return "\n\n".join(parts)
 
 
-def _accuracies(title: str, part: Mapping[str, dict]) -> str:
-    """A row each group, a column each attribute."""
+def _accuracies(
+    title: str, part: Mapping[str, dict], judges: Mapping[str, Agreement]
+) -> str:
+    """A row each group, a column each attribute; below, what the second judge says."""
     rows = [[title, "words", *part["accuracy"]]]
     for group, count in part["words"].items():
         cells = [
@@ -34,6 +47,12 @@ def _accuracies(title: str, part: Mapping[str, dict]) -> str:
             for name, estimates in part["accuracy"].items()
         ]
         rows.append([group, str(count), *cells])
+    for told, value in _JUDGES.items():
+        cells = [
+            f"{value(judges[name]):.1f}" if name in judges else ""
+            for name in part["accuracy"]
+        ]
+        rows.append([told, "", *cells])
     return _aligned(rows)
 
 

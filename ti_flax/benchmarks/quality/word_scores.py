@@ -1,10 +1,10 @@
 """Pictures of many words, and the judge's verdict on each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from ti_flax.benchmarks.quality import held_out, judge, scores
 from ti_flax.benchmarks.quality.base_model import LoadedModel
@@ -36,16 +36,33 @@ class Word(NamedTuple):
 def score_words(
     keys: QualityKeys, frozen: LoadedModel, words: Sequence[Word], progress: bool
 ) -> list[scores.Score]:
-    """Shares of `num_images` pictures of each word that are right.
+    """Shares of `num_images` pictures of each word that are right."""
+    pictures = make_pictures(keys, frozen, words, progress)
+    return score_pictures(keys, words, judge.read_attributes(pictures))
 
-    With `one_background` as many are made of sentences that ask for none.
+
+def make_pictures(
+    keys: QualityKeys, frozen: LoadedModel, words: Sequence[Word], progress: bool
+) -> UInt8[np.ndarray, "N H W 3"]:
+    """`num_images` pictures of each word, word after word.
+
+    With `one_background` each is followed by as many of sentences that ask for none.
     """
     count, kinds = keys.num_images, 1 + keys.one_background
     # The same noise for every word: differences are the words' own.
     seeds = np.tile(np.arange(count, dtype=np.uint32) + keys.seed, len(words) * kinds)
     told = _told(count, frozen, words, keys.one_background)
     wanted = sampling.Wanted(prompts=np.arange(len(seeds)), seeds=seeds, told=told)
-    found = judge.read_attributes(_generate(keys, frozen, wanted, progress))
+    return _generate(keys, frozen, wanted, progress)
+
+
+def score_pictures(
+    keys: QualityKeys,
+    words: Sequence[Word],
+    found: Mapping[str, Int[np.ndarray, "N"]],
+) -> list[scores.Score]:
+    """The words' scores from what was read off the pictures of `make_pictures`."""
+    count, kinds = keys.num_images, 1 + keys.one_background
     scored = []
     for index, word in enumerate(words):
         start = index * kinds * count
@@ -66,16 +83,9 @@ def score_drawn(
         for scene in held_out.judged_scenes(word.target, count, keys.seed)
     ]
     found = judge.read_attributes(judge.draw_all(scenes))
-    return [
-        score(
-            word._replace(group=group),
-            {
-                name: values[index * count : (index + 1) * count]
-                for name, values in found.items()
-            },
-        )
-        for index, word in enumerate(words)
-    ]
+    plain = keys.model_copy(update={"one_background": False})
+    renamed = [word._replace(group=group) for word in words]
+    return score_pictures(plain, renamed, found)
 
 
 def score(
