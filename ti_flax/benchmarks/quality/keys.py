@@ -58,7 +58,7 @@ class TrainingKeys(LearningKeys):
     split: Split = Field(
         "held_out",
         description="what is learned: looks and styles that the model never saw, for a "
-        "result; or others, that it saw and has no noun for, to choose methods by",
+        "result; or others, that it may have seen, to choose methods by",
     )
     objects: Count = Field(24, le=24, description="looks to learn")
     methods: Texts = Field(

@@ -1,8 +1,8 @@
 """A second judge, independent of the first: colours and patterns by rules, no network.
 
-Rules know how the world is drawn, their limits lie between drawings of either kind. They
-read what is plain to see: the background in strips left and right of the critter, its
-body's colour in the middle, its accent's in the feet. Shapes, patterns and tops are
+Rules know how the world is drawn; their limits lie between drawings of either kind.
+They read what is plain to see: the background in strips left and right of the critter,
+its body's colour in the middle, its accent's in the feet. Shapes, patterns and tops are
 left to the network.
 """
 
