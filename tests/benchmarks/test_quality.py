@@ -685,10 +685,11 @@ def test_a_method_learns_the_same_whoever_is_beside_it(learn, monkeypatch):
     both, other = learn("default", "constant"), learn("captions", "constant")
     assert (both["constant"] == other["constant"]).all()
     assert (both["constant"] != both["default"]).any()
-    # Of another number of slots, to rounding; and in banks of one.
+    # To rounding in banks of one, of rows that moved by 9e-3: of the fakes' tanh, which
+    # is all but 1, the derivative keeps two digits.
     monkeypatch.setattr(learn_many, "_MOST_SLOTS", 1)
     alone = learn("constant")
-    np.testing.assert_allclose(alone["constant"], both["constant"], rtol=1e-5)
+    np.testing.assert_allclose(alone["constant"], both["constant"], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(64, [6, 3]), (2, [2] * 5)])
