@@ -24,6 +24,7 @@ from ti_flax.benchmarks.concepts import (
 )
 from ti_flax.benchmarks.concepts.keys import ConceptsKeys
 from ti_flax.benchmarks.quality import held_out, judge, scores
+from ti_flax.benchmarks.quality.methods import DEFAULT
 from ti_flax.config import concepts
 from ti_flax.quickstart.critters import drawing
 from ti_flax.runtime.errors import Stopped, UserError
@@ -32,7 +33,7 @@ from ti_flax.training import job
 
 def quality_concepts(count):
     """Those of `quality --objects 24 --repeats 38`."""
-    return held_out.learned(held_out.concepts(24), ("templates",), 38)[:count]
+    return held_out.learned(held_out.concepts(24), (DEFAULT,), 38)[:count]
 
 
 def test_pictures_are_those_that_quality_trains_on(tmp_path):

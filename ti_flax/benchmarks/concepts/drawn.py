@@ -11,6 +11,7 @@ from ti_flax.benchmarks.concepts.keys import ConceptsKeys
 from ti_flax.benchmarks.quality import held_out
 from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.benchmarks.quality.keys import LearningKeys
+from ti_flax.benchmarks.quality.methods import DEFAULT
 from ti_flax.config import run_config, validation, yaml_file
 from ti_flax.config.fields import MOST_STEPS
 from ti_flax.config.stopping_keys import StoppingKeys
@@ -36,7 +37,7 @@ def concepts(count: int) -> dict[str, Concept]:
     """
     kinds = held_out.concepts(len(world.HELD_OUT_LOOKS))
     repeats = -(-count // len(kinds))
-    learned = held_out.learned(kinds, ("templates",), repeats)[:count]
+    learned = held_out.learned(kinds, (DEFAULT,), repeats)[:count]
     return {
         f"{concept.learnable_property}-{concept.number:03}": concept
         for concept in learned

@@ -1,6 +1,6 @@
-"""The concepts of the quality benchmark: looks and styles that the model never saw."""
+"""The concepts of the quality benchmark, their pictures and their sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import NamedTuple
 
@@ -8,13 +8,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ti_flax.benchmarks.quality import judge
-from ti_flax.benchmarks.quality.keys import Method
+from ti_flax.benchmarks.quality.keys import Split
+from ti_flax.benchmarks.quality.methods import DEFAULT, Method
 from ti_flax.quickstart.critters import concept as critter
 from ti_flax.quickstart.critters import drawing, world
 from ti_flax.quickstart.critters.drawing import Look, Scene, Style
 from ti_flax.text.templates import prompt_templates
 
 _PICTURES = 5  # of each concept
+_JUDGED = 2**33  # more than any seed of training pictures
 _TEMPLATE_STRIDE = 5  # shares no factor with the number of templates of either kind
 
 
@@ -25,7 +27,7 @@ class Concept(NamedTuple):
     initializer: str
     # Concepts of one number have the same pictures and draw the same examples.
     number: int = 0
-    method: Method = "templates"
+    method: Method = DEFAULT
 
     @property
     def learnable_property(self) -> str:
@@ -41,14 +43,16 @@ def property_of(target: Look | Style) -> str:
     return "object" if isinstance(target, Look) else "style"
 
 
-def concepts(num_objects: int) -> list[Concept]:
-    """The first held-out looks, and every held-out style.
+def concepts(num_objects: int, split: Split = "held_out") -> list[Concept]:
+    """The first looks of a split, and every style of it.
 
     A third of the looks each starts from the word for any critter, from the word for
-    its shape, and from a species that is another critter. The styles start from the
-    word for any style, and from two styles that are others.
+    its shape, and from a species that is another critter. The first style starts from
+    the word for any style, each other one from a style that is another.
     """
-    looks = world.HELD_OUT_LOOKS[:num_objects]
+    looks, styles = world.HELD_OUT_LOOKS, world.HELD_OUT_STYLES
+    if split == "development":
+        looks, styles = world.development_looks(), tuple(world.STYLES.values())
     species = iter(world.SPECIES_NOUNS)
     starts = cycle(
         (
@@ -57,18 +61,19 @@ def concepts(num_objects: int) -> list[Concept]:
             lambda look: next(species),
         )
     )
-    styles = (world.STYLE_WORD, *world.STYLE_NOUNS)
+    words = (world.STYLE_WORD, *world.STYLE_NOUNS)
     return [
         *(
             Concept(look, start(look))
-            for look, start in zip(looks, starts, strict=False)
+            for look, start in zip(looks[:num_objects], starts, strict=False)
         ),
-        *map(Concept, world.HELD_OUT_STYLES, styles),
+        # In development, a style's own noun is the word after the one it starts from.
+        *(Concept(style, word) for style, word in zip(styles, words, strict=False)),
     ]
 
 
 def learned(
-    concepts: Sequence[Concept], methods: Sequence[Method], repeats: int
+    concepts: Sequence[Concept], methods: Iterable[Method], repeats: int
 ) -> list[Concept]:
     """Each concept by each method, so many times; styles, which are all over, unmasked.
 
@@ -82,7 +87,7 @@ def learned(
         concept._replace(method=method)
         for method in methods
         for concept in numbered
-        if method != "masks" or concept.learnable_property == "object"
+        if method.teaching != "masks" or concept.learnable_property == "object"
     ]
 
 
@@ -93,12 +98,26 @@ def training_scenes(
     backgrounds = world.BACKGROUNDS[:_PICTURES]
     if one_background:
         backgrounds = [concept.background] * _PICTURES
-    if isinstance(concept.target, Look):
-        return critter.scenes(concept.target, backgrounds, seed + concept.number)
-    rng = np.random.default_rng(seed + concept.number)
+    return _scenes(concept.target, backgrounds, seed + concept.number)
+
+
+def judged_scenes(target: Look | Style, count: int, seed: int) -> list[Scene]:
+    """What `count` generated pictures of a target should show, each in another pose.
+
+    No training picture has such a pose.
+    """
+    backgrounds = [background for _, background in contexts(property_of(target), count)]
+    return _scenes(target, backgrounds, seed + _JUDGED)
+
+
+def _scenes(target: Look | Style, backgrounds: Sequence[str], seed: int) -> list[Scene]:
+    """A look, or several in a style, on each of the backgrounds."""
+    if isinstance(target, Look):
+        return critter.scenes(target, backgrounds, seed)
+    rng = np.random.default_rng(seed)
     return [
         judge.random_scene(rng, styled=False)._replace(
-            style=concept.target, background=background
+            style=target, background=background
         )
         for background in backgrounds
     ]
@@ -116,7 +135,7 @@ def subject_mask(scene: Scene) -> UInt8[np.ndarray, "H W"]:
 def training_prompts(concept: Concept, scenes: Sequence[Scene]) -> list[list[str]]:
     """Of each picture the sentences that it is learned with, `{}` for the word."""
     templates = [*prompt_templates(concept.learnable_property)]
-    if concept.method != "captions":
+    if concept.method.teaching != "captions":
         return [templates] * len(scenes)
     return [
         [_placed(template, scene.background) for template in templates]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from ti_flax.benchmarks.quality import methods
 from ti_flax.config.fields import (
     LARGEST_BATCH,
     MOST_STEPS,
@@ -17,11 +18,12 @@ from ti_flax.config.fields import (
     OptionalInteger,
     OptionalNumber,
     Settings,
+    Texts,
 )
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
 
-Method = Literal["templates", "captions", "masks"]
+Split = Literal["development", "held_out"]
 
 _AS_QUICKSTART = "none: as configs/quickstart.yaml"
 
@@ -53,13 +55,18 @@ class TrainingKeys(LearningKeys):
     model: NameOrPath = Field(
         str(settings.MODEL), description="base model, which knows the world"
     )
-    objects: Count = Field(12, le=24, description="held-out looks to learn")
-    methods: tuple[Method, ...] = Field(
-        ("templates",),
+    split: Split = Field(
+        "held_out",
+        description="what is learned: looks and styles that the model never saw, for a "
+        "result; or others, that it may have seen, to choose methods by",
+    )
+    objects: Count = Field(24, le=24, description="looks to learn")
+    methods: Texts = Field(
+        (methods.DEFAULT.name,),
         min_length=1,
-        max_length=3,
-        description="how they are learned, each beside the first: with templates, with "
-        "captions that say the background, with masks that leave it out (looks only)",
+        description="how they are learned, each beside the first: "
+        f"{', '.join(methods.METHODS)}; or of your own, as in "
+        "slow:learning_rate=1e-3,lr_scheduler=constant",
     )
     one_background: bool = Field(
         False, description="all pictures of a concept on one background, else on five"
@@ -76,13 +83,16 @@ class TrainingKeys(LearningKeys):
 
     @field_validator("methods")
     @classmethod
-    def _once_each(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
-        if len(set(methods)) < len(methods) or methods[0] == "masks":
+    def _once_each(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        read = [*map(methods.read, texts)]
+        names = [method.name for method in read]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected each method once, found {' '.join(names)}")
+        if read[0].teaching == "masks":
             raise ValueError(
-                "expected templates or captions first and each method once, found "
-                f"{' '.join(methods)}"
+                "expected a method first that styles are learned by, too, found masks"
             )
-        return methods
+        return texts
 
 
 class JudgingKeys(Settings):

@@ -1,12 +1,14 @@
 """Many concepts learned in one run, each in a slot of the train step."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from ti_flax.benchmarks.quality import held_out
+from ti_flax.benchmarks.quality import held_out, methods
 from ti_flax.benchmarks.quality.base_model import PLACEHOLDER, LoadedModel
 from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.config import run_config
@@ -16,8 +18,10 @@ from ti_flax.quickstart.critters.drawing import Scene
 from ti_flax.runtime import sharding
 from ti_flax.runtime.progress import Bar
 from ti_flax.step import dispatch, stopping
+from ti_flax.step.remat import most_slots
 from ti_flax.step.slots import Encoded, Slot, stack
-from ti_flax.step.state import init_state
+from ti_flax.step.state import State, init_state
+from ti_flax.step.train_step import StepRecipe
 from ti_flax.text import templates
 from ti_flax.text.initial_rows import (
     initial_rows,
@@ -32,60 +36,138 @@ from ti_flax.training.resident import (
     stop_rule,
 )
 
+Configs = Mapping[str, run_config.Config]  # by the name of the method
+
 _STEPS_A_DISPATCH = 10
+_MOST_SLOTS = 64  # of 8 examples, about 5 GB on a CPU
 _ENCODED_AT_ONCE = 10
 
 
+class Group(NamedTuple):
+    """Methods that were trained side by side, and how long that took.
+
+    The seconds have the compilation of their step in them.
+    """
+
+    methods: list[str]
+    seconds: float
+
+
+class Learned(NamedTuple):
+    """What concepts became: a row each, after so many steps."""
+
+    rows: Float32[np.ndarray, "S D"]
+    steps: list[int]
+    groups: list[Group]
+
+
 def learn(
-    config: run_config.Config,
+    configs: Configs,
     frozen: LoadedModel,
     concepts: Sequence[Concept],
     one_background: bool,
     progress: bool,
-) -> tuple[Float32[np.ndarray, "S D"], list[int]]:
-    """The learned row of each concept, and after how many steps it ended.
+) -> Learned:
+    """Learns each concept by its method, the methods of one compiled step together.
 
-    `config` has the hyperparameters of all.
+    Raises `UserError` for a method that does not suit the model.
     """
-    model = frozen.model
-    side = model.family.latent_side(drawing.SIDE)
-    recipe = make_recipe(config, model.family, side**2, frozen.mesh)
-    rows, bank = stack(_slots(config, frozen, concepts, one_background))
-    state = init_state(rows, recipe.optimizer, recipe.window)
-    state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
+    plans = [
+        _plan(names, configs, frozen, concepts) for names in methods.together(configs)
+    ]
+    slots = _slots(configs, frozen, concepts, one_background)
+    rows, steps, groups = [*slots], [0] * len(slots), []
+    for plan in plans:
+        start = time.perf_counter()
+        for bank, state in _train(plan, frozen, slots, progress):
+            kept = {keep: stopping.kept(state, keep)[0] for keep in ("last", "best")}
+            for place, i in enumerate(bank):
+                keep = configs[concepts[i].method.name].keep
+                rows[i] = kept[keep][frozen.encoder.name][place, 0]
+                steps[i] = int(state.step[place])
+        groups.append(Group(plan.methods, round(time.perf_counter() - start, 1)))
+    return Learned(np.stack(rows), steps, groups)
+
+
+class _Plan(NamedTuple):
+    """Methods of one compiled step, and the numbers of the slots of each bank."""
+
+    methods: list[str]
+    banks: list[list[int]]
+    recipe: StepRecipe
+
+
+def _plan(
+    names: list[str],
+    configs: Configs,
+    frozen: LoadedModel,
+    concepts: Sequence[Concept],
+) -> _Plan:
+    """As few banks as memory allows, and as large as each other.
+
+    The last concept is learned again where one is missing.
+    """
+    config, family = configs[names[0]], frozen.model.family
+    own = [i for i, each in enumerate(concepts) if each.method.name in names]
+    # The methods of a concept side by side, whatever bank it comes into.
+    own.sort(key=lambda i: concepts[i].number)
+    latents = family.latent_side(drawing.SIDE) ** 2
+    batch = config.train_batch_size
+    most = most_slots(family, latents, batch, frozen.mesh, _MOST_SLOTS)
+    count = -(-len(own) // most)
+    size = -(-len(own) // count)
+    own += own[-1:] * (count * size - len(own))
+    banks = [own[start : start + size] for start in range(0, len(own), size)]
+    recipe = make_recipe(config, family, latents, frozen.mesh, size)
+    return _Plan(names, banks, recipe)
+
+
+def _train(
+    plan: _Plan, frozen: LoadedModel, slots: Sequence[Slot], progress: bool
+) -> Iterator[tuple[list[int], State]]:
+    """The numbers of those who share a bank, and its state after their last steps."""
+    recipe = plan.recipe
     train_steps = dispatch.compile_train_steps(recipe)
+    total = max(slots[i].max_train_steps for bank in plan.banks for i in bank)
     with Bar(
-        total=config.max_train_steps, desc="training", unit="step", disable=not progress
+        total=total * len(plan.banks),
+        desc="training",
+        unit="step",
+        disable=not progress,
     ) as bar:
-        for done in range(0, config.max_train_steps, _STEPS_A_DISPATCH):
-            num_steps = min(_STEPS_A_DISPATCH, config.max_train_steps - done)
-            state, metrics = train_steps(state, frozen.params, bank, num_steps)
-            running = np.asarray(metrics.running)[num_steps - 1]
-            bar.update(num_steps)
-            if not running.any():
-                break
-    rows, _ = stopping.kept(state, config.keep)
-    return rows[frozen.encoder.name][:, 0], np.asarray(state.step).tolist()
+        for numbers in plan.banks:
+            rows, bank = stack([slots[i] for i in numbers])
+            state = init_state(rows, recipe.optimizer, recipe.window)
+            everywhere = sharding.replicated(frozen.mesh)
+            state, bank = jax.device_put((state, bank), everywhere)
+            for done in range(0, total, _STEPS_A_DISPATCH):
+                num_steps = min(_STEPS_A_DISPATCH, total - done)
+                state, metrics = train_steps(state, frozen.params, bank, num_steps)
+                bar.update(num_steps)
+                if not np.asarray(metrics.running)[num_steps - 1].any():
+                    break
+            yield numbers, state
 
 
 def _slots(
-    config: run_config.Config,
+    configs: Configs,
     frozen: LoadedModel,
     concepts: Sequence[Concept],
     one_background: bool,
 ) -> list[Slot]:
     """Each concept's pictures and prompts, and the row that it starts from."""
+    [seed] = {config.seed for config in configs.values()}
     scenes = {
-        concept.number: held_out.training_scenes(concept, config.seed, one_background)
+        concept.number: held_out.training_scenes(concept, seed, one_background)
         for concept in concepts
     }
     moments = _encode(frozen, scenes)
     tokenizer, table, name = frozen.tokenizer(), frozen.table(), frozen.encoder.name
-    norm = held_norm(config, *vocabulary_norms(table))
-    keys = jax.random.split(jax.random.key(config.seed), len(concepts))
+    norms = vocabulary_norms(table)
+    keys = jax.random.split(jax.random.key(seed), max(scenes) + 1)
     slots = []
     for concept in concepts:
-        shown = scenes[concept.number]
+        config, shown = configs[concept.method.name], scenes[concept.number]
         prompts = held_out.training_prompts(concept, shown)
         word = initializer_ids(tokenizer, concept.initializer)
         jitter = config.initializer_jitter
@@ -101,10 +183,10 @@ def _slots(
                     )
                 ],
                 prompts=_training_ids(frozen, prompts),
-                rows={name: initial_rows(table, word, 1, jitter, config.seed)},
+                rows={name: initial_rows(table, word, 1, jitter, seed)},
                 max_train_steps=config.max_train_steps,
                 learning_rates=learning_rates(config),
-                norms={name: norm},
+                norms={name: held_norm(config, *norms)},
                 unmasked_probability=config.unmasked_probability,
                 rule=stop_rule(config),
             )
@@ -135,7 +217,7 @@ def _loss_weights(
     scenes: Sequence[Scene],
 ) -> Float32[np.ndarray, "N F h w"] | None:
     """Of masks, where the concept is learned with them."""
-    if concept.method != "masks":
+    if concept.method.teaching != "masks":
         return None
     return loss_weights(
         np.stack([held_out.subject_mask(scene)[None] for scene in scenes]),

@@ -1,7 +1,7 @@
 """How well Textual Inversion learns: many unseen concepts, judged by attribute.
 
 `python -m ti_flax.benchmark quality` is its command line. All concepts are trained at
-once, with the hyperparameters of configs/quickstart.yaml.
+once, with the hyperparameters of configs/quickstart.yaml and what methods change.
 """
 
 import itertools
@@ -14,15 +14,31 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from ti_flax.benchmarks.quality import base_model, held_out, judge, learn_many, scores
+from ti_flax.benchmarks.quality import (
+    agreement,
+    base_model,
+    held_out,
+    judge,
+    learn_many,
+    methods,
+    scores,
+    summary,
+    table,
+)
 from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.benchmarks.quality.keys import QualityKeys
-from ti_flax.benchmarks.quality.word_scores import Word, score_words
+from ti_flax.benchmarks.quality.methods import Method
+from ti_flax.benchmarks.quality.word_scores import (
+    Word,
+    make_pictures,
+    score_drawn,
+    score_pictures,
+)
 from ti_flax.config import run_config
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
 from ti_flax.quickstart.critters import world
-from ti_flax.runtime import atomic
+from ti_flax.runtime import atomic, errors
 
 _log = logging.getLogger(__name__)
 
@@ -32,29 +48,36 @@ _HYPERPARAMETERS = (
     *StoppingKeys.model_fields,
 )
 _HOLD = "hold_row_norm"  # as configs/quickstart.yaml has it
-_JUDGED_DRAWINGS = 1000
 
 
 def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
     """Trains, generates and judges; prints a table and writes the numbers as JSON.
 
-    Returns what it writes, which, apart from `seconds`, the same keys give again on the
+    Returns what it writes, which, apart from seconds, the same keys give again on the
     same machine.
 
     Raises:
         UserError: what to mend, in one line.
     """
     start = time.perf_counter()
-    config = _configuration(keys)
+    compared = [*map(methods.read, keys.methods)]
+    configs = {method.name: _configuration(keys, method) for method in compared}
+    config = configs[compared[0].name]
     base = base_model.load(config)
-    concepts = held_out.concepts(keys.objects)
-    learned = held_out.learned(concepts, keys.methods, keys.repeats)
-    rows, steps = learn_many.learn(config, base, learned, keys.one_background, progress)
+    concepts = held_out.concepts(keys.objects, keys.split)
+    taught = held_out.learned(concepts, compared, keys.repeats)
+    learned = learn_many.learn(configs, base, taught, keys.one_background, progress)
     trained = time.perf_counter()
-    words = _words(concepts, learned, rows, keys.species)
-    scored = score_words(keys, base, words, progress)
-    own = judge.own_accuracy(_JUDGED_DRAWINGS, keys.seed)
-    summary = scores.summarise(scored, keys.seed)
+    words = _words(keys, concepts, taught, learned.rows)
+    pictures = make_pictures(keys, base, words, progress)
+    found = judge.read_attributes(pictures)
+    scored = [
+        *score_pictures(keys, words, found),
+        *_drawn(keys, words, methods.INITIALIZER, methods.DRAWN),
+        *_drawn(keys, words, methods.NOUN, methods.DRAWN_NOUN),
+    ]
+    judges = agreement.agreements(keys, words, pictures, found)
+    results = summary.summarise(scored, keys.seed)
     used = {name: getattr(config, name) for name in (*_HYPERPARAMETERS, _HOLD)}
     content = {
         "settings": keys.model_dump(mode="json") | used,
@@ -62,55 +85,84 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
             "training": round(trained - start),
             "pictures": round(time.perf_counter() - trained),
         },
-        "judge": own,
-        "steps": steps,
-        **_plain(summary),
+        "training": _plain(learned.groups),
+        "methods": {
+            method.name: _plain(method) | _work(method, configs, taught, learned.steps)
+            for method in compared
+        },
+        "judges": _plain(judges),
+        **_plain(results),
         "words": _plain(scored),
     }
     atomic.write_json(keys.output, content, indent=1)
-    print(scores.table(summary, own))
-    if keys.stop != "none":
-        print(
-            f"stopped after {np.mean(steps):.0f} steps in the mean, "
-            f"{min(steps)} to {max(steps)} of {config.max_train_steps}"
-        )
+    print(table.table(results, judges, content["methods"]))
+    for group in learned.groups:
+        print(f"{group.seconds:.0f} s: training of {', '.join(group.methods)}")
     _log.info("wrote %s", keys.output)
     return content
 
 
-def _configuration(keys: QualityKeys) -> run_config.Config:
+def _configuration(keys: QualityKeys, method: Method) -> run_config.Config:
+    """The settings of a method. Raises `UserError` for keys that do not fit."""
     given = {name: getattr(keys, name) for name in _HYPERPARAMETERS}
     given["pretrained_model_name_or_path"] = keys.model
-    return settings.load_config(
-        [f"--{name}={value}" for name, value in given.items() if value is not None]
-    )
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return settings.load_config(
+            [f"--{name}={value}" for name, value in {**given, **method.keys}.items()]
+        )
+    except errors.UserError as error:
+        raise errors.UserError(f"method {method.name}: {error}") from error
+
+
+def _work(
+    method: Method,
+    configs: learn_many.Configs,
+    taught: Sequence[Concept],
+    steps: Sequence[int],
+) -> dict[str, Any]:
+    """The steps of each word of a method, and the examples of all of them."""
+    own = [
+        count
+        for concept, count in zip(taught, steps, strict=True)
+        if concept.method.name == method.name
+    ]
+    examples = configs[method.name].examples_per_step * sum(own)
+    return {"steps": own, "examples": examples}
 
 
 def _words(
+    keys: QualityKeys,
     concepts: Sequence[Concept],
-    learned: Sequence[Concept],
+    taught: Sequence[Concept],
     rows: Float32[np.ndarray, "S D"],
-    num_species: int,
 ) -> list[Word]:
     """Initializers, learned words, and nouns that the base model was taught."""
     unused = np.zeros_like(rows[0])
-    nouns = [*[*world.SPECIES.items()][:num_species], *world.STYLES.items()]
+    nouns = [*[*world.SPECIES.items()][: keys.species], *world.STYLES.items()]
     return [
         *(
-            Word("initializer", c.initializer, c.target, unused, c.background)
-            for c in learned[: len(concepts)]
+            Word(methods.INITIALIZER, c.initializer, c.target, unused, c.background)
+            for c in taught[: len(concepts)]
         ),
         *(
-            Word(c.method, base_model.PLACEHOLDER, c.target, row, c.background)
-            for c, row in zip(learned, rows, strict=True)
+            Word(c.method.name, base_model.PLACEHOLDER, c.target, row, c.background)
+            for c, row in zip(taught, rows, strict=True)
         ),
         *(
-            Word("noun", name, target, unused, background)
+            Word(methods.NOUN, name, target, unused, background)
             for (name, target), background in zip(
                 nouns, itertools.cycle(world.BACKGROUNDS), strict=False
             )
         ),
     ]
+
+
+def _drawn(
+    keys: QualityKeys, words: Sequence[Word], group: str, name: str
+) -> list[scores.Score]:
+    """What is read off drawings of a group's targets, as a group of that name."""
+    return score_drawn(keys, [word for word in words if word.group == group], name)
 
 
 def _plain(tree: Any) -> Any:

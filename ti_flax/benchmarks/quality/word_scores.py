@@ -1,10 +1,10 @@
 """Pictures of many words, and the judge's verdict on each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from ti_flax.benchmarks.quality import held_out, judge, scores
 from ti_flax.benchmarks.quality.base_model import LoadedModel
@@ -12,7 +12,7 @@ from ti_flax.benchmarks.quality.keys import QualityKeys
 from ti_flax.diffusion import scheduler_config
 from ti_flax.generation import sampling
 from ti_flax.models.family import Conditioning
-from ti_flax.quickstart.critters import drawing
+from ti_flax.quickstart.critters import drawing, world
 from ti_flax.runtime.progress import Bar
 from ti_flax.text import templates
 
@@ -36,16 +36,33 @@ class Word(NamedTuple):
 def score_words(
     keys: QualityKeys, frozen: LoadedModel, words: Sequence[Word], progress: bool
 ) -> list[scores.Score]:
-    """Shares of `num_images` pictures of each word that are right.
+    """Shares of `num_images` pictures of each word that are right."""
+    pictures = make_pictures(keys, frozen, words, progress)
+    return score_pictures(keys, words, judge.read_attributes(pictures))
 
-    With `one_background` as many are made of sentences that ask for none.
+
+def make_pictures(
+    keys: QualityKeys, frozen: LoadedModel, words: Sequence[Word], progress: bool
+) -> UInt8[np.ndarray, "N H W 3"]:
+    """`num_images` pictures of each word, word after word.
+
+    With `one_background` each is followed by as many of sentences that ask for none.
     """
     count, kinds = keys.num_images, 1 + keys.one_background
     # The same noise for every word: differences are the words' own.
     seeds = np.tile(np.arange(count, dtype=np.uint32) + keys.seed, len(words) * kinds)
     told = _told(count, frozen, words, keys.one_background)
     wanted = sampling.Wanted(prompts=np.arange(len(seeds)), seeds=seeds, told=told)
-    found = judge.read_attributes(_generate(keys, frozen, wanted, progress))
+    return _generate(keys, frozen, wanted, progress)
+
+
+def score_pictures(
+    keys: QualityKeys,
+    words: Sequence[Word],
+    found: Mapping[str, Int[np.ndarray, "N"]],
+) -> list[scores.Score]:
+    """The words' scores from what was read off the pictures of `make_pictures`."""
+    count, kinds = keys.num_images, 1 + keys.one_background
     scored = []
     for index, word in enumerate(words):
         start = index * kinds * count
@@ -53,6 +70,22 @@ def score_words(
         free = found["background"][start + count : start + kinds * count]
         scored.append(score(word, asked, free if keys.one_background else None))
     return scored
+
+
+def score_drawn(
+    keys: QualityKeys, words: Sequence[Word], group: str
+) -> list[scores.Score]:
+    """As `score_words`, of drawn pictures of the words' targets: none does better."""
+    count = keys.num_images
+    scenes = [
+        scene
+        for word in words
+        for scene in held_out.judged_scenes(word.target, count, keys.seed)
+    ]
+    found = judge.read_attributes(judge.draw_all(scenes))
+    plain = keys.model_copy(update={"one_background": False})
+    renamed = [word._replace(group=group) for word in words]
+    return score_pictures(plain, renamed, found)
 
 
 def score(
@@ -77,7 +110,12 @@ def score(
     if free is not None:
         own = judge.ATTRIBUTES["background"].index(word.background)
         accuracy[scores.UNASKED] = float(np.mean(free == own))
-    return scores.Score(word.group, learnable_property, word.name, accuracy)
+    tint = (
+        word.target.tint
+        if isinstance(word.target, drawing.Style)
+        else world.NO_STYLE.tint
+    )
+    return scores.Score(word.group, learnable_property, word.name, accuracy, tint)
 
 
 def _told(

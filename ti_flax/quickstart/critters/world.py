@@ -8,6 +8,7 @@ styles, the concepts for Textual Inversion to learn, are never shown nor named.
 Everything is a pure function of its seed.
 """
 
+import functools
 from collections.abc import Sequence
 from itertools import product
 from typing import TypeVar
@@ -115,6 +116,18 @@ _SHOWN_STYLES = [
     if style != NO_STYLE and style not in HELD_OUT_STYLES
 ]
 STYLES = dict(zip(STYLE_NOUNS, _SHOWN_STYLES, strict=True))
+
+
+@functools.cache
+def development_looks() -> tuple[Look, ...]:
+    """As many looks as are held out, to choose methods by: shown, but without a noun.
+
+    Of the kind of none that is held out or a species.
+    """
+    species = {_kind(look) for look in SPECIES.values()}
+    return tuple(
+        _spread_looks(_HELD_OUT_LOOKS, seed=5, avoided=_HELD_OUT_KINDS | species)
+    )
 
 
 def training_scene(seed: int, index: int) -> Scene:
