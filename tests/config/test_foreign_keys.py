@@ -76,7 +76,6 @@ IDLE = {
     "caption_dropout_every_n_epochs": "0",
     "clip_skip": "1",
     "huber_scale": "1.0",
-    "lr_decay_steps": "0",
     "max_token_length": "75",
     "optimizer_type": "AdamW8bit",
     "token_warmup_min": "1",

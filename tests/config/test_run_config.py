@@ -170,7 +170,7 @@ def test_constructor_forbids_unknown_keys():
         ("center_crop", "maybe", "true or false"),
         ("preset", "kohya", "'diffusers'"),
         ("learnable_property", "mood", "'object' or 'style'"),
-        ("lr_scheduler", "rex", "'cosine_with_restarts' or 'polynomial'"),
+        ("lr_scheduler", "rex", "'polynomial' or 'warmup_stable_decay'"),
         ("mixed_precision", "fp8", "'auto', 'no' or 'bf16'"),
         ("revision", "", "a text that is not empty"),
         ("placeholder_token", "", "a text that is not empty"),
@@ -252,6 +252,20 @@ def test_warmup_longer_than_the_run_is_refused_by_both_names():
     assert "lr_warmup_steps" in message
     assert "max_train_steps" in message
     assert load(*flags, "--lr_warmup_steps=100").lr_warmup_steps == 100
+
+
+def test_a_decay_that_does_not_fit_beside_the_warmup_is_refused_by_all_names():
+    flags = ["--max_train_steps=100", "--lr_scheduler=warmup_stable_decay"]
+    message = line_of(load, *flags, "--lr_warmup_steps=41", "--lr_decay_steps=60")
+    assert message == (
+        "expected lr_warmup_steps + lr_decay_steps <= max_train_steps, found 41 + 60 > "
+        "100"
+    )
+    assert load(*flags, "--lr_warmup_steps=40", "--lr_decay_steps=60").decay_steps == 60
+    assert load(*flags).decay_steps == 20
+    assert load(*flags, "--lr_decay_steps=0").decay_steps == 0
+    # Another schedule has no such steps, whatever their number.
+    assert load("--max_train_steps=100", "--lr_decay_steps=101").decay_steps == 0
 
 
 @pytest.mark.parametrize("output_dir", ["data/toy", "data", ".", "other/../data"])

@@ -132,6 +132,7 @@ LrScheduler = Literal[
     "cosine",
     "cosine_with_restarts",
     "polynomial",
+    "warmup_stable_decay",
 ]
 
 

@@ -23,8 +23,8 @@ from ti_flax.runtime.errors import shown
 
 _OPTIMIZER = "AdamW is the one optimizer"
 _COURSE = (
-    "lr_scheduler, lr_warmup_steps, lr_num_cycles and lr_power say all of the learning "
-    "rate's course"
+    "lr_scheduler, lr_warmup_steps, lr_decay_steps, lr_num_cycles and lr_power say all "
+    "of the learning rate's course"
 )
 
 
@@ -173,7 +173,6 @@ _REFUSED: Mapping[str, Foreign] = {
     "use_lion_optimizer": Refused(_OPTIMIZER),
     "lr_scheduler_type": Refused(_COURSE),
     "lr_scheduler_args": Refused(_COURSE),
-    "lr_decay_steps": Refused(_COURSE, (0,)),
     "lr_scheduler_timescale": Refused(_COURSE, (0,)),
     "lr_scheduler_min_lr_ratio": Refused(_COURSE, (0,)),
     "clip_skip": Refused("words are learned for the layer that the model reads", (1,)),

@@ -82,6 +82,13 @@ class OptimizerKeys(Settings):
     lr_power: Annotated[Number, TRAVELS] = Field(
         1.0, gt=0, le=100, description="exponent of lr_scheduler polynomial"
     )
+    lr_decay_steps: Annotated[OptionalInteger, TRAVELS] = Field(
+        None,
+        ge=0,
+        le=MOST_STEPS,
+        description="last steps of the run, over which the learning rate of "
+        "lr_scheduler warmup_stable_decay falls to 0; none: a fifth of max_train_steps",
+    )
     adam_beta1: Annotated[Beta, TRAVELS] = Field(
         0.9, description="decay of Adam's mean gradient, per step"
     )
@@ -127,6 +134,25 @@ class OptimizerKeys(Settings):
                 f"{self.lr_warmup_steps} > {self.max_train_steps}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> "OptimizerKeys":
+        wanted = self.lr_warmup_steps + self.decay_steps
+        if wanted > self.max_train_steps:
+            raise ValueError(
+                "expected lr_warmup_steps + lr_decay_steps <= max_train_steps, found "
+                f"{self.lr_warmup_steps} + {self.decay_steps} > {self.max_train_steps}"
+            )
+        return self
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps over which the rate of `warmup_stable_decay` falls."""
+        if self.lr_scheduler != "warmup_stable_decay":
+            return 0
+        if self.lr_decay_steps is None:
+            return self.max_train_steps // 5
+        return self.lr_decay_steps
 
     @property
     def examples_per_step(self) -> int:

@@ -69,10 +69,13 @@ def learning_rate_schedule(
     max_steps: int,
     num_cycles: int = 1,
     power: float = 1.0,
+    decay_steps: int = 0,
 ) -> optax.Schedule:
     """Learning rate as a function of the steps taken, as diffusers' `get_scheduler`.
 
-    All but `constant` rise linearly from 0 over `warmup_steps`.
+    All but `constant` rise linearly from 0 over `warmup_steps`. `warmup_stable_decay`
+    is transformers' (Hu et al. 2024, MiniCPM): it falls linearly to 0 over the last
+    `decay_steps`.
     """
     rest = max(max_steps - warmup_steps, 1)
 
@@ -94,6 +97,10 @@ def learning_rate_schedule(
             after = restarts
         case "polynomial":
             after = optax.polynomial_schedule(peak, 1e-7, power, rest)
+        case "warmup_stable_decay":
+            stable = optax.constant_schedule(peak)
+            fall = optax.linear_schedule(peak, 0.0, decay_steps)
+            after = optax.join_schedules([stable, fall], [rest - decay_steps])
     if warmup_steps == 0:
         return after
     rise = optax.linear_schedule(0.0, peak, warmup_steps)

@@ -70,6 +70,7 @@ def learning_rates(config: run_config.TrainingKeys) -> Float32[np.ndarray, "T"]:
         config.max_train_steps,
         config.lr_num_cycles,
         config.lr_power,
+        config.decay_steps,
     )
     return rates_of_steps(
         schedule, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps
