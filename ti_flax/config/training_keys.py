@@ -27,6 +27,9 @@ from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.config.stopping_keys import StoppingKeys
 
 
+HoldRowNorm = Literal["clip", "median", "initializer", "decay"]
+
+
 class OptimizerKeys(Settings):
     """How the vectors are learned."""
 
@@ -110,13 +113,11 @@ class OptimizerKeys(Settings):
         le=1e9,
         description="L2 norm that gradients are clipped to; none, or 0: no limit",
     )
-    hold_row_norm: Annotated[Literal["clip", "median", "decay"] | None, TRAVELS] = (
-        Field(
-            None,
-            description="keep the vectors as long as a word's: clip them to the 99th "
-            "percentile of the vocabulary, hold them at its median, or let them decay "
-            "to where they started",
-        )
+    hold_row_norm: Annotated[HoldRowNorm | None, TRAVELS] = Field(
+        None,
+        description="keep the vectors as long as a word's: clip them to the 99th "
+        "percentile of the vocabulary, hold them at its median or at the length that "
+        "each starts with (initializer), or let them decay to where they started",
     )
     row_decay: Annotated[Number, TRAVELS] = Field(
         1e-2,

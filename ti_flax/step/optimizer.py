@@ -20,11 +20,12 @@ class Hold(NamedTuple):
     """What keeps rows from outgrowing the vocabulary, after each step.
 
     `clip`: no row is longer than the bank's `norm`; `median`: each is as long as that;
-    `decay`: each goes the share `rate`, times the learning rate, of its way back to
-    where it started. Rows of the text encoders `still`, which learn nothing, stay.
+    `initializer`: each is as long as it was where it started; `decay`: each goes the
+    share `rate`, times the learning rate, of its way back there. Rows of the text
+    encoders `still`, which learn nothing, stay.
     """
 
-    kind: Literal["clip", "median", "decay"]
+    kind: Literal["clip", "median", "initializer", "decay"]
     rate: float
     still: tuple[str, ...] = ()
 
@@ -37,8 +38,10 @@ class Hold(NamedTuple):
     ) -> Float[Array, "K D"]:
         if self.kind == "decay":
             return rows - learning_rate * self.rate * (rows - initial)
-        # A row of zeros has no direction to be lengthened in.
+        if self.kind == "initializer":
+            norm = jnp.linalg.norm(initial, axis=-1, keepdims=True)
         norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        # A row of zeros has no direction to be lengthened in.
         scale = norm / jnp.maximum(norms, jnp.finfo(rows.dtype).tiny)
         return rows * (jnp.minimum(scale, 1) if self.kind == "clip" else scale)
 

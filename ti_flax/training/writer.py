@@ -111,7 +111,9 @@ class Writer:
     def _told(self, word: Embedding, step: int) -> Embedding:
         """The word with its provenance, as it was after `step` steps."""
         model, config = self._inputs.model, self._config
-        about = provenance.of_run(config, model.scheduler, self._fingerprints, step)
+        about = provenance.of_run(
+            config, model.scheduler, self._fingerprints, step, word.rows
+        )
         return word._replace(provenance=about)
 
     def finish(self, word: Embedding) -> None:
