@@ -18,6 +18,7 @@ SHAPING = {
     "hold_row_norm": "decay",
     "row_decay": 0.5,
     "lr_decay_steps": 2,
+    "directional_prior": 1e-3,
     "adam_beta1": 0.8,
     "adam_beta2": 0.99,
     "adam_epsilon": 1e-6,

@@ -15,6 +15,7 @@ from ti_flax.config.fields import (
     Integer,
     LrScheduler,
     Number,
+    Optimizer,
     OptionalInteger,
     OptionalLimit,
     OptionalNameOrPath,
@@ -26,8 +27,9 @@ from ti_flax.config.natures import FREE, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.config.stopping_keys import StoppingKeys
 
-
 HoldRowNorm = Literal["clip", "median", "initializer", "decay"]
+# With which a vector's length never changes.
+FIXED_LENGTHS = ("initializer", "median")
 
 
 class OptimizerKeys(Settings):
@@ -92,6 +94,19 @@ class OptimizerKeys(Settings):
         description="last steps of the run, over which the learning rate of "
         "lr_scheduler warmup_stable_decay falls to 0; none: a fifth of max_train_steps",
     )
+    optimizer: Annotated[Optimizer, TRAVELS] = Field(
+        "adamw",
+        description="adamw, or directional: steps of learning_rate radians on the "
+        "sphere of the length that hold_row_norm median or initializer keeps (DTI); "
+        "adam_* mean nothing there",
+    )
+    directional_prior: Annotated[Number, TRAVELS] = Field(
+        1e-4,
+        ge=0,
+        le=1e6,
+        description="pull of optimizer directional to the direction of the start, 1e-4 "
+        "in the paper",
+    )
     adam_beta1: Annotated[Beta, TRAVELS] = Field(
         0.9, description="decay of Adam's mean gradient, per step"
     )
@@ -143,6 +158,17 @@ class OptimizerKeys(Settings):
             raise ValueError(
                 "expected lr_warmup_steps + lr_decay_steps <= max_train_steps, found "
                 f"{self.lr_warmup_steps} + {self.decay_steps} > {self.max_train_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sphere_has_a_length(self) -> "OptimizerKeys":
+        held = self.hold_row_norm
+        if self.optimizer == "directional" and held not in FIXED_LENGTHS:
+            raise ValueError(
+                "expected hold_row_norm initializer or median with optimizer "
+                f"directional, found {held or 'none'}; it learns the direction of "
+                "vectors whose length is fixed"
             )
         return self
 

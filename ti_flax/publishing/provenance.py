@@ -13,6 +13,7 @@ from jaxtyping import Float
 import ti_flax
 from ti_flax.config import run_config
 from ti_flax.config.natures import NOTED, TRAVELS, keys_of
+from ti_flax.config.training_keys import FIXED_LENGTHS
 from ti_flax.hub.ids import model_name
 
 
@@ -25,9 +26,9 @@ def of_run(
 ) -> dict[str, str]:
     """What a run says about its rows, by text encoder, after `steps` steps.
 
-    Of rows that are held at a length, that is said. `scheduler` is the model's scheduler_config.json; `fingerprints` are SHA-256 sums by
-    the key that says where it is: of the model's weights, and of the pictures' pixels
-    as they were trained on.
+    Of rows that are held at a length, that is said. `scheduler` is the model's
+    scheduler_config.json; `fingerprints` are SHA-256 sums by the key that says where it
+    is: of the model's weights, and of the pictures' pixels as they were trained on.
     """
     settings = {
         key: getattr(config, key) for key in keys_of(type(config), (TRAVELS, NOTED))
@@ -42,7 +43,7 @@ def of_run(
         "settings": json.dumps(settings, sort_keys=True),
         "pictures_sha256": fingerprints["train_data_dir"],
     }
-    if config.hold_row_norm in ("median", "initializer"):
+    if config.hold_row_norm in FIXED_LENGTHS:
         norms = [np.linalg.norm(each, axis=-1) for each in rows.values()]
         about["row_norm"] = " ".join(f"{norm:.4g}" for norm in np.concatenate(norms))
     return about
