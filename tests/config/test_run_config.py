@@ -132,6 +132,7 @@ OFF = {
     "hold_row_norm": None,
     "lr_scheduler": "constant",
     "snr_gamma": None,
+    "stratified_timesteps": False,
 }
 
 

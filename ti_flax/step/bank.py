@@ -14,6 +14,8 @@ from ti_flax.step.state import Rows, Rule
 _OBJECTIVE_KEY = 16
 _CAPTION_DROPOUT_KEY = 100
 _UNMASKED_KEY = 101
+# Of a step, beside the keys of its examples and of its bucket.
+_STRATA_KEY = 2**32 - 2
 
 
 class Bucket(NamedTuple):
@@ -86,13 +88,15 @@ def draw_batch(
 
     `bank` has one bucket: see `buckets.only`.
     Picture, view, prompt, time, noise and the sample of the autoencoder's posterior
-    are all drawn from the key of the example, whatever device it is drawn on.
+    are all drawn from the key of the example, whatever device it is drawn on; where
+    times are spread over a step's examples, their offset from that of the step.
     """
 
     (bucket,) = bank.buckets
 
     def example(slot: Bank, bucket: Bucket, step: Array, index: Array) -> Batch:
-        key = jax.random.fold_in(jax.random.fold_in(slot.seed_keys, step), index)
+        step_key = jax.random.fold_in(slot.seed_keys, step)
+        key = jax.random.fold_in(step_key, index)
         (
             picture_key,
             view_key,
@@ -114,6 +118,9 @@ def draw_batch(
             unmasked = jax.random.uniform(jax.random.fold_in(key, _UNMASKED_KEY))
             whole = unmasked < slot.unmasked_probability
             weights = jnp.where(whole, 1.0, weights[picture, view])
+        share = None
+        if objective.strata is not None:
+            share = objective.spread(jax.random.fold_in(step_key, _STRATA_KEY), index)
         moments = bucket.moments[picture, view]
         shape = (*moments.shape[:-1], family.latent_channels)
         posterior = family.sample_posterior(
@@ -125,7 +132,7 @@ def draw_batch(
         return Batch(
             latents=family.scale.to_denoiser(posterior),
             noise=noise,
-            times=objective.draw_times(time_key, family.process),
+            times=objective.draw_times(time_key, family.process, share),
             ids={name: prompts[prompt] for name, prompts in slot.prompts.items()},
             sizes=bucket.sizes[picture, view],
             input_noise=input_noise,

@@ -49,7 +49,7 @@ def make_recipe(
         mesh=mesh,
         hold=config.hold_row_norm
         and Hold(config.hold_row_norm, config.row_decay, still),
-        objective=make_objective(config, family.process),
+        objective=make_objective(config, family.process, config.examples_per_step),
         fixed_loss_steps=config.fixed_loss_steps,
         window=config.window,
     )
