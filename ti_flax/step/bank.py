@@ -97,14 +97,9 @@ def draw_batch(
     def example(slot: Bank, bucket: Bucket, step: Array, index: Array) -> Batch:
         step_key = jax.random.fold_in(slot.seed_keys, step)
         key = jax.random.fold_in(step_key, index)
-        (
-            picture_key,
-            view_key,
-            prompt_key,
-            time_key,
-            noise_key,
-            posterior_key,
-        ) = jax.random.split(key, 6)
+        picture_key, view_key, prompt_key, time_key, noise_key, posterior_key = (
+            jax.random.split(key, 6)
+        )
         place = jax.random.randint(picture_key, (), 0, bucket.num_pictures)
         picture = bucket.pictures[place]
         view = jax.random.randint(view_key, (), 0, bucket.moments.shape[1])
@@ -118,9 +113,6 @@ def draw_batch(
             unmasked = jax.random.uniform(jax.random.fold_in(key, _UNMASKED_KEY))
             whole = unmasked < slot.unmasked_probability
             weights = jnp.where(whole, 1.0, weights[picture, view])
-        share = None
-        if objective.strata is not None:
-            share = objective.spread(jax.random.fold_in(step_key, _STRATA_KEY), index)
         moments = bucket.moments[picture, view]
         shape = (*moments.shape[:-1], family.latent_channels)
         posterior = family.sample_posterior(
@@ -132,7 +124,7 @@ def draw_batch(
         return Batch(
             latents=family.scale.to_denoiser(posterior),
             noise=noise,
-            times=objective.draw_times(time_key, family.process, share),
+            times=_draw_time(time_key, step_key, index, objective, family),
             ids={name: prompts[prompt] for name, prompts in slot.prompts.items()},
             sizes=bucket.sizes[picture, view],
             input_noise=input_noise,
@@ -142,3 +134,17 @@ def draw_batch(
     over_examples = jax.vmap(example, in_axes=(None, None, None, 0))
     over_slots = jax.vmap(over_examples, in_axes=(0, 0, 0, None))
     return over_slots(bank, bucket, step, examples)
+
+
+def _draw_time(
+    key: Key[Array, ""],
+    step_key: Key[Array, ""],
+    index: Int[Array, ""],
+    objective: Objective,
+    family: Family,
+) -> Int[Array, ""]:
+    """From the example's key, or where times are spread over a step from the step's."""
+    if objective.strata is None:
+        return objective.draw_times(key, family.process)
+    share = objective.spread(jax.random.fold_in(step_key, _STRATA_KEY), index)
+    return objective.draw_times(key, family.process, share)
