@@ -369,6 +369,10 @@ CASES = {
     "a key is missing": without("placeholder_token"),
     "another trainer's flag that has no key": given(clip_skip=2),
     "another optimizer": given(optimizer_type="Prodigy"),
+    "directions without a length": given(optimizer="directional"),
+    "a decay longer than the run": given(
+        lr_scheduler="warmup_stable_decay", lr_decay_steps=900
+    ),
     "two initializers": given(initializer_embedding="word.bin"),
     "two weights of the loss": given(snr_gamma=5, debiased_estimation_loss="true"),
     "two limits that leave nothing": given(min_timestep=900, max_timestep=100),

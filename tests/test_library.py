@@ -93,7 +93,7 @@ def test_a_loss_is_added_as_the_page_says(monkeypatch):
     monkeypatch.setitem(objective.LOSSES, "log_cosh", there["log_cosh"])
     keys = ObjectiveKeys(snr_gamma=5).model_copy(update={"loss_type": "log_cosh"})
     process = Ddpm(jnp.linspace(0.99, 0.01, 40), "epsilon")
-    made = make_objective(keys, process)
+    made = make_objective(keys, process, 4)
     random = np.random.default_rng(0)
     prediction, target = random.normal(size=(2, 3, 4, 4, 2), scale=3)
     mask, times = random.uniform(size=(3, 4, 4)), np.array([0, 17, 39])

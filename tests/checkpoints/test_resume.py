@@ -11,7 +11,7 @@ import runs
 import slots
 
 from ti_flax.checkpoints import identity, orbax_folder, store
-from ti_flax.formats import find
+from ti_flax.formats import find, registry
 from ti_flax.runtime import errors, sharding
 from ti_flax.training import run as training_run
 from ti_flax.training import seat, validation
@@ -165,6 +165,37 @@ def test_a_schedule_with_an_end_is_warned_of_and_followed(settings, caplog):
     for length, steps in ((2, [0, 1]), (6, [2, 3, 4, 5])):
         expected = [2e-3 * (1 + np.cos(np.pi * n / length)) / 2 for n in steps]
         np.testing.assert_allclose([rates[n] for n in steps], expected, rtol=1e-5)
+
+
+@without_networks
+def test_options_of_a_step_go_on_to_the_bit(settings, monkeypatch):
+    """The state has the first directions, and no moments of Adam."""
+    options = {
+        "optimizer": "directional",
+        "directional_prior": 0.1,
+        "hold_row_norm": "median",
+        "stratified_timesteps": True,
+        "lr_scheduler": "warmup_stable_decay",
+        "lr_warmup_steps": 1,
+        "lr_decay_steps": 2,
+        "learning_rate": 0.04,
+    }
+    training_run.train_concepts(settings("whole", **options), progress=False)
+    expected = runs.content(settings("whole").output_dir)
+    with runs.stopped_after(2, monkeypatch), pytest.raises(errors.Stopped):
+        go_on(settings, **options)
+    learned = go_on(settings, **options)
+    found = runs.content(settings().output_dir)
+    assert found == expected
+    rates = [line["learning_rate"] for line in found["metrics.jsonl"]]
+    np.testing.assert_allclose(rates, 0.04 * np.array([0, 1, 1, 1, 1, 0.5]), rtol=1e-6)
+    # It began at a length of its own; all steps with a rate have the vocabulary's.
+    lengths = [line["row_norm"][0] for line in found["metrics.jsonl"]]
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)
+    told = registry.read(settings().output_dir / find.SAFETENSORS_NAME)
+    assert float(told.embedding.provenance["row_norm"]) == pytest.approx(
+        np.linalg.norm(learned.rows["text_encoder"]), rel=1e-3
+    )
 
 
 @without_networks

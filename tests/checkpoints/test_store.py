@@ -543,7 +543,9 @@ def test_other_versions_are_told(finished, caplog, monkeypatch):
 
 @pytest.mark.parametrize("name", get_args(LrScheduler))
 def test_a_schedule_has_an_end_where_the_number_of_steps_changes_it(name):
-    short, long = (learning_rate_schedule(name, 0.5, 4, steps) for steps in (40, 80))
+    short, long = (
+        learning_rate_schedule(name, 0.5, 4, steps, decay_steps=8) for steps in (40, 80)
+    )
     rates = [
         [float(schedule(jnp.array(t))) for t in range(40)] for schedule in (short, long)
     ]

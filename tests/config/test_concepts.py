@@ -32,6 +32,8 @@ SHARED_OF_GROUPS = {
         "learning_rate_te1",
         "learning_rate_te2",
         "scale_lr",
+        "optimizer",
+        "directional_prior",
         "adam_beta1",
         "adam_beta2",
         "adam_epsilon",

@@ -76,7 +76,6 @@ IDLE = {
     "caption_dropout_every_n_epochs": "0",
     "clip_skip": "1",
     "huber_scale": "1.0",
-    "lr_decay_steps": "0",
     "max_token_length": "75",
     "optimizer_type": "AdamW8bit",
     "token_warmup_min": "1",
@@ -226,6 +225,7 @@ def test_what_asks_for_nothing_is_not_told(name, caplog):
         (["--use_style_template=false"], {}),
         (["--optimizer_type=bitsandbytes.optim.PagedAdamW8bit"], {}),
         (["--optimizer", "ADAMW_8BIT"], {}),
+        (["--optimizer", "AdamW"], {}),
         (["--optimizer_args", "eps=1e-6"], {"adam_epsilon": 1e-6}),
         (["--huggingface_token=secret"], {}),
         (["--preserve_embedding_norm"], {"hold_row_norm": "median"}),
@@ -250,6 +250,11 @@ def test_names_give_these_keys_and_no_others(flags, keys, caplog):
     ("flags", "line"),
     [
         (["--optimizer_type=Lion"], "optimizer_type: expected AdamW, found 'Lion'"),
+        (["--optimizer=ADAFACTOR"], "optimizer: expected 'adamw' or 'directional', "),
+        (
+            ["--optimizer_type=AdamW", "--optimizer=directional"],
+            "expected optimizer or optimizer_type, which both set optimizer, found two",
+        ),
         (["--optimizer_args", "d0=1"], "optimizer_args: expected weight_decay, eps or"),
         (["--clip_skip=2"], "clip_skip is not there: "),
         (["--max_train_epochs=9"], "max_train_epochs is not there: a run has no epoch"),

@@ -126,6 +126,22 @@ def test_every_key_is_described_and_in_exactly_one_group():
     assert all(field.description for field in Config.model_fields.values())
 
 
+# Options of a step that came after the presets.
+OFF = {
+    "optimizer": "adamw",
+    "hold_row_norm": None,
+    "lr_scheduler": "constant",
+    "snr_gamma": None,
+    "stratified_timesteps": False,
+}
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_a_preset_steps_as_the_trainer_that_it_is_named_for(preset):
+    found = load(*([] if preset is None else [f"--preset={preset}"])).model_dump()
+    assert {key: found[key] for key in OFF} == OFF
+
+
 def test_every_preset_sets_only_keys():
     for preset in PRESETS.values():
         assert set(preset) <= set(Config.model_fields)
@@ -170,7 +186,7 @@ def test_constructor_forbids_unknown_keys():
         ("center_crop", "maybe", "true or false"),
         ("preset", "kohya", "'diffusers'"),
         ("learnable_property", "mood", "'object' or 'style'"),
-        ("lr_scheduler", "rex", "'cosine_with_restarts' or 'polynomial'"),
+        ("lr_scheduler", "rex", "'polynomial' or 'warmup_stable_decay'"),
         ("mixed_precision", "fp8", "'auto', 'no' or 'bf16'"),
         ("revision", "", "a text that is not empty"),
         ("placeholder_token", "", "a text that is not empty"),
@@ -252,6 +268,34 @@ def test_warmup_longer_than_the_run_is_refused_by_both_names():
     assert "lr_warmup_steps" in message
     assert "max_train_steps" in message
     assert load(*flags, "--lr_warmup_steps=100").lr_warmup_steps == 100
+
+
+@pytest.mark.parametrize(
+    ("held", "told"), [([], "none"), (["clip"], "clip"), (["decay"], "decay")]
+)
+def test_directions_are_learned_at_a_fixed_length_alone(held, told):
+    flags = [f"--hold_row_norm={kind}" for kind in held]
+    assert line_of(load, "--optimizer=directional", *flags) == (
+        "expected hold_row_norm initializer or median with optimizer directional, "
+        f"found {told}; it learns the direction of vectors whose length is fixed"
+    )
+    for kind in ("initializer", "median"):
+        config = load("--optimizer=directional", f"--hold_row_norm={kind}")
+        assert config.directional_prior == 1e-4
+
+
+def test_a_decay_that_does_not_fit_beside_the_warmup_is_refused_by_all_names():
+    flags = ["--max_train_steps=100", "--lr_scheduler=warmup_stable_decay"]
+    message = line_of(load, *flags, "--lr_warmup_steps=41", "--lr_decay_steps=60")
+    assert message == (
+        "expected lr_warmup_steps + lr_decay_steps <= max_train_steps, found 41 + 60 > "
+        "100"
+    )
+    assert load(*flags, "--lr_warmup_steps=40", "--lr_decay_steps=60").decay_steps == 60
+    assert load(*flags).decay_steps == 20
+    assert load(*flags, "--lr_decay_steps=0").decay_steps == 0
+    # Another schedule has no such steps, whatever their number.
+    assert load("--max_train_steps=100", "--lr_decay_steps=101").decay_steps == 0
 
 
 @pytest.mark.parametrize("output_dir", ["data/toy", "data", ".", "other/../data"])

@@ -51,7 +51,7 @@ def test_a_rate_of_0_keeps_rows_to_the_bit(weight_decay):
     assert np.all(rows["text_encoder"] != first["text_encoder"])
 
 
-@pytest.mark.parametrize("kind", ["clip", "median", "decay"])
+@pytest.mark.parametrize("kind", ["clip", "median", "initializer", "decay"])
 def test_rows_of_an_encoder_that_learns_nothing_are_not_held(kind):
     rng = np.random.default_rng(0)
     rows, initial = (

@@ -6,7 +6,12 @@ import pytest
 import slots
 
 from ti_flax.step import dispatch
-from ti_flax.step.optimizer import adamw, learning_rate_schedule, only_active_rows
+from ti_flax.step.optimizer import (
+    adamw,
+    learning_rate_schedule,
+    only_active_rows,
+    rates_of_steps,
+)
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
@@ -248,6 +253,29 @@ def test_learning_rate_schedules_equal_diffusers(name, warmup):
         assert rate == pytest.approx(expected, rel=1e-5, abs=1e-6), count
         optimizer.step()
         theirs.step()
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize("decay", [0, 1, 10, 33])
+def test_warmup_stable_decay_equals_transformers(warmup, decay):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.5)
+    theirs = transformers.get_wsd_schedule(
+        optimizer, warmup, decay, num_training_steps=40, decay_type="linear"
+    )
+    found = rates_of_steps(
+        learning_rate_schedule(
+            "warmup_stable_decay", 0.5, warmup, 40, decay_steps=decay
+        ),
+        *("warmup_stable_decay", warmup, 40),
+    )
+    expected = []
+    for _ in range(40):
+        expected += theirs.get_last_lr()
+        optimizer.step()
+        theirs.step()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

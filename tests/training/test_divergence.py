@@ -11,11 +11,14 @@ import slots
 
 from ti_flax.formats import find
 from ti_flax.models import base_model
+from ti_flax.quickstart import settings
+from ti_flax.quickstart.critters import world
 from ti_flax.runtime import errors
 from ti_flax.step import dispatch, train_step
 from ti_flax.step.optimizer import Hold
 from ti_flax.step.state import Metrics
 from ti_flax.text.initial_rows import vocabulary_norms
+from ti_flax.text.tokenizer import load_tokenizer
 from ti_flax.training import divergence
 from ti_flax.training import run as training_run
 
@@ -91,7 +94,7 @@ def test_a_slot_that_has_ended_skips_nothing(recipe):
     assert not metrics.skipped.any()
 
 
-@pytest.mark.parametrize("kind", ["clip", "median", "decay"])
+@pytest.mark.parametrize("kind", ["clip", "median", "initializer", "decay"])
 def test_rows_are_held(recipe, kind):
     """Against the formulas, in float64, from where the step without a hold ends."""
     state, bank = slots.make_run(recipe, CAT, DOG)
@@ -110,6 +113,8 @@ def test_rows_are_held(recipe, kind):
     expected = {
         "clip": rows * np.minimum(1, limits / lengths),
         "median": rows * limits / lengths,
+        "initializer": rows
+        * (np.linalg.norm(initial, axis=-1, keepdims=True) / lengths),
         "decay": rows - 1e-2 * 0.5 * (rows - initial),
     }[kind]
     ours = held.rows["text_encoder"]
@@ -217,9 +222,51 @@ def test_lines_that_somebody_changed_are_passed_over(line, caplog):
 
 
 def test_the_lengths_of_a_vocabulary():
+    """The median is that of trained rows, where a gap tells them from the others."""
     table = np.zeros((101, 3), np.float32)
     table[:, 1] = -np.arange(101)
     assert vocabulary_norms(table) == (50.0, 99.0)
+    random = np.random.default_rng(0)
+
+    def with_lengths(*groups):
+        lengths = np.concatenate(
+            [random.normal(mean, std, count) for count, mean, std in groups]
+        )
+        rows = random.normal(size=(len(lengths), 64))
+        rows *= (lengths / np.linalg.norm(rows, axis=-1))[:, None]
+        return vocabulary_norms(rows.astype(np.float32)), lengths
+
+    (found, high), lengths = with_lengths((900, 0.22, 0.015), (100, 0.7, 0.1))
+    assert found == pytest.approx(np.median(lengths[900:]), rel=1e-6)
+    assert high == pytest.approx(np.percentile(lengths, 99), rel=1e-6)
+    alone = [
+        [(1000, 0.4, 0.03)],  # as CLIP's: one group
+        [(1000, 0.4, 0.12)],  # as wide as can be without a gap
+        [(995, 0.4, 0.03), (5, 1.0, 0.0)],  # some odd rows
+        [(600, 0.4, 0.03), (400, 0.5, 0.03)],  # two groups, of about a length
+        [(100, 0.2, 0.01), (900, 0.4, 0.03)],  # most are the long ones
+    ]
+    for groups in alone:
+        (found, _), lengths = with_lengths(*groups)
+        assert found == pytest.approx(np.median(np.abs(lengths)), rel=1e-6), groups
+
+
+def test_the_words_of_the_quickstarts_model_are_its_trained_rows():
+    model = base_model.open_model(str(settings.MODEL))
+    [encoder] = model.family.text_encoders
+    table = np.asarray(encoder.table(model.load(encoder.name)))
+    lengths = np.linalg.norm(table, axis=-1)
+    median, high = vocabulary_norms(table)
+    assert high == np.percentile(lengths, 99)
+    assert np.median(lengths) == pytest.approx(0.2187, abs=1e-4)
+    assert median == pytest.approx(0.687, abs=1e-3)
+    # What it was trained with: its names, and words of its captions.
+    tokenizer = load_tokenizer(model.tokenizer(encoder), encoder.pieces)
+    names = [*world.SPECIES_NOUNS, *world.STYLE_NOUNS]
+    text = " ".join(["a photo of a in the style of on the", *names])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert lengths[ids].min() > 1.5 * np.median(lengths)
+    assert abs(np.median(lengths[ids]) - median) < 0.15
 
 
 @pytest.fixture
@@ -272,9 +319,19 @@ def test_the_trainer_holds_rows_as_long_as_words(train, tiny_model, caplog):
     assert grown > 2 * np.percentile(lengths, 99)
     assert "longer than 99 % of the vocabulary" in caplog.text
     caplog.clear()
-    for kind, limit in (("clip", 99), ("median", 50)):
+    caplog.set_level(logging.INFO, logger="ti_flax")
+    tokenizer = load_tokenizer(model.tokenizer(encoder), encoder.pieces)
+    toy, *_ = tokenizer("toy", add_special_tokens=False)["input_ids"]
+    expected = {
+        "clip": np.percentile(lengths, 99),
+        "median": np.median(lengths),
+        "initializer": lengths[toy],
+    }
+    for kind, length in expected.items():
         held = np.linalg.norm(train(kind, learning_rate=1.0, hold_row_norm=kind))
-        assert held == pytest.approx(np.percentile(lengths, limit), rel=1e-5)
+        assert held == pytest.approx(length, rel=1e-5)
+        assert f"hold_row_norm {kind}: vectors are " in caplog.text
+        assert f" {length:.3g}\n" in caplog.text
     # Rows at the limit are not beyond it, however their length is rounded.
     assert "longer than" not in caplog.text
     # All of the way back at each step, after it: the rows end where they began.

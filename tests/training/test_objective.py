@@ -16,7 +16,7 @@ V = {"prediction_type": "v_prediction"}
 
 
 def objective_of(scheduler=SD, **keys):
-    return make_objective(ObjectiveKeys(**keys), Ddpm.from_json(SD | scheduler))
+    return make_objective(ObjectiveKeys(**keys), Ddpm.from_json(SD | scheduler), 12)
 
 
 def snr_of(scheduler):
@@ -101,6 +101,12 @@ def test_biased_timesteps_are_drawn_so_many_times_as_often(keys, biased, multipl
     weights[biased] *= multiplier
     found = shares_of(**keys, timestep_bias_multiplier=multiplier)
     np.testing.assert_allclose(found, weights / weights.sum(), atol=1e-7)
+
+
+def test_times_are_spread_over_all_examples_of_a_step():
+    assert objective_of(stratified_timesteps=True) == PLAIN._replace(strata=12)
+    limited = objective_of(stratified_timesteps=True, max_timestep=300)
+    assert limited.strata == 12 and limited.cumulative is not None
 
 
 def test_limits_hold_for_biased_timesteps_too():

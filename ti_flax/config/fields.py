@@ -125,6 +125,22 @@ AttentionName = Annotated[
         "auto: the best of them for the machine"
     ),
 ]
+
+
+def is_adamw(name: Any) -> bool:
+    """Whether other trainers call AdamW so, in whatever precision its moments are."""
+    bare = str(name).casefold().replace("_", "").rpartition(".")[2]
+    kind = bare.removeprefix("paged").removesuffix("8bit").removesuffix("32bit")
+    return kind == "adamw"
+
+
+def _optimizer(value: Any) -> Any:
+    # OneTrainer has it among its settings, under the same name.
+    name = value.get("optimizer") if isinstance(value, dict) else value
+    return "adamw" if is_adamw(name) else value
+
+
+Optimizer = Annotated[Literal["adamw", "directional"], BeforeValidator(_optimizer)]
 LrScheduler = Literal[
     "constant",
     "constant_with_warmup",
@@ -132,6 +148,7 @@ LrScheduler = Literal[
     "cosine",
     "cosine_with_restarts",
     "polynomial",
+    "warmup_stable_decay",
 ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ti_flax.config import dataset_options
+from ti_flax.config.fields import is_adamw
 from ti_flax.config.foreign_names import (
     Foreign,
     Ignored,
@@ -21,19 +22,18 @@ from ti_flax.config.foreign_names import (
 )
 from ti_flax.runtime.errors import shown
 
-_OPTIMIZER = "AdamW is the one optimizer"
+_OPTIMIZER = "optimizer has those that are"
 _COURSE = (
-    "lr_scheduler, lr_warmup_steps, lr_num_cycles and lr_power say all of the learning "
-    "rate's course"
+    "lr_scheduler, lr_warmup_steps, lr_decay_steps, lr_num_cycles and lr_power say all "
+    "of the learning rate's course"
 )
 
 
-def optimizer(name: Any) -> Keys:
-    """Nothing, of AdamW in any precision. Raises `ValueError` for another one."""
-    bare = str(name).casefold().rpartition(".")[2]
-    kind = bare.removeprefix("paged").removesuffix("8bit").removesuffix("32bit")
-    if kind in ("", "adamw"):
+def _optimizer(name: Any) -> Keys:
+    if name == "":
         return {}
+    if is_adamw(name):
+        return {"optimizer": "adamw"}
     raise ValueError(f"expected AdamW, found {shown(name)}; {_OPTIMIZER}")
 
 
@@ -96,7 +96,7 @@ _SAME: Mapping[str, Foreign] = {
     "use_style_template": switched(caption_source="none", learnable_property="style"),
     "caption_extension": Made(_caption_extension),
     "caption_extention": Made(_caption_extension),  # sic
-    "optimizer_type": Made(optimizer),
+    "optimizer_type": Made(_optimizer),
     "optimizer_args": Made(_optimizer_args),
     "huggingface_repo_id": Made(_repository),
     "huggingface_repo_visibility": chosen(
@@ -173,7 +173,6 @@ _REFUSED: Mapping[str, Foreign] = {
     "use_lion_optimizer": Refused(_OPTIMIZER),
     "lr_scheduler_type": Refused(_COURSE),
     "lr_scheduler_args": Refused(_COURSE),
-    "lr_decay_steps": Refused(_COURSE, (0,)),
     "lr_scheduler_timescale": Refused(_COURSE, (0,)),
     "lr_scheduler_min_lr_ratio": Refused(_COURSE, (0,)),
     "clip_skip": Refused("words are learned for the layer that the model reads", (1,)),

@@ -114,6 +114,7 @@ OWN = frozenset(
         "lr_warmup_steps",
         "lr_num_cycles",
         "lr_power",
+        "lr_decay_steps",
         # When it has learned.
         "stop",
         "dvar_eps",

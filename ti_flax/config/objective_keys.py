@@ -89,6 +89,11 @@ class ObjectiveKeys(Settings):
         le=MOST_TIMESTEPS,
         description="first timestep that is not; none: the model's number of them",
     )
+    stratified_timesteps: Annotated[bool, TRAVELS] = Field(
+        False,
+        description="spread the timesteps of a step evenly over its examples, "
+        "micro-batches included, instead of drawing each for itself",
+    )
     timestep_bias_strategy: Annotated[
         Literal["none", "earlier", "later", "range"], TRAVELS
     ] = Field(

@@ -4,12 +4,8 @@ As Nerogar/OneTrainer has them (23df383, August 2026): those of `TrainConfig`, a
 its embedding and concepts.
 """
 
-from typing import Any
-
-from ti_flax.config import kohya_flags
 from ti_flax.config.foreign_names import (
     Foreign,
-    Keys,
     Made,
     Refused,
     chosen,
@@ -22,11 +18,6 @@ _WHOLE = "docs/coming-from.md has OneTrainer's names, one by one; its file is no
 _LOSS = "docs/losses.md has the losses that are"
 _NOISE = "docs/losses.md has the kinds of noise that are"
 _SCALE = "learning_rate is that of the step, whatever its batch; leave it out"
-
-
-def _optimizer(given: Any) -> Keys:
-    name = given.get("optimizer") if isinstance(given, dict) else given
-    return kohya_flags.optimizer(str(name).replace("_", ""))
 
 
 _MADE: dict[str, Foreign] = {
@@ -58,7 +49,6 @@ _MADE: dict[str, Foreign] = {
         rescale_betas_zero_snr="true", prediction_type="v_prediction"
     ),
     "continue_last_backup": switched(resume_from_checkpoint="latest"),
-    "optimizer": Made(_optimizer),
     "train_dtype": chosen(
         {
             "float_16": {"mixed_precision": "fp16"},

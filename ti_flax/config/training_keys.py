@@ -15,6 +15,7 @@ from ti_flax.config.fields import (
     Integer,
     LrScheduler,
     Number,
+    Optimizer,
     OptionalInteger,
     OptionalLimit,
     OptionalNameOrPath,
@@ -25,6 +26,10 @@ from ti_flax.config.fields import (
 from ti_flax.config.natures import FREE, NOTED, TRAVELS
 from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.config.stopping_keys import StoppingKeys
+
+HoldRowNorm = Literal["clip", "median", "initializer", "decay"]
+# With which a vector's length never changes.
+FIXED_LENGTHS = ("initializer", "median")
 
 
 class OptimizerKeys(Settings):
@@ -82,6 +87,26 @@ class OptimizerKeys(Settings):
     lr_power: Annotated[Number, TRAVELS] = Field(
         1.0, gt=0, le=100, description="exponent of lr_scheduler polynomial"
     )
+    lr_decay_steps: Annotated[OptionalInteger, TRAVELS] = Field(
+        None,
+        ge=0,
+        le=MOST_STEPS,
+        description="last steps of the run, over which the learning rate of "
+        "lr_scheduler warmup_stable_decay falls to 0; none: a fifth of max_train_steps",
+    )
+    optimizer: Annotated[Optimizer, TRAVELS] = Field(
+        "adamw",
+        description="adamw, or directional: steps of learning_rate radians on the "
+        "sphere of the length that hold_row_norm median or initializer keeps (DTI); "
+        "adam_* mean nothing there",
+    )
+    directional_prior: Annotated[Number, TRAVELS] = Field(
+        1e-4,
+        ge=0,
+        le=1e6,
+        description="pull of optimizer directional to the direction of the start, 1e-4 "
+        "in the paper",
+    )
     adam_beta1: Annotated[Beta, TRAVELS] = Field(
         0.9, description="decay of Adam's mean gradient, per step"
     )
@@ -103,13 +128,11 @@ class OptimizerKeys(Settings):
         le=1e9,
         description="L2 norm that gradients are clipped to; none, or 0: no limit",
     )
-    hold_row_norm: Annotated[Literal["clip", "median", "decay"] | None, TRAVELS] = (
-        Field(
-            None,
-            description="keep the vectors as long as a word's: clip them to the 99th "
-            "percentile of the vocabulary, hold them at its median, or let them decay "
-            "to where they started",
-        )
+    hold_row_norm: Annotated[HoldRowNorm | None, TRAVELS] = Field(
+        None,
+        description="keep the vectors as long as a word's: clip them to the 99th "
+        "percentile of the vocabulary, hold them at its median or at the length that "
+        "each starts with (initializer), or let them decay to where they started",
     )
     row_decay: Annotated[Number, TRAVELS] = Field(
         1e-2,
@@ -127,6 +150,36 @@ class OptimizerKeys(Settings):
                 f"{self.lr_warmup_steps} > {self.max_train_steps}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _decay_fits(self) -> "OptimizerKeys":
+        wanted = self.lr_warmup_steps + self.decay_steps
+        if wanted > self.max_train_steps:
+            raise ValueError(
+                "expected lr_warmup_steps + lr_decay_steps <= max_train_steps, found "
+                f"{self.lr_warmup_steps} + {self.decay_steps} > {self.max_train_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sphere_has_a_length(self) -> "OptimizerKeys":
+        held = self.hold_row_norm
+        if self.optimizer == "directional" and held not in FIXED_LENGTHS:
+            raise ValueError(
+                "expected hold_row_norm initializer or median with optimizer "
+                f"directional, found {held or 'none'}; it learns the direction of "
+                "vectors whose length is fixed"
+            )
+        return self
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps over which the rate of `warmup_stable_decay` falls."""
+        if self.lr_scheduler != "warmup_stable_decay":
+            return 0
+        if self.lr_decay_steps is None:
+            return self.max_train_steps // 5
+        return self.lr_decay_steps
 
     @property
     def examples_per_step(self) -> int:

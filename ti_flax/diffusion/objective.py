@@ -26,17 +26,41 @@ class Objective(NamedTuple):
     weights: Float[Array, "T"] | None = None
     # Share of the draws up to and with a timestep; None: as the process draws.
     cumulative: Float[Array, "T"] | None = None
+    # Examples of a slot's step, over which its times are spread; None: each draws its
+    # own.
+    strata: int | None = None
     noise_offset: float = 0.0
     multires_noise_iterations: int = 0
     multires_noise_discount: float = 0.3
     ip_noise_gamma: float = 0.0
 
-    def draw_times(self, key: Key[Array, ""], process: Process) -> Int[Array, ""]:
-        """The time of one example."""
-        if self.cumulative is None:
+    def draw_times(
+        self,
+        key: Key[Array, ""],
+        process: Process,
+        share: Float[Array, ""] | None = None,
+    ) -> Int[Array, ""]:
+        """The time of one example.
+
+        With a `share`, below 1: the least up to and with which more than so much of all
+        is drawn (the inverse of their cumulative distribution).
+        """
+        if self.cumulative is None and share is None:
             return process.draw_times(key)
-        uniform = jax.random.uniform(key)
+        uniform = jax.random.uniform(key) if share is None else share
+        if self.cumulative is None:
+            return jnp.int32(process.num_timesteps * uniform)
         return jnp.searchsorted(self.cumulative, uniform, side="right")
+
+    def spread(self, key: Key[Array, ""], index: Int[Array, ""]) -> Float[Array, ""]:
+        """(i + u) / B for example i of B, of which each has a B-th of 0 ... 1.
+
+        `key`, and so u from U(0, 1), is that of a step (Kingma et al. 2021, Variational
+        Diffusion Models, appendix I.1: the low-discrepancy sampler).
+        """
+        share = (index + jax.random.uniform(key)) / self.strata
+        # The last share is below 1 however it is rounded.
+        return jnp.minimum(share, 1 - 2.0**-24)
 
     def shape_noise(
         self, key: Key[Array, ""], white: Float[Array, "h w c"]

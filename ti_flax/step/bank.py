@@ -14,6 +14,8 @@ from ti_flax.step.state import Rows, Rule
 _OBJECTIVE_KEY = 16
 _CAPTION_DROPOUT_KEY = 100
 _UNMASKED_KEY = 101
+# Of a step, beside the keys of its examples and of its bucket.
+_STRATA_KEY = 2**32 - 2
 
 
 class Bucket(NamedTuple):
@@ -86,21 +88,18 @@ def draw_batch(
 
     `bank` has one bucket: see `buckets.only`.
     Picture, view, prompt, time, noise and the sample of the autoencoder's posterior
-    are all drawn from the key of the example, whatever device it is drawn on.
+    are all drawn from the key of the example, whatever device it is drawn on; where
+    times are spread over a step's examples, their offset from that of the step.
     """
 
     (bucket,) = bank.buckets
 
     def example(slot: Bank, bucket: Bucket, step: Array, index: Array) -> Batch:
-        key = jax.random.fold_in(jax.random.fold_in(slot.seed_keys, step), index)
-        (
-            picture_key,
-            view_key,
-            prompt_key,
-            time_key,
-            noise_key,
-            posterior_key,
-        ) = jax.random.split(key, 6)
+        step_key = jax.random.fold_in(slot.seed_keys, step)
+        key = jax.random.fold_in(step_key, index)
+        picture_key, view_key, prompt_key, time_key, noise_key, posterior_key = (
+            jax.random.split(key, 6)
+        )
         place = jax.random.randint(picture_key, (), 0, bucket.num_pictures)
         picture = bucket.pictures[place]
         view = jax.random.randint(view_key, (), 0, bucket.moments.shape[1])
@@ -125,7 +124,7 @@ def draw_batch(
         return Batch(
             latents=family.scale.to_denoiser(posterior),
             noise=noise,
-            times=objective.draw_times(time_key, family.process),
+            times=_draw_time(time_key, step_key, index, objective, family),
             ids={name: prompts[prompt] for name, prompts in slot.prompts.items()},
             sizes=bucket.sizes[picture, view],
             input_noise=input_noise,
@@ -135,3 +134,17 @@ def draw_batch(
     over_examples = jax.vmap(example, in_axes=(None, None, None, 0))
     over_slots = jax.vmap(over_examples, in_axes=(0, 0, 0, None))
     return over_slots(bank, bucket, step, examples)
+
+
+def _draw_time(
+    key: Key[Array, ""],
+    step_key: Key[Array, ""],
+    index: Int[Array, ""],
+    objective: Objective,
+    family: Family,
+) -> Int[Array, ""]:
+    """From the example's key, or where times are spread over a step from the step's."""
+    if objective.strata is None:
+        return objective.draw_times(key, family.process)
+    share = objective.spread(jax.random.fold_in(step_key, _STRATA_KEY), index)
+    return objective.draw_times(key, family.process, share)

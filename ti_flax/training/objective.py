@@ -17,7 +17,9 @@ _WEIGHTS = (
 )
 
 
-def make_objective(config: ObjectiveKeys, process: Process) -> Objective:
+def make_objective(
+    config: ObjectiveKeys, process: Process, examples_per_step: int
+) -> Objective:
     """The objective of a run on this process.
 
     Raises `UserError` where a key does not suit the model: timesteps that it has not,
@@ -35,6 +37,7 @@ def make_objective(config: ObjectiveKeys, process: Process) -> Objective:
         huber_c=None if huber_c is None else jnp.asarray(huber_c, jnp.float32),
         weights=_weights(config, process, drawn),
         cumulative=_cumulative(config, process.num_timesteps, drawn),
+        strata=examples_per_step if config.stratified_timesteps else None,
         noise_offset=config.noise_offset,
         multires_noise_iterations=config.multires_noise_iterations,
         multires_noise_discount=config.multires_noise_discount,

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import Float32
 
 from ti_flax.config import run_config
@@ -11,6 +12,7 @@ from ti_flax.step import train_step
 from ti_flax.step.optimizer import (
     Hold,
     adamw,
+    directional,
     learning_rate_schedule,
     rates_of_steps,
 )
@@ -32,14 +34,6 @@ def make_recipe(
     family.check_trains()
     factors = _learning_rate_factors(config, family)
     still = tuple(name for name, factor in factors.items() if factor == 0)
-    optimizer = adamw(
-        config.adam_beta1,
-        config.adam_beta2,
-        config.adam_epsilon,
-        config.adam_weight_decay,
-        config.max_grad_norm,
-        factors,
-    )
     remat = needs_remat(
         config.gradient_checkpointing,
         family,
@@ -49,15 +43,30 @@ def make_recipe(
     )
     return train_step.StepRecipe(
         family=family.clone_denoiser(remat=remat),
-        optimizer=optimizer,
+        optimizer=_optimizer(config, factors),
         train_batch_size=config.train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mesh=mesh,
         hold=config.hold_row_norm
         and Hold(config.hold_row_norm, config.row_decay, still),
-        objective=make_objective(config, family.process),
+        objective=make_objective(config, family.process, config.examples_per_step),
         fixed_loss_steps=config.fixed_loss_steps,
         window=config.window,
+    )
+
+
+def _optimizer(
+    config: run_config.TrainingKeys, factors: dict[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    if config.optimizer == "directional":
+        return directional(config.directional_prior, config.max_grad_norm, factors)
+    return adamw(
+        config.adam_beta1,
+        config.adam_beta2,
+        config.adam_epsilon,
+        config.adam_weight_decay,
+        config.max_grad_norm,
+        factors,
     )
 
 
@@ -70,6 +79,7 @@ def learning_rates(config: run_config.TrainingKeys) -> Float32[np.ndarray, "T"]:
         config.max_train_steps,
         config.lr_num_cycles,
         config.lr_power,
+        config.decay_steps,
     )
     return rates_of_steps(
         schedule, config.lr_scheduler, config.lr_warmup_steps, config.max_train_steps

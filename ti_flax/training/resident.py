@@ -1,6 +1,7 @@
 """What lies on the devices during a run: weights and encoded pictures."""
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,14 +21,16 @@ from ti_flax.text.initial_rows import vocabulary_norms
 from ti_flax.training.inputs import Inputs
 from ti_flax.training.recipe import learning_rates
 
+_log = logging.getLogger(__name__)
+
 ENCODE_BATCH_SIZE = 4
 
 
 class Resident(NamedTuple):
     """What lies on the devices during a run, whatever the concept.
 
-    `tables`, the vocabularies' [V, D], and `norms`, the median length of their rows
-    and what 99 % of them are below, are by text encoder.
+    `tables`, the vocabularies' [V, D], and `norms`, the median length of their trained
+    rows and what 99 % of all are below, are by text encoder.
     """
 
     # Of the networks of a train step; and with previews, of the autoencoder that which
@@ -75,14 +78,17 @@ def make_slot(
     buckets: list[Encoded],
 ) -> Slot:
     """A concept for a slot; `buckets` are its encoded pictures."""
+    rows = inputs.initial_rows(resident.tables)
+    norms = {name: held_norm(config, *both) for name, both in resident.norms.items()}
+    _tell_length(config, rows, norms)
     return Slot(
         seed_key=jax.random.key(config.seed, impl="threefry2x32"),
         buckets=buckets,
         prompts=inputs.prompts.ids,
-        rows=inputs.initial_rows(resident.tables),
+        rows=rows,
         max_train_steps=config.max_train_steps,
         learning_rates=learning_rates(config),
-        norms={name: held_norm(config, *both) for name, both in resident.norms.items()},
+        norms=norms,
         caption_dropout_rate=config.caption_dropout_rate,
         unmasked_probability=config.unmasked_probability,
         rule=stop_rule(config),
@@ -92,6 +98,24 @@ def make_slot(
 def held_norm(config: run_config.TrainingKeys, median: float, high: float) -> float:
     """The one of a vocabulary's two norms that `hold_row_norm` holds rows to."""
     return median if config.hold_row_norm == "median" else high
+
+
+def _tell_length(
+    config: run_config.TrainingKeys,
+    rows: Mapping[str, Float32[np.ndarray, "K _"]],
+    norms: Mapping[str, float],
+) -> None:
+    """Says how long `hold_row_norm` keeps the vectors of each text encoder."""
+    kind = config.hold_row_norm
+    if kind == "initializer":
+        held = [np.linalg.norm(each, axis=-1) for each in rows.values()]
+    elif kind in ("clip", "median"):
+        held = [[norm] for norm in norms.values()]
+    else:
+        return
+    told = ", ".join(f"{norm:.3g}" for norm in np.concatenate(held))
+    at = "at most as long as" if kind == "clip" else "held at"
+    _log.info("hold_row_norm %s: vectors are %s %s", kind, at, told)
 
 
 def stop_rule(config: run_config.TrainingKeys) -> Rule:

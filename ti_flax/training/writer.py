@@ -127,7 +127,9 @@ class Writer:
     def _told(self, word: Embedding, step: int) -> Embedding:
         """The word with its provenance, as it was after `step` steps."""
         model, config = self._inputs.model, self._config
-        about = provenance.of_run(config, model.scheduler, self._fingerprints, step)
+        about = provenance.of_run(
+            config, model.scheduler, self._fingerprints, step, word.rows
+        )
         if self._chosen is not None:
             about["start"] = str(self._chosen)
         return word._replace(provenance=about)
