@@ -18,7 +18,7 @@ from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import Rows
 
 # At least so many examples: a validation takes a forward pass of each.
-_FIXED_EXAMPLES = 16
+FIXED_EXAMPLES = 16
 
 
 class FixedLoss(NamedTuple):
@@ -54,7 +54,7 @@ def fixed_loss(
     """
     recipe = recipe._replace(objective=PLAIN)
     batch_size = recipe.train_batch_size
-    parts = math.ceil(_FIXED_EXAMPLES / batch_size)
+    parts = math.ceil(FIXED_EXAMPLES / batch_size)
     count = parts * batch_size
     process = recipe.family.process
     # By the middles of `count` equal parts, as the times are spread.

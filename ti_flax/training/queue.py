@@ -17,11 +17,12 @@ from ti_flax.step.slots import Encoded, Slot
 from ti_flax.step.state import State
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.training import concept as in_training
+from ti_flax.training import starts
 from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.ledger import Ledger
 from ti_flax.training.resident import Encode, Resident, encode_buckets, make_slot
 from ti_flax.training.seat import Seat
-from ti_flax.training.starts import Race
+from ti_flax.training.starts import LossOf, Race
 from ti_flax.training.survey import Group
 from ti_flax.training.validation import loss_of_slot
 from ti_flax.training.writer import Writer, has_learned, learned
@@ -109,7 +110,7 @@ class Queue:
         waiting: Ahead | Opened | None = self._racing.pop(slot, None)
         if waiting is not None:
             own = slots.state_of(state, slot, waiting.concept.config.num_vectors)
-            waiting.race.note(own.rows)
+            waiting.race.note(self._loss_in(self.bank, slot)(own.rows))
         while waiting := waiting or self._next():
             try:
                 if isinstance(waiting, Ahead):
@@ -169,7 +170,7 @@ class Queue:
                         kept = stack.pop_all()
                         self._racing[slot] = opened._replace(race=race, open=kept)
                         return state, race.seat()
-                    start = race.best()
+                    start = starts.tell(race)
                 writer.begin_with(start)
                 rows = opened.inputs.initial_rows(self._resident.tables, start)
                 opened = opened._replace(newcomer=opened.newcomer._replace(rows=rows))
@@ -180,9 +181,12 @@ class Queue:
         self._ledger.begin(opened.concept, 0)
         begun = self._at_beginning(newcomer)
         _, bank = slots.refill(state, self.bank, slot, newcomer, begun)
+        loss = self._loss_in(bank, slot)
+        return starts.begin(config, inputs, self._resident, newcomer, loss)
+
+    def _loss_in(self, bank: Bank, slot: int) -> LossOf:
         own = slots.bank_of(bank, slot)
-        loss = loss_of_slot(self._fixed_loss, self._resident, own)
-        return Race(config, inputs, self._resident, newcomer, loss)
+        return loss_of_slot(self._fixed_loss, self._resident, own)
 
     def _at_beginning(self, newcomer: Slot) -> State:
         begun = slots.begin(newcomer, self._recipe.optimizer, self._recipe.window)

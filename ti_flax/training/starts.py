@@ -5,7 +5,7 @@ person lie in different ones. The fixed loss tells them apart after few steps.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from ti_flax.training.writer import Writer
 _log = logging.getLogger(__name__)
 
 # Words near to those that are given; the best of them are starts.
-_CANDIDATES = 64
+CANDIDATES = 64
 
 LossOf = Callable[[Rows], float]
 
@@ -56,17 +56,14 @@ class Race:
     def __init__(
         self,
         config: run_config.Config,
-        inputs: Inputs,
-        resident: Resident,
+        starts: Sequence[Start],
         slot: Slot,
-        loss: LossOf,
-        progress: bool = False,
+        rows_of: Callable[[Start], dict[str, np.ndarray]],
     ) -> None:
-        """`slot` is the concept; `loss` is of its rows [1, K, D] by text encoder."""
-        self._config, self._slot, self._loss = config, slot, loss
+        """`slot` is the concept; `rows_of` a start's rows [K, D] by text encoder."""
+        self._slot, self._rows_of, self._waiting = slot, rows_of, iter(starts)
         self._steps = min(config.start_steps, config.max_train_steps)
-        self._rows_of = lambda start: inputs.initial_rows(resident.tables, start)
-        self._waiting = iter(self._starts(inputs, resident, progress))
+        self._vectors = config.num_vectors
         self.results: list[tuple[Start, float]] = []
 
     def next(self) -> Slot | None:
@@ -79,46 +76,66 @@ class Race:
 
     def seat(self) -> Seat:
         """A start's place in the loop, where nothing is written of it."""
-        steps, vectors = range(self._steps), self._config.num_vectors
-        return Seat(steps, vectors, (), lambda *_: None, lambda: False)
+        steps = range(self._steps)
+        return Seat(steps, self._vectors, (), lambda *_: None, lambda: False)
 
-    def note(self, rows: Rows) -> None:
+    def note(self, loss: float) -> None:
         """Notes how far the start that runs has come."""
-        self.results.append((self._running, self._loss(rows)))
+        self.results.append((self._running, loss))
 
-    def best(self) -> Start:
-        """The start with the least fixed loss, the first of equals; says all."""
-        ranked = sorted(self.results, key=_finite_first)
-        told = (f"{start} {loss:.4f}" for start, loss in ranked)
-        _log.info(
-            "starts by their fixed loss, of which the first learns: %s", ", ".join(told)
-        )
-        return ranked[0][0]
+    def ranked(self) -> list[tuple[Start, float]]:
+        """The starts from the least fixed loss up, the first of equals first."""
+        return sorted(self.results, key=_finite_first)
 
-    def _starts(
-        self, inputs: Inputs, resident: Resident, progress: bool
-    ) -> list[Start]:
-        """Of the words that are given, and the best near to them; or at random."""
-        config, seed = self._config, self._config.seed
-        if config.initializer_token is None:
-            return [Start(None, seed + i) for i in range(config.num_starts)]
-        given = [Start(word, seed) for word in config.start_words]
-        missing = config.num_starts - len(given)
-        if not missing:
-            return given
+
+def starts_of(
+    config: run_config.Config, near: Sequence[str], losses: Sequence[float]
+) -> list[Start]:
+    """The words that are given, and of those near to them the best; or at random.
+
+    `losses` are the fixed losses of the words that are near, as they are.
+    """
+    seed = config.seed
+    if config.initializer_token is None:
+        return [Start(None, seed + i) for i in range(config.num_starts)]
+    tried = zip((Start(word, seed) for word in near), losses, strict=True)
+    best = [start for start, _ in sorted(tried, key=_finite_first)]
+    given = [Start(word, seed) for word in config.start_words]
+    return (given + best)[: config.num_starts]
+
+
+def begin(
+    config: run_config.Config,
+    inputs: Inputs,
+    resident: Resident,
+    slot: Slot,
+    loss: LossOf,
+    progress: bool = False,
+) -> Race:
+    """The race of a concept; `loss` is of its rows [1, K, D] by text encoder."""
+
+    def rows_of(start: Start) -> dict[str, np.ndarray]:
+        return inputs.initial_rows(resident.tables, start)
+
+    near: list[str] = []
+    if 0 < len(config.start_words) < config.num_starts:
         tokenizer = next(iter(inputs.tokenizers.values()))
         name, table = next(iter(resident.tables.items()))
-        middle = np.asarray(self._slot.rows[name]).mean(axis=0)
+        middle = np.asarray(slot.rows[name]).mean(axis=0)
         near = nearest_words.words_near(
-            tokenizer, table, middle, _CANDIDATES, without=config.start_words
+            tokenizer, table, middle, CANDIDATES, without=config.start_words
         )
-        words = Bar(near, desc="words to start from", unit="word", disable=not progress)
-        tried = [
-            (start, self._loss(_alone(self._rows_of(start))))
-            for start in (Start(word, seed) for word in words)
-        ]
-        ranked = sorted(tried, key=_finite_first)
-        return given + [start for start, _ in ranked[:missing]]
+    words = Bar(near, desc="words to start from", unit="word", disable=not progress)
+    losses = [loss(_alone(rows_of(Start(word, config.seed)))) for word in words]
+    return Race(config, starts_of(config, near, losses), slot, rows_of)
+
+
+def tell(race: Race) -> Start:
+    """The best start of a race; says what all came to."""
+    ranked = race.ranked()
+    told = ", ".join(f"{start} {loss:.4f}" for start, loss in ranked)
+    _log.info("starts by their fixed loss, of which the first learns: %s", told)
+    return ranked[0][0]
 
 
 def choose(
@@ -155,7 +172,7 @@ def _run(
         return sharding.replicate((state, bank), inputs.mesh)
 
     loss = loss_of_slot(fixed_loss, resident, begun(slot)[1])
-    race = Race(config, inputs, resident, slot, loss, progress)
+    race = begin(config, inputs, resident, slot, loss, progress)
     with Bar(
         total=config.num_starts, desc="starts", unit="start", disable=not progress
     ) as bar:
@@ -166,9 +183,9 @@ def _run(
                 return train_steps(state, resident.frozen, bank, count)
 
             state = loop.run(take, state, [race.seat()], _leave, lambda: False)
-            race.note(state.rows)
+            race.note(loss(state.rows))
             bar.update()
-    return race.best()
+    return tell(race)
 
 
 def _leave(state: State, slot: int) -> tuple[State, None]:

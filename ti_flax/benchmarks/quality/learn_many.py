@@ -1,14 +1,14 @@
 """Many concepts learned in one run, each in a slot of the train step."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from ti_flax.benchmarks.quality import held_out, methods
+from ti_flax.benchmarks.quality import held_out, methods, races
 from ti_flax.benchmarks.quality.base_model import PLACEHOLDER, LoadedModel
 from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.config import run_config
@@ -20,7 +20,7 @@ from ti_flax.runtime.progress import Bar
 from ti_flax.step import dispatch, stopping
 from ti_flax.step.remat import most_slots
 from ti_flax.step.slots import Encoded, Slot, stack
-from ti_flax.step.state import State, init_state
+from ti_flax.step.state import Metrics, State, init_state
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.text import templates
 from ti_flax.text.initial_rows import (
@@ -79,7 +79,7 @@ def learn(
     rows, steps, groups = [*slots], [0] * len(slots), []
     for plan in plans:
         start = time.perf_counter()
-        for bank, state in _train(plan, frozen, slots, progress):
+        for bank, state in _train(plan, configs, frozen, concepts, slots, progress):
             kept = {keep: stopping.kept(state, keep)[0] for keep in ("last", "best")}
             for place, i in enumerate(bank):
                 keep = configs[concepts[i].method.name].keep
@@ -95,6 +95,7 @@ class _Plan(NamedTuple):
     methods: list[str]
     banks: list[list[int]]
     recipe: StepRecipe
+    races: bool
 
 
 def _plan(
@@ -119,34 +120,54 @@ def _plan(
     own += own[-1:] * (count * size - len(own))
     banks = [own[start : start + size] for start in range(0, len(own), size)]
     recipe = make_recipe(config, family, latents, frozen.mesh, size)
-    return _Plan(names, banks, recipe)
+    return _Plan(names, banks, recipe, config.num_starts > 1)
 
 
 def _train(
-    plan: _Plan, frozen: LoadedModel, slots: Sequence[Slot], progress: bool
+    plan: _Plan,
+    configs: Configs,
+    frozen: LoadedModel,
+    concepts: Sequence[Concept],
+    slots: Sequence[Slot],
+    progress: bool,
 ) -> Iterator[tuple[list[int], State]]:
     """The numbers of those who share a bank, and its state after their last steps."""
     recipe = plan.recipe
     train_steps = dispatch.compile_train_steps(recipe)
-    total = max(slots[i].max_train_steps for bank in plan.banks for i in bank)
-    with Bar(
-        total=total * len(plan.banks),
-        desc="training",
-        unit="step",
-        disable=not progress,
-    ) as bar:
-        for numbers in plan.banks:
-            rows, bank = stack([slots[i] for i in numbers])
-            state = init_state(rows, recipe.optimizer, recipe.window)
-            everywhere = sharding.replicated(frozen.mesh)
-            state, bank = jax.device_put((state, bank), everywhere)
-            for done in range(0, total, _STEPS_A_DISPATCH):
-                num_steps = min(_STEPS_A_DISPATCH, total - done)
-                state, metrics = train_steps(state, frozen.params, bank, num_steps)
-                bar.update(num_steps)
-                if not np.asarray(metrics.running)[num_steps - 1].any():
-                    break
-            yield numbers, state
+    for numbers in plan.banks:
+        own = [slots[i] for i in numbers]
+        with Bar(desc="training", unit="step", disable=not progress) as bar:
+
+            def train(own: Sequence[Slot], bar: Bar = bar) -> State:
+                return _take_steps(train_steps, recipe, own, frozen, bar)
+
+            if plan.races:
+                together = [concepts[i] for i in numbers]
+                own = races.with_best_starts(
+                    configs, together, own, frozen, recipe, train
+                )
+            yield numbers, train(own)
+
+
+def _take_steps(
+    train_steps: Callable[..., tuple[State, Metrics]],
+    recipe: StepRecipe,
+    slots: Sequence[Slot],
+    frozen: LoadedModel,
+    bar: Bar,
+) -> State:
+    """The state of concepts side by side after the steps that they have."""
+    total = max(slot.max_train_steps for slot in slots)
+    rows, bank = stack(slots)
+    state = init_state(rows, recipe.optimizer, recipe.window)
+    state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
+    for done in range(0, total, _STEPS_A_DISPATCH):
+        num_steps = min(_STEPS_A_DISPATCH, total - done)
+        state, metrics = train_steps(state, frozen.params, bank, num_steps)
+        bar.update(num_steps)
+        if not np.asarray(metrics.running)[num_steps - 1].any():
+            break
+    return state
 
 
 def _slots(

@@ -39,6 +39,8 @@ from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
 from ti_flax.quickstart.critters import world
 from ti_flax.runtime import atomic, errors
+from ti_flax.step.fixed_loss import FIXED_EXAMPLES
+from ti_flax.training import starts
 
 _log = logging.getLogger(__name__)
 
@@ -121,14 +123,23 @@ def _work(
     taught: Sequence[Concept],
     steps: Sequence[int],
 ) -> dict[str, Any]:
-    """The steps of each word of a method, and the examples of all of them."""
+    """The steps of each word of a method, and the examples of all of them.
+
+    Those of a race count, and beside them what went through the model forward only.
+    """
     own = [
         count
         for concept, count in zip(taught, steps, strict=True)
         if concept.method.name == method.name
     ]
-    examples = configs[method.name].examples_per_step * sum(own)
-    return {"steps": own, "examples": examples}
+    config, raced, tried = configs[method.name], 0, 0
+    if config.num_starts > 1:
+        raced, tried = config.num_starts * config.start_steps, starts.CANDIDATES
+    return {
+        "steps": own,
+        "examples": config.examples_per_step * (sum(own) + len(own) * raced),
+        "forward": len(own) * tried * max(FIXED_EXAMPLES, config.train_batch_size),
+    }
 
 
 def _words(

@@ -6,23 +6,25 @@ from typing import Literal, NamedTuple
 from ti_flax.config.many_keys import OWN
 from ti_flax.config.objective_keys import ObjectiveKeys
 from ti_flax.config.run_config import Config
+from ti_flax.config.start_keys import StartKeys
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.config.training_keys import OptimizerKeys
 from ti_flax.runtime import arguments
 
 # Keys of a run that a method may give another value: all that say how a vector is
-# learned. Of another seed, words would draw other examples, and were no pairs.
+# learned. Of another seed, words would draw other examples, and were no pairs; what
+# they start from is each concept's own.
 KEYS = frozenset(
     {
         *OptimizerKeys.model_fields,
         *ObjectiveKeys.model_fields,
         *StoppingKeys.model_fields,
-        "initializer_jitter",
+        *StartKeys.model_fields,
         "unmasked_weight",
         "unmasked_probability",
         "normalize_masked_area_loss",
     }
-    - {"seed"}
+    - {"seed", "initializer_token", "initializer_embedding", "start_tokens"}
 )
 # Groups of words that no method learned: what concepts start from, what the model
 # knows, and the targets of either as they are drawn.
@@ -56,6 +58,18 @@ METHODS = {
         Method("min_snr", {"snr_gamma": "5"}),
         Method("beta2_0.99", {"adam_beta2": "0.99"}),
         Method("free", {"hold_row_norm": "none"}),
+        Method("starts", {"num_starts": "4", "start_steps": "20"}),
+        Method(
+            "directional",
+            {
+                "optimizer": "directional",
+                "hold_row_norm": "initializer",
+                "learning_rate": "0.03",
+            },
+        ),
+        Method("stratified", {"stratified_timesteps": "true"}),
+        Method("stable_decay", {"lr_scheduler": "warmup_stable_decay"}),
+        Method("median", {"hold_row_norm": "median"}),
         # diffusers' textual_inversion.py, as its documentation starts it: a rate of
         # 5e-4 times the batch. Its templates, 27 like ours, are worded otherwise.
         Method(
@@ -103,11 +117,15 @@ def together(configs: Mapping[str, Config]) -> list[list[str]]:
     """The methods in groups, each of one compiled step.
 
     What a slot may have of its own is no part of that; but whether the fixed loss is
-    evaluated is.
+    evaluated is, and whether starts race, which others need not wait for.
     """
     shared = sorted(KEYS - OWN)
     groups: dict[tuple, list[str]] = {}
     for name, config in configs.items():
-        key = (*(getattr(config, key) for key in shared), config.window)
+        key = (
+            *(getattr(config, key) for key in shared),
+            config.window,
+            config.num_starts > 1,
+        )
         groups.setdefault(key, []).append(name)
     return [*groups.values()]

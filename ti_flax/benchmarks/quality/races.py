@@ -1,0 +1,91 @@
+"""Races of starts of many concepts at once, each in its slot."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ti_flax.benchmarks.quality.base_model import LoadedModel
+from ti_flax.benchmarks.quality.held_out import Concept
+from ti_flax.config.run_config import Config
+from ti_flax.quickstart.critters import world
+from ti_flax.runtime import sharding
+from ti_flax.step.fixed_loss import compile_fixed_loss
+from ti_flax.step.slots import Slot, stack
+from ti_flax.step.state import State
+from ti_flax.step.train_step import StepRecipe
+from ti_flax.text.initial_rows import initial_rows, initializer_ids
+from ti_flax.text.nearest_words import words_near
+from ti_flax.training import starts
+from ti_flax.training.inputs import Start
+
+# Concepts to their state after the steps that they have.
+Train = Callable[[Sequence[Slot]], State]
+
+
+def with_best_starts(
+    configs: Mapping[str, Config],
+    concepts: Sequence[Concept],
+    slots: Sequence[Slot],
+    frozen: LoadedModel,
+    recipe: StepRecipe,
+    train: Train,
+) -> list[Slot]:
+    """The concepts with the rows of the start that won each one's race."""
+    name, table, tokenizer = frozen.encoder.name, frozen.table(), frozen.tokenizer()
+    fixed_loss, everywhere = (
+        compile_fixed_loss(recipe),
+        sharding.replicated(frozen.mesh),
+    )
+    bank = jax.device_put(stack(slots)[1], everywhere)
+
+    def rows_of(start: Start) -> dict[str, np.ndarray]:
+        ids = initializer_ids(tokenizer, start.word)
+        return {name: initial_rows(table, ids, 1, jitter=0.0, seed=start.seed)}
+
+    def losses(rows: Float[jax.Array, "S 1 D"]) -> list[float]:
+        return np.asarray(fixed_loss({name: rows}, frozen.params, bank).mean).tolist()
+
+    near = [
+        words_near(
+            *(tokenizer, table, slot.rows[name][0], starts.CANDIDATES),
+            without=_told_beforehand(concept),
+        )
+        for concept, slot in zip(concepts, slots, strict=True)
+    ]
+    tried = [
+        losses(jnp.stack([rows_of(Start(word, 0))[name] for word in words]))
+        for words in zip(*near, strict=True)
+    ]
+    races = []
+    for i, (concept, slot) in enumerate(zip(concepts, slots, strict=True)):
+        own = configs[concept.method.name].model_copy(
+            update={"initializer_token": concept.initializer}
+        )
+        first = starts.starts_of(own, near[i], [each[i] for each in tried])
+        races.append(starts.Race(own, first, slot, rows_of))
+    while any(running := [race.next() for race in races]):
+        # Who has no start left takes no step.
+        state = train(
+            [
+                one or slot._replace(max_train_steps=0)
+                for one, slot in zip(running, slots, strict=True)
+            ]
+        )
+        found = losses(state.rows[name])
+        for race, one, loss in zip(races, running, found, strict=True):
+            if one is not None:
+                race.note(loss)
+    return [
+        slot._replace(rows=rows_of(race.ranked()[0][0]))
+        for slot, race in zip(slots, races, strict=True)
+    ]
+
+
+def _told_beforehand(concept: Concept) -> list[str]:
+    """The word that a concept starts from, and the one that the model knows it by."""
+    nouns = {style: noun for noun, style in world.STYLES.items()}
+    known = nouns.get(concept.target)
+    return [concept.initializer, *([] if known is None else [known])]
