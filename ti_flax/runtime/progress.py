@@ -49,11 +49,19 @@ class Bar(tqdm):
 
 
 class _Lines:
-    """Writes what a bar shows as whole lines on stderr."""
+    """Writes what a bar shows as whole lines on stderr, each once.
+
+    A bar that ends shows its last state, which it may have shown just before.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
 
     def write(self, text: str) -> None:
-        if shown := text.strip():
+        shown = text.strip()
+        if shown and shown != self._last:
             sys.stderr.write(f"{shown}\n")
+            self._last = shown
 
     def flush(self) -> None:
         sys.stderr.flush()
