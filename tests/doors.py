@@ -29,7 +29,10 @@ def run(calls: Sequence[Sequence[str]]) -> list[Ran]:
     All share one interpreter, which turns warnings into errors.
     """
     # With the large pages that it asks for a command does not start itself again.
-    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    environment = os.environ | {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "COLUMNS": "80",
+    }
     ran = subprocess.run(
         [sys.executable, "-W", "error", __file__],
         input=json.dumps(calls),

@@ -454,7 +454,6 @@ CASES = {
     "a key of all in one concept": listing("cat: {seed: 1}\ndog: {resolution: 32}"),
     "a sweep of what all share": given(sweep="resolution=16,32"),
     "pictures that one concept lacks": listing("cat: {}\ndog: {train_data_dir: x}"),
-    "several concepts with W&B": listing("cat: {}\ndog: {}", report_to="wandb"),
     "a part that is none": listing("cat: {}\ndog: {}", part="2/2"),
 }
 

@@ -96,6 +96,7 @@ CALLS = [
     (["benchmark", "kernels", "--help"], 0, "benchmark kernels"),
     (["benchmark", "kernels", "--no_such_key"], 2, "--help lists all keys"),
 ]
+HELP = {"--help", "--version"}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,15 @@ def test_help_and_mistakes_come_without_jax(every_run, number, code, words):
     # Help has nothing to say beside itself, a mistake is one line.
     assert len(ran.stderr.splitlines()) == bool(code)
     assert ran.stderr.startswith("error: " * bool(code))
+
+
+def test_help_fits_a_terminal_of_80_columns(every_run):
+    shown = [
+        ran for ran, (call, *_) in zip(every_run, CALLS, strict=True) if HELP & {*call}
+    ]
+    assert len(shown) > 15
+    lines = [line for ran in shown for line in ran.stdout.splitlines()]
+    assert [line for line in lines if len(line) > 80] == []
 
 
 def test_the_check_sees_an_import_of_jax():

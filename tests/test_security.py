@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,13 @@ def test_the_citation_is_of_this_version_and_address():
     about.read(ROOT / "setup.cfg")
     assert cited["cff-version"] == "1.2.0" and cited["message"] and cited["authors"]
     assert cited["version"] == ti_flax.__version__
+    # The newest release, below what is not released yet.
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased, released, *_ = re.findall(r"(?m)^## (.+)$", changes)
+    assert unreleased == "[Unreleased]"
+    assert released == f"[{cited['version']}] - {cited['date-released']}"
+    for name in (unreleased, f"[{cited['version']}]"):
+        assert f"\n{name}: {about['metadata']['url']}/" in changes
     assert cited["license"] == about["metadata"]["license"]
     assert cited["repository-code"] == about["metadata"]["url"]
     policy = (ROOT / "SECURITY.md").read_text()

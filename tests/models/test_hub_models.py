@@ -1,5 +1,6 @@
 """Base models of the Hub: what is fetched, and what a Hub that fails makes of it."""
 
+import itertools
 import json
 import re
 import time
@@ -11,6 +12,7 @@ import pytest
 from hub_server import Fault, Hub
 
 from ti_flax.models import base_model, random_model
+from ti_flax.runtime import log
 from ti_flax.runtime.errors import UserError
 from ti_flax.runtime.regular_files import MAX_JSON_BYTES
 
@@ -306,3 +308,71 @@ def test_of_latent_diffusion_its_own_folders_are_fetched(
     assert fetched(hub) == settings
     base_model.open_model(NAME)
     assert fetched(hub) - settings == weights
+
+
+def opened_by_a_command(hub: Hub, capfd: pytest.CaptureFixture, name: str) -> list[str]:
+    """What a command says on the console, which is no terminal, as it opens a model."""
+    log.show_log()
+    capfd.readouterr()
+    base_model.open_model(name)
+    said = capfd.readouterr()
+    assert not said.out and "\r" not in said.err
+    return said.err.splitlines()
+
+
+def test_a_download_is_told_once_with_its_amount(
+    hub: Hub, tiny_model: Path, capfd: pytest.CaptureFixture
+) -> None:
+    files = publish(hub, tiny_model, *OTHERS)
+    weights = [f"{part}/{D}.safetensors" for part in ("unet", "vae")]
+    weights.append("text_encoder/model.safetensors")
+    size = sum(len(files[name]) for name in weights)
+    (line,) = opened_by_a_command(hub, capfd, NAME)
+    told = re.fullmatch(rf"downloading {NAME}: 3 files, ([\d.]+) MB", line)
+    assert told and abs(float(told[1]) - size / 1e6) < 0.01
+    # What the cache has is not downloaded, and of one file more only that one.
+    assert opened_by_a_command(hub, capfd, NAME) == []
+    (folder,) = hub_cache().glob("models--*/snapshots/*")
+    (folder / "vae" / f"{D}.safetensors").unlink()
+    (line,) = opened_by_a_command(hub, capfd, NAME)
+    assert line.startswith(f"downloading {NAME}: 1 file, ")
+
+
+def test_where_the_hub_is_busy_its_client_says_nothing(
+    hub: Hub, tiny_model: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """It would tell of each request that it repeats."""
+    publish(hub, tiny_model)
+    hub.faults.append(Fault(RESOLVE, 503, 2))
+    (line,) = opened_by_a_command(hub, capfd, NAME)
+    assert line.startswith(f"downloading {NAME}: 3 files, ")
+
+
+def test_a_download_of_a_minute_has_lines_that_count_its_bytes(
+    hub: Hub,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    files = publish(hub, tiny_model)
+    clock = itertools.count(0, 20)  # seconds, at each look
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    _, *lines = opened_by_a_command(hub, capfd, NAME)
+    total = sum(len(data) for name, data in files.items() if "safetensors" in name)
+    amount = r"([\d.]+)([kM])B"
+    counts = [
+        re.match(f"downloading: {amount} of {amount} in ", line) for line in lines
+    ]
+    assert counts and all(counts)
+    done = [
+        float(count[1]) * {"k": 1e3, "M": 1e6}[count[2]]
+        for count in filter(None, counts)
+    ]
+    assert done == sorted(done)
+    assert abs(done[-1] - total) < 0.01e6
+
+
+def hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)

@@ -12,6 +12,7 @@ import pytest
 import single_files
 from safetensors.numpy import load_file
 
+from ti_flax.hub import snapshot
 from ti_flax.models import base_model, clip_tokenizer
 from ti_flax.models.opening import Choices
 from ti_flax.runtime.errors import UserError
@@ -239,7 +240,9 @@ def test_a_file_of_the_hub_is_read(
     write("sd1", "model.safetensors")
     asked = []
 
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(
+        name: str, revision: str | None, allow_patterns: list[str], **_: object
+    ) -> str:
         asked.append((name, revision, allow_patterns))
         return str(tmp_path)
 
@@ -258,13 +261,15 @@ def test_a_vae_of_the_hub_is_downloaded_alone(
     names = ["config.json", single_files.FILES["vae"], "README.md", "other.bin"]
     asked = []
 
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(
+        name: str, revision: str | None, allow_patterns: list[str], **_: object
+    ) -> str:
         asked.append((name, revision, sorted(allow_patterns)))
         return str(cache)
 
-    listed = functools.partial(lambda names, *_, **__: names, names)
+    listing = snapshot.Listing("commit", dict.fromkeys(names))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
+    monkeypatch.setattr(snapshot, "list_files", lambda *_: listing)
     file = write("sd1", "model.safetensors", UNET, TEXT)
     choices = Choices(vae="somebody/vae")
     model = base_model.open_model(str(file), choices=choices)

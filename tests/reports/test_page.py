@@ -17,6 +17,7 @@ from PIL import Image
 from reported import USAGE
 
 from ti_flax.config import run_config
+from ti_flax.formats import programs
 from ti_flax.reports import callbacks, metrics_log, report
 from ti_flax.reports import page as reports_page
 from ti_flax.reports.plots import plots as made_plots
@@ -154,6 +155,33 @@ def test_the_page_says_what_was_done_and_what_went_wrong(run):
     # Of what was set, and then of all.
     assert text.count("learning_rate 0.002") == 1
     assert text.count("max_train_steps 700") == 2
+
+
+@pytest.mark.parametrize(
+    ("speeds", "duration"),
+    # 16 examples a step; the first waited 64 s for the compiler.
+    [([0.25, 8.0, 8.0, 4.0], "10 s"), ([0.25], "64 s"), ([8.0, 8.0], "4 s")],
+)
+def test_the_time_in_steps_is_not_the_compilers(tmp_path, speeds, duration):
+    keys = make_config(tmp_path, train_batch_size=16, max_train_steps=len(speeds))
+    keys.output_dir.mkdir()
+    with report.open_report(
+        keys, SLOT, range(len(speeds)), False, [], [], USAGE
+    ) as run_report:
+        for done, speed in enumerate(speeds):
+            run_report.add(make_metrics(done, 1), 1, speed)
+    text = Elements((keys.output_dir / reports_page.REPORT_NAME).read_text()).text
+    assert f"time in steps{duration}" in text.replace("\n", "")
+
+
+@pytest.mark.parametrize("word", ["<my-cat>", "a.b/c", "Größe 2", "con", "..."])
+def test_the_page_names_a_words_file_as_convert_does(word, tmp_path):
+    keys = make_config(tmp_path, placeholder_token=word, validation_prompt=())
+    keys.output_dir.mkdir()
+    with report.open_report(keys, SLOT, range(9), False, [], [], USAGE):
+        pass
+    text = Elements((keys.output_dir / reports_page.REPORT_NAME).read_text()).text
+    assert f"embeddings as {programs.file_name(word)}.safetensors" in text
 
 
 def test_programs_that_do_not_know_such_words_are_not_named(tmp_path):

@@ -20,14 +20,21 @@ class FakeWandb(types.ModuleType):
     def __init__(self):
         super().__init__("wandb")
         self.logged, self.begun, self.finished = [], [], 0
+        self.open, self.by_run = set(), {}
 
     def init(self, **settings):
         self.begun.append(settings)
-        return types.SimpleNamespace(
-            id="run-1",
-            log=lambda values, step: self.logged.append((step, values)),
-            finish=self.finish,
-        )
+        id_ = settings["id"] or f"run-{len(self.begun)}"
+        if settings["reinit"] != "create_new":  # ends the runs before
+            self.open.clear()
+        self.open.add(id_)
+
+        def log(values, step):
+            assert id_ in self.open
+            self.logged.append((step, values))
+            self.by_run.setdefault(id_, []).append((step, values))
+
+        return types.SimpleNamespace(id=id_, log=log, finish=self.finish)
 
     def finish(self):
         self.finished += 1
@@ -70,7 +77,40 @@ def test_wandb_that_does_not_start_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nAPI key"))
     with pytest.raises(errors.UserError, match=r"no API key.*WANDB_MODE=offline"):
-        trackers.open_sink("wandb", tmp_path, {}, 0)
+        trackers.open_sink("wandb", tmp_path, {"output_dir": str(tmp_path)}, 0)
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_each_word_has_a_wandb_run_of_its_own(name, tmp_path, monkeypatch):
+    """Of those in training at once; each goes on with its own."""
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for variable in ("WANDB_NAME", "WANDB_PROJECT"):
+        monkeypatch.delenv(variable, raising=False)
+    if name:
+        monkeypatch.setenv("WANDB_NAME", name)
+        monkeypatch.setenv("WANDB_PROJECT", "project")
+
+    def opened(word, start=0):
+        folder = tmp_path / word
+        config = {"output_dir": str(folder), "placeholder_token": f"<{word}>"}
+        return trackers.open_sink("wandb", folder / "logs", config, start)
+
+    cat, dog = opened("cat"), opened("dog")
+    cat.scalars(1, {"loss": 2.0})
+    dog.scalars(1, {"loss": 3.0})
+    again = opened("cat", start=1)
+    again.scalars(2, {"loss": 1.0})
+    dog.scalars(2, {"loss": 2.5})
+    told = {begun["project"] for begun in fake.begun}
+    assert told == {"project" if name else "textual_inversion"}
+    assert [begun["name"] for begun in fake.begun] == (
+        [name] * 3 if name else ["cat", "dog", "cat"]
+    )
+    assert fake.by_run == {
+        "run-1": [(1, {"loss": 2.0}), (2, {"loss": 1.0})],
+        "run-2": [(1, {"loss": 3.0}), (2, {"loss": 2.5})],
+    }
 
 
 @pytest.mark.parametrize(

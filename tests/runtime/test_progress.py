@@ -48,7 +48,7 @@ def run(
 @pytest.mark.parametrize(
     ("steps", "seconds", "lines"),
     # Every 30 s, and one where the work ends.
-    [(20, 1, 0), (29, 1, 0), (100, 1, 4), (10, 29, 6), (3, 100, 4), (1000, 0.1, 4)],
+    [(20, 1, 0), (29, 1, 0), (100, 1, 4), (10, 29, 5), (3, 100, 3), (1000, 0.1, 4)],
 )
 def test_a_file_has_a_line_every_half_minute(monkeypatch, clock, steps, seconds, lines):
     said = run(monkeypatch, clock, io.StringIO(), steps, seconds)

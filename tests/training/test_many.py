@@ -1,7 +1,6 @@
 """A queue of concepts leaves what runs of their own leave, whatever happens to it."""
 
 import json
-import os
 import shutil
 import threading
 from concurrent import futures
@@ -410,12 +409,3 @@ def test_one_list_at_a_time_writes_a_folder(tiny_model, path, tmp_path):
     with pytest.raises(UserError, match="another run is writing"):
         train(tiny_model, path, folder)
     lock.give_up()
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "told"), [("report_to", "wandb", "report_to: wandb follows one")]
-)
-def test_what_many_concepts_cannot_have(key, value, told, tiny_model, path, tmp_path):
-    with pytest.raises(UserError, match=told):
-        train(tiny_model, path, tmp_path / "q", **{key: value})
-    assert not os.path.exists(tmp_path / "q")

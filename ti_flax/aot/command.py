@@ -7,10 +7,11 @@ from ti_flax.config import concepts
 from ti_flax.runtime import arguments, errors
 
 _DESCRIPTION = """\
-Compiles the train step, the encoding of pictures and the making of previews for TPUs
-that nobody holds, and prints for each topology whether they fit, what they need, the
-largest batch and the most slots; or whether the step of --slots N or of --concepts LIST
-fits. It needs libtpu, pip install 'ti_flax[tpu]', and no TPU."""
+Compiles the train step, the encoding of pictures and the making of previews for
+TPUs that nobody holds, and prints for each topology whether they fit, what they
+need, the largest batch and the most slots; or whether the step of --slots N or
+of --concepts LIST fits. It needs libtpu, pip install 'ti_flax[tpu]', and no
+TPU."""
 
 Asked = concepts.Config | concepts.Many
 
@@ -19,7 +20,7 @@ def read(argv: Sequence[str]) -> tuple[tuple[Asked, int | None, list[str]], dict
     """The arguments of `print_reports`."""
     parser = arguments.Parser(
         prog="python -m ti_flax.train_compile",
-        usage="%(prog)s --topology KIND:SHAPE [...] --config FILE [--key value ...]",
+        usage="%(prog)s --topology KIND:SHAPE [...]\n  --config FILE [--key value ...]",
         description=_DESCRIPTION,
         epilog="All other keys are those of python -m ti_flax.train --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

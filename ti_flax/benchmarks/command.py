@@ -28,8 +28,8 @@ def read(argv: Sequence[str]) -> tuple[tuple[str, Settings], dict]:
     name, *rest = argv or [""]
     if name in ("-h", "--help"):
         print(
-            f"usage: python -m ti_flax.benchmark {'|'.join(_SUBCOMMANDS)} [--key "
-            "value ...]\n\nEach says more with --help."
+            f"usage: python -m ti_flax.benchmark {'|'.join(_SUBCOMMANDS)}\n"
+            "  [--key value ...]\n\nEach says more with --help."
         )
         raise SystemExit(0)
     if name not in _SUBCOMMANDS:

@@ -31,6 +31,8 @@ _FILE_EPILOG = """ \
 The command line wins over the YAML file, that over dataset_config, that over the
 preset, the preset over the defaults."""
 
+# With the key before it, what a line of 80 characters has room for.
+_LONGEST_METAVAR = 50
 # The key of --json, which would hide a method; without a value, as files follow it.
 JSON = "json_"
 _IN = " " * 6
@@ -149,9 +151,15 @@ def _make_parser(
     groups: Mapping[str, type[BaseModel]],
     positional: str = "",
 ) -> arguments.Parser:
+    name = f"python -m ti_flax.{program.module}"
     parser = arguments.Parser(
-        prog=f"python -m ti_flax.{program.module}",
-        usage=f"%(prog)s {program.usage}",
+        prog=name,
+        usage=textwrap.fill(
+            f"{name} {program.usage}",
+            width=80 - len("usage: "),
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        ),
         epilog=epilog,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # only what was given is in the result
@@ -203,13 +211,16 @@ def _add_key(
     section: argparse._ArgumentGroup, key: str, field: FieldInfo, default: str
 ) -> None:
     text = f"{field.description} ({default})".replace("%", "%%")
+    metavar = _metavar(field)
+    if len(metavar) > _LONGEST_METAVAR:
+        text, metavar = f"{metavar.replace('|', ', ')}: {text}", "NAME"
     if _is_several(field):
         section.add_argument(
-            f"--{key}", nargs="+", action="extend", metavar=_metavar(field), help=text
+            f"--{key}", nargs="+", action="extend", metavar=metavar, help=text
         )
         return
     if bool not in (field.annotation, *get_args(field.annotation)):
-        section.add_argument(f"--{key}", metavar=_metavar(field), help=text)
+        section.add_argument(f"--{key}", metavar=metavar, help=text)
         return
     if key == JSON:
         section.add_argument(
@@ -217,7 +228,7 @@ def _add_key(
         )
         return
     section.add_argument(
-        f"--{key}", nargs="?", const="true", metavar=_metavar(field), help=text
+        f"--{key}", nargs="?", const="true", metavar=metavar, help=text
     )
     section.add_argument(
         f"--no_{key}",

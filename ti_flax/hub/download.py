@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ti_flax.hub import snapshot
 from ti_flax.hub.ids import HubId
 from ti_flax.runtime.errors import UserError, one_line
 
@@ -18,20 +19,17 @@ def embedding(name: HubId) -> Path:
     Raises:
         UserError: when the repository cannot be read.
     """
-    # Slow to import, and not needed for a local file.
-    import huggingface_hub
-
     repo_id, file = name
     patterns = [file] if file else _PATTERNS
     try:
-        folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
+        folder = snapshot.download(repo_id, None, patterns)
     except Exception as error:  # whichever library the client is built on
         reason = one_line(error)
         raise UserError(
             f"{name} is no local file or folder, and cannot be fetched from the Hub "
             f"({reason}); check the name, the network and your access"
         ) from error
-    path = Path(folder, file)
+    path = folder / file
     if not path.exists():
         raise UserError(
             f"{name} has no embedding: expected {' or '.join(patterns)} in the Hub's "

@@ -3,13 +3,13 @@
 The token goes to huggingface_hub and nowhere else: no file, log line or error has it.
 """
 
-import contextlib
 import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ti_flax.hub import client
 from ti_flax.runtime.errors import UserError, one_line
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def push(
 
     for wait in (*_WAITS, None):
         try:
-            with _client_is_silent():
+            with client.is_silent():
                 address = upload()
         except Exception as error:  # whichever library the client is built on
             reason = _reason(error, token)
@@ -114,29 +114,6 @@ def push(
             _log.info("uploaded to %s", address)
             return address
     raise AssertionError("the last attempt returns or raises")
-
-
-@contextlib.contextmanager
-def _client_is_silent() -> Iterator[None]:
-    """Leaves out huggingface_hub's bars and its warning of each repeated request.
-
-    The files have some kilobytes, and our line says what is tried again. HF_DEBUG
-    shows the warnings.
-    """
-    from huggingface_hub import utils
-
-    client = logging.getLogger("huggingface_hub")
-    level, had_bars = client.level, not utils.are_progress_bars_disabled()
-    if level != logging.DEBUG:
-        client.setLevel(logging.ERROR)
-    if had_bars:
-        utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        client.setLevel(level)
-        if had_bars:
-            utils.enable_progress_bars()
 
 
 def _failed(folder: Path, repo_id: str, private: bool, reason: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ti_flax.hub import snapshot
 from ti_flax.hub.ids import is_repository, parse
 from ti_flax.models import weight_files
 from ti_flax.runtime.errors import UserError, one_line, shown
@@ -36,9 +37,8 @@ class Located(NamedTuple):
             return
         # The commit of the settings, which were found to be a model's.
         revision = self.folder.name
-        names, failed = _names_on_hub(self.repository, revision), None
-        if isinstance(names, Exception):
-            names, failed = _names_in_cache(self.folder), names
+        listing, failed = _list_files(self.repository, revision)
+        names = _names_in_cache(self.folder) if failed else [*listing.sizes]
         patterns = []
         for part in parts:
             before = "" if alone else f"{part}/"
@@ -54,7 +54,7 @@ class Located(NamedTuple):
             chosen = weight_files.choose_or_tell(place, part, inside, variant, names)
             patterns += weight_files.patterns(before, chosen)
         if patterns:
-            _snapshot(_KEY, self.repository, revision, patterns)
+            _download(_KEY, self.repository, revision, patterns, listing)
 
 
 def find_model(name_or_path: str, revision: str | None) -> Located:
@@ -96,7 +96,8 @@ def find_file(key: str, name_or_path: str, revision: str | None) -> Path | None:
     found = parse(name_or_path)
     if found is None or not found.file.lower().endswith(_SINGLE_FILES):
         return None
-    folder = _snapshot(key, found.repository, revision, [found.file])
+    listing, _ = _list_files(found.repository, revision)
+    folder = _download(key, found.repository, revision, [found.file], listing)
     if not os.path.exists(folder / found.file):
         raise UserError(
             f"{key}: no file {shown(name_or_path)}, here or in the Hub's repository "
@@ -139,7 +140,7 @@ def _find(
             "(owner/name); give one of the two"
         )
     _check_sizes(key, name_or_path, revision, patterns)
-    return Located(_snapshot(key, name_or_path, revision, patterns), name_or_path)
+    return Located(_download(key, name_or_path, revision, patterns), name_or_path)
 
 
 def _check_sizes(
@@ -150,47 +151,38 @@ def _check_sizes(
     Where the Hub does not say how long they are, the download will, or the cache has
     them.
     """
-    import huggingface_hub
-
-    try:
-        listed = huggingface_hub.HfApi().model_info(
-            repository, revision=revision, files_metadata=True
-        )
-    except Exception:  # whichever library the client is built on
-        return
-    for file in listed.siblings or ():
-        wanted = any(fnmatch.fnmatch(file.rfilename, each) for each in patterns)
-        if wanted and isinstance(file.size, int) and file.size > MAX_JSON_BYTES:
+    listing, _ = _list_files(repository, revision)
+    for name, size in listing.sizes.items():
+        wanted = any(fnmatch.fnmatch(name, each) for each in patterns)
+        if wanted and size is not None and size > MAX_JSON_BYTES:
             raise UserError(
-                f"{key}: {repository}/{shown(file.rfilename)[1:-1]} has {file.size} "
+                f"{key}: {repository}/{shown(name)[1:-1]} has {size} "
                 f"bytes, expected at most {MAX_JSON_BYTES}; give a model as it was "
                 "published"
             )
 
 
-def _snapshot(
-    key: str, repository: str, revision: str | None, patterns: list[str]
-) -> Path:
-    # Slow to import, and not needed for a local folder.
-    import huggingface_hub
-
+def _list_files(
+    repository: str, revision: str | None
+) -> tuple[snapshot.Listing, Exception | None]:
+    """What the Hub has of a repository, or nothing and why."""
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=patterns
-            )
-        )
+        return snapshot.list_files(repository, revision), None
+    except Exception as error:  # whichever library the client is built on
+        return snapshot.Listing(), error
+
+
+def _download(
+    key: str,
+    repository: str,
+    revision: str | None,
+    patterns: list[str],
+    listing: snapshot.Listing = snapshot.Listing(),  # noqa: B008, a tuple
+) -> Path:
+    try:
+        return snapshot.download(repository, revision, patterns, listing)
     except Exception as error:  # whichever library the client is built on
         raise _unreachable(key, repository, error) from error
-
-
-def _names_on_hub(repository: str, revision: str) -> list[str] | Exception:
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
-    except Exception as error:  # whichever library the client is built on
-        return error
 
 
 def _names_in_cache(folder: Path) -> list[str]:

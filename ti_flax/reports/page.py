@@ -1,7 +1,6 @@
 """report.html: a run on one page that needs no other file and no network."""
 
 import base64
-import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ti_flax import __version__
-from ti_flax.config import run_config
+from ti_flax.config import folder_names, run_config
 from ti_flax.reports import metrics_log, thumbnails
 from ti_flax.reports.plots import Line, plots, vector_names
 from ti_flax.runtime import atomic, pages
@@ -83,7 +82,7 @@ def write(
         plots=[p._asdict() for p in plots(metrics, validations, config.num_vectors)],
         vectors=vector_names(len(nearest), config.num_vectors),
         place=_PLACE,
-        file_name=_file_name(config.placeholder_token),
+        file_name=folder_names.made(config.placeholder_token),
         example=example(config),
         shell=shlex.quote,
         version=__version__,
@@ -127,11 +126,13 @@ def add_picture(folder: Path, title: str, picture: Image.Image) -> None:
 def _work(config: run_config.Config, metrics: Sequence[Line]) -> dict[str, Any] | None:
     """What the steps took, all that metrics.jsonl knows of, and of the last the speed.
 
-    The devices are those of this process.
+    The first waits for the compiler, and is counted as the second. The devices are
+    those of this process.
     """
     if not metrics:
         return None
     speeds = [line["examples_per_second"] for line in metrics]
+    speeds[:1] = speeds[1:2] or speeds[:1]
     seconds = sum(config.examples_per_step / speed for speed in speeds if speed)
     kind = jax.devices()[0].device_kind
     return {
@@ -174,11 +175,6 @@ def _shown(value: Any) -> str:
         case list():
             return " | ".join(map(str, value)) or "none"
     return str(value)
-
-
-def _file_name(word: str) -> str:
-    """A name for the embedding's file, which is the word in some programs."""
-    return re.sub(r"[^\w-]+", "", word) or "word"
 
 
 def example(config: run_config.Config) -> str:

@@ -82,7 +82,11 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases; resuming from a step continues the same run."""
+    """A run of Weights & Biases; resuming from a step continues the same run.
+
+    It is called as the folder of results, unless WANDB_NAME says otherwise (and
+    WANDB_PROJECT of which project it is). A process may have several at a time.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], start: int) -> None:
         import wandb
@@ -90,13 +94,16 @@ class Wandb:
         self._wandb = wandb
         id_file = folder / _WANDB_ID
         known = start > 0 and id_file.exists()
+        own_name = Path(config["output_dir"]).name
         try:
             self._run = wandb.init(
-                project="textual_inversion",
+                project=os.environ.get("WANDB_PROJECT", "textual_inversion"),
                 dir=str(folder),
                 config=dict(config),
                 id=id_file.read_text() if known else None,
                 resume="allow",
+                name=os.environ.get("WANDB_NAME", own_name),
+                reinit="create_new",
             )
         except wandb.Error as error:
             reason = one_line(error)

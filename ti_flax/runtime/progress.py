@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 _SECONDS = 30.0
 _LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s in {elapsed}, {remaining} left{postfix}"
+_BYTES = "{desc}: {n_fmt}B of {total_fmt}B in {elapsed}, {remaining} left"
 
 
 class Bar(tqdm):
@@ -25,7 +26,7 @@ class Bar(tqdm):
         if not self._redraws:
             settings |= {
                 "file": _Lines(),
-                "bar_format": _LINE,
+                "bar_format": _BYTES if settings.get("unit") == "B" else _LINE,
                 "mininterval": _SECONDS,
                 "delay": _SECONDS,
             }
@@ -48,11 +49,19 @@ class Bar(tqdm):
 
 
 class _Lines:
-    """Writes what a bar shows as whole lines on stderr."""
+    """Writes what a bar shows as whole lines on stderr, each once.
+
+    A bar that ends shows its last state, which it may have shown just before.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
 
     def write(self, text: str) -> None:
-        if shown := text.strip():
+        shown = text.strip()
+        if shown and shown != self._last:
             sys.stderr.write(f"{shown}\n")
+            self._last = shown
 
     def flush(self) -> None:
         sys.stderr.flush()

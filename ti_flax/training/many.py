@@ -71,7 +71,7 @@ def train_many(many: Many, progress: bool = True) -> Spent:
     """
     first = many.concepts[0].config
     compilation.keep_compiled(first.compilation_cache_dir)
-    _check_tracker(first.report_to)
+    trackers.check(first.report_to)
     spent = Spent()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
@@ -100,16 +100,6 @@ def train_many(many: Many, progress: bool = True) -> Spent:
                 _train(group, many.slots, shared, networks, ledger, bar, signals, spent)
     _end(many, ledger, signals, spent)
     return spent
-
-
-def _check_tracker(report_to: str) -> None:
-    """Raises `UserError` for what several concepts cannot report to."""
-    if "wandb" in trackers.names(report_to):
-        raise UserError(
-            "report_to: wandb follows one run a process, and here are several; choose "
-            "tensorboard or none"
-        )
-    trackers.check(report_to)
 
 
 def _tell(
