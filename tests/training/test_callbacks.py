@@ -19,14 +19,14 @@ STEPS = 6
 
 
 @pytest.fixture
-def train(tiny_model, tmp_path, monkeypatch):
+def train(small_model, tmp_path, monkeypatch):
     """Runs the trainer without the networks."""
     pictures = runs.draw_pictures(tmp_path / "pictures")
     runs.skip_networks(monkeypatch)
 
     def run(folder, keys=(), **callbacks):
         given = {"validation_steps": 3, "checkpointing_steps": 99, **dict(keys)}
-        config = runs.make_config(tiny_model, pictures, tmp_path / folder, **given)
+        config = runs.make_config(small_model, pictures, tmp_path / folder, **given)
         (learned,) = training_run.train_concepts(config, False, **callbacks)
         return learned
 
@@ -46,7 +46,7 @@ def spoil(told):
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_model, pictures, tmp_path_factory):
+def pair(small_model, pictures, tmp_path_factory):
     """Two runs with all networks, and what callbacks of the second heard."""
     folder = tmp_path_factory.mktemp("pair")
     heard = []
@@ -59,7 +59,7 @@ def pair(tiny_model, pictures, tmp_path_factory):
 
     def run(name, **callbacks):
         config = runs.make_config(
-            *(tiny_model, pictures, folder / name),
+            *(small_model, pictures, folder / name),
             validation_prompt="a <toy>",
             num_validation_images=1,
             validation_control=True,
