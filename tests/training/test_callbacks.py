@@ -45,9 +45,11 @@ def spoil(told):
             value[...] = 0
 
 
-@pytest.fixture(scope="module")
-def pair(small_model, pictures, tmp_path_factory):
-    """Two runs with all networks, and what callbacks of the second heard."""
+@pytest.fixture(
+    scope="module", params=["fakes", pytest.param("networks", marks=pytest.mark.slow)]
+)
+def pair(request, small_model, pictures, tmp_path_factory):
+    """Two runs with previews, and what callbacks of the second heard."""
     folder = tmp_path_factory.mktemp("pair")
     heard = []
 
@@ -69,7 +71,10 @@ def pair(small_model, pictures, tmp_path_factory):
         (learned,) = training_run.train_concepts(config, False, **callbacks)
         return learned
 
-    return run("quiet"), run("loud", on_step=hear, on_look=hear), heard
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "fakes":
+            runs.skip_networks(patch)
+        return run("quiet"), run("loud", on_step=hear, on_look=hear), heard
 
 
 def test_callbacks_change_no_number(pair):
