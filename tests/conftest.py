@@ -91,6 +91,24 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """As `tiny_model`, of the networks that compile soonest."""
+    import slots
+
+    from ti_flax.models import known, random_model
+
+    small = {
+        "unet": slots.CONFIGS["unet"] | {"cross_attention_dim": 32},
+        "text_encoder": known.TINY["text_encoder"] | {"num_hidden_layers": 1},
+    }
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(known.SHAPES, "small", known.TINY | small)
+        random_model.write_random_model(folder, "small")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """A folder with three pictures of noise."""
     import runs

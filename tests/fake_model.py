@@ -92,17 +92,18 @@ class FakeModel(base_model.BaseModel):
 
     def load(self, part, sharding=None):
         shapes = param_shapes(self.family.parts[part])
-        everywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         params = random_weights(
             jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=everywhere
+                    leaf.shape, leaf.dtype, sharding=here
                 ),
                 shapes,
             )
         )
+        params = jax.tree.map(np.asarray, params)
         if sharding is None:  # on no device in particular, as the real ones
-            return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), params)
+            return jax.tree.map(jnp.asarray, params)
         return jax.tree.map(
             lambda leaf: jax.device_put(
                 leaf, sharding(leaf.shape) if callable(sharding) else sharding

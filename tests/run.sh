@@ -15,16 +15,20 @@ venv=.venv-test-$version${pins:+-$pins}
 # pytest 9.2.) In the order of conftest.py: by itself it begins files of few tests, which
 # are the long ones, last.
 workers=(-n 2 --dist loadfile --no-loadscope-reorder)
-pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
+# uv links packages from its cache, where pip unpacks and compiles each environment's.
+install=("$venv/bin/uv" pip install --quiet --python "$venv")
+# Wheels that lie on this machine, in pip's setting.
+export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}}
 
 "$python" -m venv "$venv"
+"$venv/bin/python" -m pip --disable-pip-version-check install --quiet uv
 if [ -n "$pins" ]; then
     # Their packages stay as they are, as in the notebook; without jax[tpu].
-    "${pip[@]}" --constraint "tests/$pins.txt" -e . \
+    "${install[@]}" --constraint "tests/$pins.txt" -e . \
         beartype hypothesis ipykernel nbclient nbformat matplotlib pytest \
         pytest-xdist regex
     # As below.
-    "${pip[@]}" --no-deps open_clip_torch
+    "${install[@]}" --no-deps open_clip_torch
     steps=tests/step/test_train_step.py
     exec "$venv/bin/python" -m pytest "${workers[@]}" tests/test_notebook.py \
         tests/models/test_parity.py tests/checkpoints/test_store.py \
@@ -34,18 +38,18 @@ if [ -n "$pins" ]; then
 fi
 if [ "$version" = 3.11 ]; then
     # First and by itself: nothing that follows may pull another build of it.
-    "${pip[@]}" torch==2.13.0
-    "${pip[@]}" -e '.[test,torch]'
+    "${install[@]}" torch==2.13.0
+    "${install[@]}" -e '.[test,torch]'
     # InvokeAI's loader of embeddings, with what its import needs: it pins a PyTorch.
-    "${pip[@]}" --no-deps invokeai compel \
+    "${install[@]}" --no-deps invokeai compel \
         blake3 pydantic-settings pyparsing python-dotenv
 else
-    "${pip[@]}" -e '.[test]'
+    "${install[@]}" -e '.[test]'
 fi
 # Only its vocabulary file is read; its dependencies would bring PyTorch.
-"${pip[@]}" --no-deps open_clip_torch
+"${install[@]}" --no-deps open_clip_torch
 # Only the schema of its tasks is read.
-"${pip[@]}" --no-deps skypilot
+"${install[@]}" --no-deps skypilot
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/ty" check --quiet --error-on-warning --python "$venv"

@@ -1,14 +1,18 @@
 """The smallest model that has every kind of block, and slots to train on it."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ti_flax.models import known, stable_diffusion
-from ti_flax.models.random_params import random_params
+from ti_flax.models.family import Part
+from ti_flax.models.random_params import random_params, random_weights
+from ti_flax.models.torch_params import param_shapes
 from ti_flax.runtime import sharding
 from ti_flax.step import dispatch, train_step
 from ti_flax.step.bank import draw_batch
@@ -31,7 +35,25 @@ CONFIGS = {
 }
 VOCABULARY = CONFIGS["text_encoder"]["vocab_size"]
 WIDTH = CONFIGS["text_encoder"]["hidden_size"]
-FAMILY = stable_diffusion.make_family(CONFIGS)
+NETWORKS = FAMILY = stable_diffusion.make_family(CONFIGS)
+
+
+class Denoiser(nn.Module):
+    """Gains of the channels by context and time: what is no UNet's compiles soon."""
+
+    def example_inputs(self):
+        return jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 77, WIDTH))
+
+    @nn.compact
+    def __call__(self, x_t, timesteps, context):
+        # The sum over 77 tokens, at about unit scale.
+        told = jnp.tanh(nn.Dense(8, name="read")(context)).sum(axis=1) / 8
+        told = jnp.concatenate([told, jnp.sin(timesteps / 100)[:, None]], axis=1)
+        return x_t * nn.Dense(4, name="gain")(told)[:, None, None, :]
+
+
+# The text encoder is the network's.
+LIGHT = dataclasses.replace(NETWORKS, denoiser=Part("unet", Denoiser()))
 
 
 class Concept(NamedTuple):
@@ -71,16 +93,27 @@ _adamw = functools.cache(adamw)
 
 
 def make_frozen(recipe):
-    return _frozen(recipe.mesh)
+    return _frozen(recipe.family, recipe.mesh)
 
 
 @functools.cache
-def _frozen(mesh):
+def _frozen(family, mesh):
     frozen = {
         name: random_params(CONFIGS, name, seed)
         for seed, name in enumerate(("text_encoder", "unet"))
     }
+    if family.denoiser is LIGHT.denoiser:
+        frozen["unet"] = _light_params()
     return jax.device_put(frozen, sharding.replicated(mesh))
+
+
+def _light_params():
+    everywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        param_shapes(LIGHT.denoiser.module),
+    )
+    return random_weights(shapes)
 
 
 _compiled = {}

@@ -1,6 +1,5 @@
 """The kernels that the benchmark times are those of the UNet, all of them."""
 
-import importlib.util
 import json
 import sys
 
@@ -36,11 +35,16 @@ def test_kernels_of_stable_diffusion():
     assert sum(each.calls for each in found.values() if each.kind == "norms") == 109
 
 
-def test_the_table_adds_up_to_the_network(tmp_path, monkeypatch, capsys):
-    with_torch = importlib.util.find_spec("torch") is not None
+# With PyTorch all is measured that is measured without.
+@pytest.mark.parametrize(
+    "pytorch", ["same", pytest.param("no", marks=pytest.mark.slow)]
+)
+def test_the_table_adds_up_to_the_network(pytorch, tmp_path, monkeypatch, capsys):
+    if pytorch == "same":
+        pytest.importorskip("torch")
     output = tmp_path / "kernels.json"
     argv = ["--model", "quickstart", "--repeats", "1", f"--output={output}"]
-    argv += ["--pytorch", "same" if with_torch else "no"]
+    argv += ["--pytorch", pytorch]
     monkeypatch.setattr(sys, "argv", ["benchmark", "kernels", *argv])
     benchmark.main()
     content = json.loads(output.read_text())
@@ -62,7 +66,7 @@ def test_the_table_adds_up_to_the_network(tmp_path, monkeypatch, capsys):
     assert forward == pytest.approx(
         flops.count(model.family.denoiser.module.apply, params, *inputs)
     )
-    sides = {"ti_flax"} | ({"PyTorch"} if with_torch else set())
+    sides = {"ti_flax"} | ({"PyTorch"} if pytorch == "same" else set())
     for each in kernels:
         own = each["kind"] in ("convolutions", "attention")
         assert each["seconds"].keys() == sides | ({"XLA"} if own else set())

@@ -61,7 +61,7 @@ def embeddings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model, embeddings, tmp_path_factory):
+def run(small_model, embeddings, tmp_path_factory):
     output = tmp_path_factory.mktemp("pictures")
     traces = []
     sample = samplers.sample
@@ -71,7 +71,7 @@ def run(tiny_model, embeddings, tmp_path_factory):
         )
         images = generate.generate_images(
             progress=False,
-            model=tiny_model,
+            model=small_model,
             embedding=embeddings,
             output=output,
             **SETTINGS,
@@ -80,11 +80,11 @@ def run(tiny_model, embeddings, tmp_path_factory):
 
 
 @pytest.fixture
-def make(tiny_model, embeddings):
+def make(small_model, embeddings):
     """Runs that differ from a valid one by keys; they end before weights are read."""
 
     def make(**keys):
-        valid = {"model": tiny_model, "embedding": embeddings, **SETTINGS}
+        valid = {"model": small_model, "embedding": embeddings, **SETTINGS}
         return generate.generate_images(progress=False, **valid | keys)
 
     return make
@@ -132,13 +132,15 @@ def test_the_second_batch_does_not_compile_again(run):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_pictures_equal_those_of_stable_diffusion_pipeline(run, tiny_model, embeddings):
+def test_pictures_equal_those_of_stable_diffusion_pipeline(
+    run, small_model, embeddings
+):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     # So small a network runs many times faster without waiting for other threads.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(small_model)
     pipeline.set_progress_bar_config(disable=True)
     for file in embeddings:
         pipeline.load_textual_inversion(str(file))
@@ -163,12 +165,12 @@ def test_a_picture_depends_on_prompt_and_seed_alone(run, make):
     assert np.abs(pixels([image]) - pixels(run.images[7:8])).max() <= 1
 
 
-def test_pictures_do_not_depend_on_batches_and_devices(run, tiny_model, embeddings):
+def test_pictures_do_not_depend_on_batches_and_devices(run, small_model, embeddings):
     mesh = sharding.make_mesh(jax.devices()[:1])
-    model = base_model.open_model(str(tiny_model))
+    model = base_model.open_model(str(small_model))
     params = {name: model.load(name) for name in ("text_encoder", "unet", "vae")}
     tokenize = PromptTokenizer(
-        load_tokenizer(tiny_model / "tokenizer"),
+        load_tokenizer(small_model / "tokenizer"),
         model.family.text_encoders[0].vocab_size,
         {"<cat>": 2, "<dog>": 1},
     )
@@ -218,8 +220,8 @@ PARAMS = {"gain": np.float32(0.9)}
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny_model):
-    model = base_model.open_model(str(tiny_model))
+def recipe(small_model):
+    model = base_model.open_model(str(small_model))
     config = {**model.scheduler, "timestep_spacing": "trailing"}
     denoiser = model.family.denoiser
     denoiser = denoiser._replace(module=Predictor(denoiser.module.config))
@@ -265,8 +267,11 @@ def test_guidance_leads_from_the_negative_prompt_through_the_prompt(recipe):
 @pytest.mark.parametrize(
     ("scale", "matters"), [(0.5, False), (1.0, False), (2.0, True)]
 )
-def test_up_to_1_there_is_no_guidance(recipe, tiny_model, scale, matters):
-    params = {"unet": PARAMS, "vae": base_model.open_model(str(tiny_model)).load("vae")}
+def test_up_to_1_there_is_no_guidance(recipe, small_model, scale, matters):
+    params = {
+        "unet": PARAMS,
+        "vae": base_model.open_model(str(small_model)).load("vae"),
+    }
 
     def picture(negative):
         wanted = sampling.Wanted(
@@ -309,7 +314,7 @@ def read_parameters(text):
     return prompt, negative.removeprefix("Negative prompt:").strip(), dict(pairs)
 
 
-def test_a_png_says_how_to_make_it_again(run, tiny_model):
+def test_a_png_says_how_to_make_it_again(run, small_model):
     with Image.open(run.output / "00006.png") as file:
         texts = file.text
     prompt, negative, pairs = read_parameters(texts["parameters"])
@@ -320,7 +325,7 @@ def test_a_png_says_how_to_make_it_again(run, tiny_model):
         "CFG scale": "7.5",
         "Seed": "8",
         "Size": "32x32",
-        "Model": tiny_model.name,
+        "Model": small_model.name,
     }
     assert expected.items() <= pairs.items()
     assert json.loads(texts["ti_flax"]) | {"version": None} == {
@@ -333,7 +338,7 @@ def test_a_png_says_how_to_make_it_again(run, tiny_model):
         "guidance_scale": 7.5,
         "width": 32,
         "height": 32,
-        "model": str(tiny_model),
+        "model": str(small_model),
         "words": {"<cat>": 2, "<dog>": 1},
     }
     assert run.images[6].info == texts
@@ -449,9 +454,9 @@ def test_an_output_that_is_a_file_is_refused(make, no_weights, tmp_path):
 
 
 def test_an_unknown_scheduler_of_the_model_is_named(
-    make, no_weights, tiny_model, tmp_path
+    make, no_weights, small_model, tmp_path
 ):
-    for part in tiny_model.iterdir():
+    for part in small_model.iterdir():
         (tmp_path / part.name).symlink_to(part)
     (tmp_path / "scheduler").unlink()
     (tmp_path / "scheduler").mkdir()

@@ -26,9 +26,9 @@ SEED = 7
 
 
 @pytest.fixture
-def settings(tiny_model, pictures, tmp_path):
+def settings(small_model, pictures, tmp_path):
     return {
-        "pretrained_model_name_or_path": str(tiny_model),
+        "pretrained_model_name_or_path": str(small_model),
         "train_data_dir": pictures,
         "output_dir": tmp_path / "out",
         "placeholder_token": "<toy>",
@@ -49,7 +49,7 @@ def learn(settings, **keys):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model, pictures, tmp_path_factory):
+def run(small_model, pictures, tmp_path_factory):
     """The folder of a run with previews, and how often their sampling was traced."""
     traces = []
     sample = samplers.sample
@@ -60,7 +60,7 @@ def run(tiny_model, pictures, tmp_path_factory):
         )
         learned = training_run.train_concepts(
             run_config.Config(
-                pretrained_model_name_or_path=str(tiny_model),
+                pretrained_model_name_or_path=str(small_model),
                 train_data_dir=pictures,
                 output_dir=output_dir,
                 placeholder_token="<toy>",
@@ -137,11 +137,11 @@ def test_a_second_preview_does_not_compile_again(run):
 
 @pytest.mark.parametrize("name", ["step_000000", "step_000004", "control"])
 def test_previews_are_what_generate_makes_of_the_word(
-    name, run, tiny_model, tmp_path, settings
+    name, run, small_model, tmp_path, settings
 ):
     rows = run.learned.rows["text_encoder"]
     if name == "step_000000":
-        [rows] = first_rows(tiny_model, settings)
+        [rows] = first_rows(small_model, settings)
     concept_folder.export_concept(
         tmp_path,
         find.Embedding("<toy>", {"text_encoder": rows}),
@@ -150,7 +150,7 @@ def test_previews_are_what_generate_makes_of_the_word(
     )
     images = generate.generate_images(
         progress=False,
-        model=tiny_model,
+        model=small_model,
         embedding=tmp_path / find.SAFETENSORS_NAME,
         prompt=CONTROL if name == "control" else PROMPT,
         num_images=2,
@@ -167,10 +167,10 @@ def test_previews_are_what_generate_makes_of_the_word(
         )
 
 
-def first_rows(tiny_model, settings):
+def first_rows(small_model, settings):
     keys = run_config.Config(**settings)
-    tokenizer = load_tokenizer(tiny_model / "tokenizer")
-    params = base_model.open_model(str(tiny_model)).load("text_encoder")
+    tokenizer = load_tokenizer(small_model / "tokenizer")
+    params = base_model.open_model(str(small_model)).load("text_encoder")
     table = np.asarray(params["embeddings"]["token_embedding"]["embedding"])
     ids = initializer_ids(tokenizer, "toy")
     return [initial_rows(table, ids, 2, keys.initializer_jitter, SEED)]
@@ -209,8 +209,8 @@ def test_a_mistake_is_told_in_one_line_before_weights_are_read(
     assert not settings["output_dir"].exists()
 
 
-def test_the_numbers_of_a_validation_are_those_of_the_rows(run, tiny_model, settings):
-    [initial] = first_rows(tiny_model, settings)
+def test_the_numbers_of_a_validation_are_those_of_the_rows(run, small_model, settings):
+    [initial] = first_rows(small_model, settings)
     first, *_, last = lines(run.folder / metrics_log.VALIDATION_NAME)
     assert first["distance"] == [0, 0]
     moved = np.linalg.norm(run.learned.rows["text_encoder"] - initial, axis=1)

@@ -129,7 +129,13 @@ def test_a_tpu_or_gpu_is_never_hidden(
     assert jax_settings._is_cpu_only() == cpu
 
 
-@pytest.mark.parametrize("asked", ["cuda", "gpu", "rocm", "nonsense"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("cuda", "nonsense"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpu", "rocm")),
+    ],
+)
 def test_an_absent_backend_is_one_line(asked):
     code = (
         "from ti_flax.runtime import errors, jax_settings\n"

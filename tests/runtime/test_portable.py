@@ -4,21 +4,29 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import runs
 
 from ti_flax.runtime import chips
 
+TESTS = Path(__file__).parents[1]
+
 # What Python on Windows does not have fails to import, as it does there.
-_WITHOUT_UNIX = """
+_WITHOUT_UNIX = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios")))
+sys.path.append({str(TESTS)!r})
+import fake_model
+from ti_flax.models import base_model
+base_model.open_model = fake_model.open_fake
 runpy.run_module("ti_flax.train", run_name="__main__", alter_sys=True)
 """
 
 
 def test_a_run_needs_no_module_that_only_unix_has(tiny_model, tmp_path):
+    """Its networks are fakes: the modules of all are imported."""
     pictures = runs.draw_pictures(tmp_path / "pictures")
     keys = runs.keys(tiny_model, pictures, tmp_path / "run", max_train_steps=2)
     ran = subprocess.run(

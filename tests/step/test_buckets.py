@@ -10,6 +10,8 @@ from ti_flax.step import buckets, dispatch, fixed_loss
 from ti_flax.step.slots import Encoded, begin, refill, stack
 from ti_flax.step.state import init_state
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 SIZES = [(2, 6), (4, 4)]
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = CAT._replace(seed=2)
@@ -46,7 +48,7 @@ def rows(result, index=0, vectors=2):
 
 
 @pytest.fixture(scope="module")
-def twelve_steps():
+def twelve_steps(networks):
     return train(slots.make_recipe(), slot(CAT))
 
 

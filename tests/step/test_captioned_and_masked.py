@@ -7,6 +7,8 @@ import slots
 
 from ti_flax.step.slots import refill
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 DOG = slots.Concept(seed=2, pictures=5, prompts=7, vectors=1)
 KINDS = {
     "both": {"captioned": True, "masked": True},
@@ -28,7 +30,7 @@ def rows(state):
 
 
 @pytest.fixture(scope="module")
-def recipe():
+def recipe(networks):
     return slots.make_recipe()
 
 

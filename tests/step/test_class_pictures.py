@@ -12,6 +12,8 @@ from ti_flax.step.bank import draw_batch
 from ti_flax.step.slots import stack
 from ti_flax.step.state import init_state
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 OBJECTIVES = {
     "plain": Objective(),

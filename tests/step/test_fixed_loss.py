@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import slots
 
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.fixed_loss import compile_fixed_loss
+
+pytestmark = pytest.mark.usefixtures("networks")
 
 
 def test_the_fixed_loss_is_that_of_16_examples_at_even_timesteps():

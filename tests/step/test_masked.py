@@ -9,12 +9,14 @@ from ti_flax.diffusion.objective import Objective
 from ti_flax.step.slots import refill, stack
 from ti_flax.step.state import init_state
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2, masked=True)
 DOG = slots.Concept(seed=2, pictures=5, prompts=7, vectors=1)
 
 
 @pytest.fixture(scope="module")
-def recipe():
+def recipe(networks):
     return slots.make_recipe()
 
 

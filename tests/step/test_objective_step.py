@@ -12,6 +12,8 @@ from ti_flax.step import train_step
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.fixed_loss import compile_fixed_loss
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
 ABAR = np.asarray(slots.FAMILY.process.alphas_cumprod)
@@ -38,7 +40,7 @@ def make_recipe(*arguments, **settings):
 
 
 @pytest.fixture(scope="module")
-def twenty_steps():
+def twenty_steps(networks):
     return slots.train(make_recipe(), CAT, dispatches=[20])
 
 

@@ -8,6 +8,8 @@ from ti_flax.step import dispatch, train_step
 from ti_flax.step.bank import draw_batch
 from ti_flax.step.slots import Encoded, refill, stack
 
+pytestmark = pytest.mark.usefixtures("networks")
+
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
 BIRD = slots.Concept(seed=3, pictures=1, prompts=2, vectors=1)

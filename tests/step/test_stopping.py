@@ -1,7 +1,5 @@
 """The fixed loss between steps: what it stops, and what is remembered of it."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,8 @@ from ti_flax.step import dispatch, stopping
 from ti_flax.step.fixed_loss import compile_fixed_loss
 from ti_flax.step.slots import refill
 from ti_flax.step.state import Rule, init_state
+
+pytestmark = pytest.mark.usefixtures("networks")
 
 CAT = slots.Concept(seed=1, pictures=3, prompts=5, vectors=2)
 DOG = slots.Concept(seed=2, pictures=2, prompts=4, vectors=1)
@@ -39,11 +39,10 @@ def make_run(recipe, *concepts, eps):
     return jax.device_put((state, bank), bank.row_mask.sharding)
 
 
-@functools.cache
 def compiled(devices=1):
     """Recipe, weights and the steps, which are traced once for each number of slots."""
     recipe = make_recipe(devices=devices)
-    return recipe, slots.make_frozen(recipe), dispatch.compile_train_steps(recipe)
+    return recipe, slots.make_frozen(recipe), slots.compiled(recipe)
 
 
 def train(*concepts, eps, dispatches, devices=1):
@@ -151,7 +150,7 @@ def test_a_slot_stops_where_its_loss_falls_no_more(seed):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(networks):
     """A cat that is never stopped beside a dog that is, for 24 steps."""
     return train(CAT, DOG, eps=[0.0, 0.6], dispatches=[24])
 

@@ -1,6 +1,7 @@
 """Tokens: CLIP's real vocabulary, placeholders, prompts at the limit, first rows."""
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -62,8 +63,14 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folders):
-    return load_tokenizer(folders["sd1"])
+def loaded(folders):
+    """Tokenizers by name, read once: what is made of one leaves it as it was."""
+    return functools.cache(lambda name: load_tokenizer(folders[name]))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(loaded):
+    return loaded("sd1")
 
 
 def pad(ids, length=77, pad_id=49407):
@@ -351,8 +358,8 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
     ],
 )
 @pytest.mark.parametrize("layout", ["sd1", "sd1-json", "sd2"])
-def test_a_known_word_is_refused_with_a_new_one(folders, layout, word, advice):
-    tokenizer = load_tokenizer(folders[layout])
+def test_a_known_word_is_refused_with_a_new_one(loaded, layout, word, advice):
+    tokenizer = loaded(layout)
     with pytest.raises(UserError, match="is already in") as caught:
         PromptTokenizer(tokenizer, V, {word: 1})
     assert str(caught.value).endswith(f"choose a new word such as {advice!r}")

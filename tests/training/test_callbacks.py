@@ -19,14 +19,14 @@ STEPS = 6
 
 
 @pytest.fixture
-def train(tiny_model, tmp_path, monkeypatch):
+def train(small_model, tmp_path, monkeypatch):
     """Runs the trainer without the networks."""
     pictures = runs.draw_pictures(tmp_path / "pictures")
     runs.skip_networks(monkeypatch)
 
     def run(folder, keys=(), **callbacks):
         given = {"validation_steps": 3, "checkpointing_steps": 99, **dict(keys)}
-        config = runs.make_config(tiny_model, pictures, tmp_path / folder, **given)
+        config = runs.make_config(small_model, pictures, tmp_path / folder, **given)
         (learned,) = training_run.train_concepts(config, False, **callbacks)
         return learned
 
@@ -45,9 +45,11 @@ def spoil(told):
             value[...] = 0
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_model, pictures, tmp_path_factory):
-    """Two runs with all networks, and what callbacks of the second heard."""
+@pytest.fixture(
+    scope="module", params=["fakes", pytest.param("networks", marks=pytest.mark.slow)]
+)
+def pair(request, small_model, pictures, tmp_path_factory):
+    """Two runs with previews, and what callbacks of the second heard."""
     folder = tmp_path_factory.mktemp("pair")
     heard = []
 
@@ -59,7 +61,7 @@ def pair(tiny_model, pictures, tmp_path_factory):
 
     def run(name, **callbacks):
         config = runs.make_config(
-            *(tiny_model, pictures, folder / name),
+            *(small_model, pictures, folder / name),
             validation_prompt="a <toy>",
             num_validation_images=1,
             validation_control=True,
@@ -69,7 +71,10 @@ def pair(tiny_model, pictures, tmp_path_factory):
         (learned,) = training_run.train_concepts(config, False, **callbacks)
         return learned
 
-    return run("quiet"), run("loud", on_step=hear, on_look=hear), heard
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "fakes":
+            runs.skip_networks(patch)
+        return run("quiet"), run("loud", on_step=hear, on_look=hear), heard
 
 
 def test_callbacks_change_no_number(pair):
