@@ -15,20 +15,23 @@ venv=.venv-test-$version${pins:+-$pins}
 # pytest 9.2.) In the order of conftest.py: by itself it begins files of few tests, which
 # are the long ones, last.
 workers=(-n 2 --dist loadfile --no-loadscope-reorder)
-# uv links packages from its cache, where pip unpacks and compiles each environment's.
-install=("$venv/bin/uv" pip install --quiet --python "$venv")
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 # Wheels that lie on this machine, in pip's setting.
 export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}}
 
+install() { # by uv, which links packages from its cache; where that cannot, by pip
+    "$venv/bin/uv" pip install --quiet --python "$venv" "$@" || "${pip[@]}" "$@"
+}
+
 "$python" -m venv "$venv"
-"$venv/bin/python" -m pip --disable-pip-version-check install --quiet uv
+"${pip[@]}" uv
 if [ -n "$pins" ]; then
     # Their packages stay as they are, as in the notebook; without jax[tpu].
-    "${install[@]}" --constraint "tests/$pins.txt" -e . \
+    install --constraint "tests/$pins.txt" -e . \
         beartype hypothesis ipykernel nbclient nbformat matplotlib pytest \
         pytest-xdist regex
     # As below.
-    "${install[@]}" --no-deps open_clip_torch
+    install --no-deps open_clip_torch
     steps=tests/step/test_train_step.py
     exec "$venv/bin/python" -m pytest "${workers[@]}" tests/test_notebook.py \
         tests/models/test_parity.py tests/checkpoints/test_store.py \
@@ -38,18 +41,18 @@ if [ -n "$pins" ]; then
 fi
 if [ "$version" = 3.11 ]; then
     # First and by itself: nothing that follows may pull another build of it.
-    "${install[@]}" torch==2.13.0
-    "${install[@]}" -e '.[test,torch]'
+    "${pip[@]}" torch==2.13.0
+    install -e '.[test,torch]'
     # InvokeAI's loader of embeddings, with what its import needs: it pins a PyTorch.
-    "${install[@]}" --no-deps invokeai compel \
+    install --no-deps invokeai compel \
         blake3 pydantic-settings pyparsing python-dotenv
 else
-    "${install[@]}" -e '.[test]'
+    install -e '.[test]'
 fi
 # Only its vocabulary file is read; its dependencies would bring PyTorch.
-"${install[@]}" --no-deps open_clip_torch
+install --no-deps open_clip_torch
 # Only the schema of its tasks is read.
-"${install[@]}" --no-deps skypilot
+install --no-deps skypilot
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/ty" check --quiet --error-on-warning --python "$venv"
