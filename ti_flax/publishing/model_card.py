@@ -16,6 +16,7 @@ _TAGS = {
 }
 _FACTS = {
     "steps": "steps",
+    "start": "best of several starts",
     "resolution": "resolution in pixels",
     "base_model_sha256": "sha256 of the base model",
     "pictures_sha256": "sha256 of the training pictures",
