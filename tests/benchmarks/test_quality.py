@@ -553,10 +553,7 @@ def test_table_has_the_curve_of_each_method():
     assert default[-6:] == ["60", "steps,", "480", "examples,", "15.0", "s"]
     assert masks[-2:] == soon[-2:] == ["not", "reached"]
     # Its second point is its end, whose cost has no seconds.
-    expected = (
-        "soon 50.0 [50.0, 50.0] 50.0 [50.0, 50.0] 10 steps, 96 examples not reached"
-    )
-    assert soon == expected.split()
+    assert soon[-6:-2] == "10 steps, 96 examples".split()
     assert training[0].split()[-2:] == ["forward", "only"]
     assert [line.split()[-1] for line in training[1:]] == ["0", "2176"]
 
@@ -804,7 +801,7 @@ def learn(tiny_model):
 
 
 def test_early_rows_are_those_of_a_shorter_run(tiny_model, monkeypatch):
-    """To the bit, after a race and of the best so far; to judge them changes nothing."""
+    """To the bit, after a race and of the best so far; the end is as it was."""
     from ti_flax.benchmarks.quality import base_model, learn_many
 
     def compiled_once(module, name):
@@ -821,9 +818,10 @@ def test_early_rows_are_those_of_a_shorter_run(tiny_model, monkeypatch):
     runs.skip_networks(monkeypatch)
     compiled_once(learn_many.dispatch, "compile_train_steps")
     compiled_once(learn_many.races, "compile_fixed_loss")
-    given = [f"--pretrained_model_name_or_path={tiny_model}", "--train_batch_size=2"]
+    monkeypatch.setattr(learn_many.races.starts, "CANDIDATES", 2)
+    given = [f"--pretrained_model_name_or_path={tiny_model}", "--train_batch_size=8"]
     given += ["--lr_scheduler=constant", "--num_starts=2", "--start_steps=2"]
-    given += ["--keep=best", "--fixed_loss_steps=1"]
+    given += ["--keep=best", "--fixed_loss_steps=3"]
     base = base_model.load(settings.load_config(given))
     concepts = held_out.concepts(2)[:2]
 
