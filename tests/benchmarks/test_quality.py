@@ -553,7 +553,7 @@ def test_table_has_the_curve_of_each_method():
     assert default[-6:] == ["60", "steps,", "480", "examples,", "15.0", "s"]
     assert masks[-2:] == soon[-2:] == ["not", "reached"]
     # Its second point is its end, whose cost has no seconds.
-    assert soon[-6:-2] == "10 steps, 96 examples".split()
+    assert soon[-6:-2] == ["10", "steps,", "96", "examples"]
     assert training[0].split()[-2:] == ["forward", "only"]
     assert [line.split()[-1] for line in training[1:]] == ["0", "2176"]
 
