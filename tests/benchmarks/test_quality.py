@@ -11,6 +11,7 @@ import runs
 
 from ti_flax.benchmarks.quality import (
     agreement,
+    curve,
     held_out,
     judge,
     methods,
@@ -22,6 +23,7 @@ from ti_flax.benchmarks.quality import (
     word_scores,
 )
 from ti_flax.benchmarks.quality.agreement import Agreement
+from ti_flax.benchmarks.quality.curve import Cost
 from ti_flax.benchmarks.quality.keys import QualityKeys
 from ti_flax.benchmarks.quality.methods import METHODS, Method
 from ti_flax.config import validation
@@ -464,8 +466,9 @@ def test_methods_are_compared_over_all_words_that_both_have_learned(known):
 
 def test_table_has_every_attribute_in_percent(known):
     judges = {"object": {"body": Agreement(0.9, 0.875, 1.0, 0.89)}, "style": {}}
-    methods = {"default": {"steps": [600, 300], "examples": 7200}}
-    told = table.table(known, judges, methods)
+    methods = {"default": {"steps": [600, 300], "examples": 7200, "forward": 0}}
+    told = table.table(known, judges, methods, {})
+    assert "forward" not in told and "after" not in told
     lines = [line.split() for line in told.splitlines()]
     [heads] = [line for line in lines if line[:1] == ["objects,"]]
     names = [*judge.LOOK_ATTRIBUTES, "appearance", "background"]
@@ -481,6 +484,105 @@ def test_table_has_every_attribute_in_percent(known):
     assert trained == ["default", "450", "[300,", "600]", "7200"]
     assert "background - default's" in told
     assert "-20.0 [-27" in told
+
+
+COSTS = {
+    "default": [Cost(n, 8.0 * n, n / 4) for n in (10, 20, 40, 60)],
+    "masks": [Cost(n, 8.0 * n, n / 4) for n in (10, 20, 40, 60)],
+    "soon": [Cost(10, 96.0, None), Cost(30, 256.0, None)],
+}
+# Appearance by steps: near at 20, but not at 40; above its end; never near default's.
+BY_STEPS = {
+    "default": (0.4, 0.77, 0.7, 0.8),
+    "masks": (0.9, 0.9, 0.9, 0.6),
+    "soon": (0.5, 0.5),
+}
+
+
+def _curves_of(by_steps):
+    """As if every word of a method had the appearance of that many steps."""
+    scored = []
+    for method, rates in by_steps.items():
+        *early, _ = COSTS[method]
+        groups = [*(curve.group_after(method, c.steps) for c in early), method]
+        for group, rate in zip(groups, rates, strict=True):
+            scored += [_score(group, "object", *[rate] * 5, 1.0)] * 2
+            if method != "masks":
+                # So much more that the mean over all five words is 0.1 higher.
+                scored += [_score(group, "style", *[rate + 1 / 6] * 2, 1.0)] * 3
+    return curve.curves(scored, COSTS, seed=0)
+
+
+def test_a_word_is_learned_where_it_stays_near_its_end():
+    of = _curves_of(BY_STEPS)
+    default, masks, soon = of["object"].values()
+    assert [point.cost for point in default.points] == COSTS["default"]
+    means = [point.appearance.mean for point in default.points]
+    assert means == pytest.approx(BY_STEPS["default"])
+    # 0.77 of 0.8 is 96 %, but 0.7, later, is not.
+    end = COSTS["default"][-1]
+    assert default.learned == {"its own": end, "default": end}
+    # Above both from the start; at its end, which counts, below the first one's.
+    assert masks.learned == {"its own": COSTS["masks"][0], "default": None}
+    assert soon.learned == {"its own": COSTS["soon"][0], "default": None}
+
+
+def test_curve_of_all_words_is_of_methods_that_learn_both():
+    of = _curves_of(BY_STEPS | {"default": (0.4, 0.76, 0.77, 0.8)})
+    assert of["object"]["default"].learned["its own"] == COSTS["default"][1]
+    assert [*of["object"]] == ["default", "masks", "soon"]
+    assert [*of["style"]] == [*of["all"]] == ["default", "soon"]
+    means = [point.appearance.mean for point in of["all"]["soon"].points]
+    assert means == pytest.approx([0.6, 0.6])
+
+
+def test_table_has_the_curve_of_each_method():
+    methods = {
+        "default": {"steps": [60] * 2, "examples": 960, "forward": 0},
+        "soon": {"steps": [30] * 2, "examples": 480, "forward": 2176},
+    }
+    told = table.table({}, {}, methods, _curves_of(BY_STEPS))
+    parts = [part.splitlines() for part in told.split("\n\n")]
+    objects, styles, everything, training = parts
+    for lines, title in ((objects, "objects"), (styles, "styles"), (everything, "all")):
+        assert lines[0].startswith(f"{title}, appearance after ")
+    heads = "10 20 40 its end 95 % of its own 95 % of default's"
+    assert objects[0].split()[3:] == heads.split()
+    default, masks, soon = (line.split() for line in objects[1:])
+    assert default[:3] == ["default", "40.0", "[40.0,"]
+    assert default[-6:] == ["60", "steps,", "480", "examples,", "15.0", "s"]
+    assert masks[-2:] == soon[-2:] == ["not", "reached"]
+    # Its second point is its end, whose cost has no seconds.
+    assert soon[-6:-2] == ["10", "steps,", "96", "examples"]
+    assert training[0].split()[-2:] == ["forward", "only"]
+    assert [line.split()[-1] for line in training[1:]] == ["0", "2176"]
+
+
+def test_cost_of_a_word_has_its_race_and_its_fixed_losses():
+    from ti_flax.benchmarks.quality import cost, learn_many
+
+    def config(**keys):
+        return settings.load_config([f"--{key}={value}" for key, value in keys.items()])
+
+    group = learn_many.Group(["any"], 99.0, step_seconds=0.5, race_seconds=7.0)
+    plain = config(train_batch_size=8)
+    # Of two words, one stopped after 20 steps.
+    totals = {"steps": [20, 100], "examples": 960, "forward": 0}
+    assert cost.of_all(plain, [20, 100]) == totals
+    assert cost.of_word(plain, [20, 100], 40, group) == Cost(40, 8 * 30, 7 + 0.5 * 30)
+    untimed = group._replace(step_seconds=None)
+    assert cost.of_word(plain, [20, 100], 40, untimed).seconds is None
+    # Each of 4 starts takes 20 steps; 64 words are tried and 4 starts looked at, each
+    # by 16 examples.
+    raced = config(train_batch_size=8, num_starts=4, start_steps=20)
+    totals = cost.of_all(raced, [100, 100])
+    assert totals["examples"] == 2 * 8 * (100 + 80)
+    assert totals["forward"] == 2 * 16 * 68
+    examples = cost.of_word(raced, [100, 100], 40, group).examples
+    assert examples == pytest.approx(8 * (40 + 80) + 16 * 68 / 3)
+    # Of 5 examples a step there are 20 in a fixed loss, after each 25 steps.
+    best = config(train_batch_size=5, keep="best", fixed_loss_steps=25)
+    assert cost.of_all(best, [100, 49])["forward"] == 20 * (4 + 1)
 
 
 def test_rows_are_held_as_short_as_a_runs(tiny_model, monkeypatch):
@@ -555,6 +657,7 @@ def test_benchmark_runs_from_training_to_table(
         num_images=1,
         steps=2,
         max_train_steps=2,
+        judge_after=(1,),
         lr_scheduler="constant",
         methods=("default", "captions", "masks", "slow:learning_rate=1e-4"),
         one_background=True,
@@ -578,7 +681,18 @@ def test_benchmark_runs_from_training_to_table(
         *["noun"] * 9,
         *["drawn"] * 4,
         *["drawn noun"] * 9,
+        *["default@1"] * 4,
+        *["captions@1"] * 4,
+        "masks@1",
+        *["slow@1"] * 4,
     ]
+    # None of them is compared as a method is.
+    assert not [name for name in written["object"]["words"] if "@" in name]
+    slow = written["curves"]["all"]["slow"]
+    assert [point["cost"]["steps"] for point in slow["points"]] == [1, 2]
+    assert slow["points"][0]["cost"]["examples"] == 8
+    assert set(slow["points"][0]["appearance"]) == {"mean", "low", "high"}
+    assert set(slow["learned"]) == {"its own", "default"}
     assert [each["methods"] for each in written["training"]] == [
         ["default", "captions", "masks", "slow"]
     ]
@@ -590,6 +704,7 @@ def test_benchmark_runs_from_training_to_table(
         "teaching": "templates",
         "steps": [2] * 4,
         "examples": 4 * 2 * 8,
+        "forward": 0,
     }
     assert set(written["judges"]["style"]["tint"]) == set(Agreement._fields)
     assert written["object"]["methods"]["masks"]["beside"] == "default"
@@ -602,6 +717,7 @@ def test_benchmark_runs_from_training_to_table(
     told = capsys.readouterr().out
     assert " s: training of default, captions, masks, slow" in told
     assert "own, unasked - default's" in told
+    assert "objects, appearance after" in told and "all, appearance after" in told
 
 
 def test_concepts_stop_one_by_one_and_keep_their_best(tiny_model, monkeypatch):
@@ -635,6 +751,12 @@ def test_concepts_stop_one_by_one_and_keep_their_best(tiny_model, monkeypatch):
     configs = {"default": config}
     learned = learn_many.learn(configs, base, concepts, False, False)
     assert dispatched == [10, 10, 10] and learned.steps == [30, 20, 20, 20]
+    # Nobody has taken 40 steps: there, too, they are as they stopped.
+    dispatched.clear()
+    looked = learn_many.learn(configs, base, concepts, False, False, (5, 25, 40))
+    assert dispatched == [5, 5, 10, 5, 5] and looked.steps == learned.steps
+    np.testing.assert_array_equal(looked.rows, learned.rows)
+    np.testing.assert_array_equal(looked.early[40], learned.rows)
     slots = learn_many._slots(configs, base, concepts, False)
     initial = [slot.rows["text_encoder"][0] for slot in slots]
     np.testing.assert_allclose(learned.rows, np.stack(initial) + 1)
@@ -649,8 +771,9 @@ def test_methods_of_one_step_train_together():
     }
     assert configs["diffusers"].peak_learning_rate == pytest.approx(5e-4 * 8)
     assert methods.together(configs) == [
-        ["default", "captions", "masks", "constant"],
+        ["default", "captions", "masks", "constant", "stable_decay"],
         *[[name] for name in ("keep_best", "min_snr", "beta2_0.99", "free")],
+        *[[name] for name in ("starts", "directional", "stratified", "median")],
         ["diffusers"],
     ]
 
@@ -675,6 +798,48 @@ def learn(tiny_model):
         return {name: rows[[each == name for each in of]] for name in names}
 
     return make
+
+
+def test_early_rows_are_those_of_a_shorter_run(tiny_model, monkeypatch):
+    """To the bit, after a race and of the best so far; the end is as it was."""
+    from ti_flax.benchmarks.quality import base_model, learn_many
+
+    def compiled_once(module, name):
+        # Neither of them depends on how long runs are.
+        make, made = getattr(module, name), []
+
+        def compile_(recipe):
+            if not made:
+                made.append(make(recipe))
+            return made[0]
+
+        monkeypatch.setattr(module, name, compile_)
+
+    runs.skip_networks(monkeypatch)
+    compiled_once(learn_many.dispatch, "compile_train_steps")
+    compiled_once(learn_many.races, "compile_fixed_loss")
+    monkeypatch.setattr(learn_many.races.starts, "CANDIDATES", 2)
+    given = [f"--pretrained_model_name_or_path={tiny_model}", "--train_batch_size=8"]
+    given += ["--lr_scheduler=constant", "--num_starts=2", "--start_steps=2"]
+    given += ["--keep=best", "--fixed_loss_steps=3"]
+    base = base_model.load(settings.load_config(given))
+    concepts = held_out.concepts(2)[:2]
+
+    def learn(steps, judge_after=()):
+        config = settings.load_config([*given, f"--max_train_steps={steps}"])
+        configs = {"default": config}
+        return learn_many.learn(configs, base, concepts, False, False, judge_after)
+
+    long, plain, short = learn(12, (3, 11)), learn(12), learn(3)
+    np.testing.assert_array_equal(long.rows, plain.rows)
+    np.testing.assert_array_equal(long.early[3], short.rows)
+    assert [*long.early] == [3, 11] and plain.early == {}
+    assert (long.early[3] != long.rows).any()
+    assert long.steps == [12] * 2
+    [group], [alone] = long.groups, short.groups
+    assert 0 < group.race_seconds < group.seconds and group.step_seconds > 0
+    # One dispatch, which may have compiled, tells no seconds.
+    assert alone.step_seconds is None
 
 
 @pytest.mark.slow
@@ -735,6 +900,8 @@ def test_each_concept_gets_the_row_of_its_slot(most, sizes, learn, monkeypatch):
         ("cosntant", "expected one of default, captions"),
         ("masks", "styles are learned by"),
         ("constant:snr_gamma=5", "a name that is new"),
+        # The group of the default's words after 100 steps.
+        ("default@100:snr_gamma=5", "without @"),
         ("mine:snr_gamma", "NAME:KEY=VALUE"),
         ("mine:snr_gama=5", "did you mean snr_gamma"),
         # Another seed draws other examples; pictures are those of the benchmark.
@@ -755,6 +922,21 @@ def test_a_method_of_ones_own_is_checked_as_a_run_is():
     read = methods.read(keys.methods[1])
     assert read == Method("mine", {"adam_beta2": "2", "lr_scheduler": "linear"})
     with pytest.raises(UserError, match=r"^method mine: adam_beta2: expected"):
+        measure.measure(keys)
+
+
+@pytest.mark.parametrize("given", ["100 50", "50 50", "0 50"])
+def test_counts_of_steps_out_of_order_are_refused(given):
+    with pytest.raises(UserError, match=r"^judge_after: .* the least up") as error:
+        validation.validate(QualityKeys, {"judge_after": given.split()}, "")
+    assert given in str(error.value)
+
+
+def test_a_count_of_steps_that_no_method_takes_is_refused():
+    from ti_flax.benchmarks.quality import measure
+
+    keys = QualityKeys(judge_after=(50, 300), max_train_steps=300)
+    with pytest.raises(UserError, match=r"^judge_after: .* the 300 of .* found 300"):
         measure.measure(keys)
 
 

@@ -1,5 +1,6 @@
 """Every key of `python -m ti_flax.benchmark quality`: type, default, unit, limits."""
 
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -113,10 +114,25 @@ class PictureKeys(JudgingKeys):
     species: Count = Field(
         20, le=40, description="species nouns to compare with, of the 40 of the world"
     )
+    judge_after: tuple[int, ...] = Field(
+        (),
+        description="also judge the words as they are after so many steps, each fewer "
+        "than max_train_steps, as in 50 100 200: says how soon they are learned",
+    )
     output: FilePath = Field(
         Path("output/quality.json"),
         description="file for all numbers of the table",
     )
+
+    @field_validator("judge_after")
+    @classmethod
+    def _from_the_least_up(cls, counts: tuple[int, ...]) -> tuple[int, ...]:
+        if any(after <= before for before, after in itertools.pairwise((0, *counts))):
+            told = " ".join(map(str, counts))
+            raise ValueError(
+                f"expected counts of steps from the least up, each once, found {told}"
+            )
+        return counts
 
 
 # pydantic lists the fields of the last base first.

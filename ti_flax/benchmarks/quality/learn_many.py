@@ -1,7 +1,7 @@
 """Many concepts learned in one run, each in a slot of the train step."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,16 +11,16 @@ from jaxtyping import Float32, Int32
 from ti_flax.benchmarks.quality import held_out, methods, races
 from ti_flax.benchmarks.quality.base_model import PLACEHOLDER, LoadedModel
 from ti_flax.benchmarks.quality.held_out import Concept
+from ti_flax.benchmarks.quality.timed_steps import Clock, take_steps
 from ti_flax.config import run_config
 from ti_flax.data.masks import loss_weights
 from ti_flax.quickstart.critters import drawing
 from ti_flax.quickstart.critters.drawing import Scene
-from ti_flax.runtime import sharding
 from ti_flax.runtime.progress import Bar
 from ti_flax.step import dispatch, stopping
 from ti_flax.step.remat import most_slots
-from ti_flax.step.slots import Encoded, Slot, stack
-from ti_flax.step.state import Metrics, State, init_state
+from ti_flax.step.slots import Encoded, Slot
+from ti_flax.step.state import State
 from ti_flax.step.train_step import StepRecipe
 from ti_flax.text import templates
 from ti_flax.text.initial_rows import (
@@ -38,7 +38,6 @@ from ti_flax.training.resident import (
 
 Configs = Mapping[str, run_config.Config]  # by the name of the method
 
-_STEPS_A_DISPATCH = 10
 _MOST_SLOTS = 64  # of 8 examples, about 5 GB on a CPU
 _ENCODED_AT_ONCE = 10
 
@@ -46,19 +45,27 @@ _ENCODED_AT_ONCE = 10
 class Group(NamedTuple):
     """Methods that were trained side by side, and how long that took.
 
-    The seconds have the compilation of their step in them.
+    `seconds` have the compilation of their step in them. The others have not, and are
+    of one word: those of a bank, divided by its slots. `step_seconds` are None where a
+    run had one dispatch, which may have compiled.
     """
 
     methods: list[str]
     seconds: float
+    step_seconds: float | None
+    race_seconds: float
 
 
 class Learned(NamedTuple):
-    """What concepts became: a row each, after so many steps."""
+    """What concepts became: a row each, after so many steps.
+
+    `early` are the rows after fewer: those of a run whose `keep` chose then.
+    """
 
     rows: Float32[np.ndarray, "S D"]
     steps: list[int]
     groups: list[Group]
+    early: dict[int, Float32[np.ndarray, "S D"]]
 
 
 def learn(
@@ -67,8 +74,11 @@ def learn(
     concepts: Sequence[Concept],
     one_background: bool,
     progress: bool,
+    judge_after: Sequence[int] = (),
 ) -> Learned:
     """Learns each concept by its method, the methods of one compiled step together.
+
+    After each number of steps in `judge_after` the rows are kept, too.
 
     Raises `UserError` for a method that does not suit the model.
     """
@@ -76,17 +86,24 @@ def learn(
         _plan(names, configs, frozen, concepts) for names in methods.together(configs)
     ]
     slots = _slots(configs, frozen, concepts, one_background)
-    rows, steps, groups = [*slots], [0] * len(slots), []
+    steps, groups, name = [0] * len(slots), [], frozen.encoder.name
+    ends = np.array([*judge_after, np.inf])
+    rows = np.zeros((len(ends), len(slots), frozen.encoder.width), np.float32)
     for plan in plans:
-        start = time.perf_counter()
-        for bank, state in _train(plan, configs, frozen, concepts, slots, progress):
+        start, clock = time.perf_counter(), Clock()
+        for bank, state in _train(
+            plan, configs, frozen, concepts, slots, progress, judge_after, clock
+        ):
             kept = {keep: stopping.kept(state, keep)[0] for keep in ("last", "best")}
             for place, i in enumerate(bank):
                 keep = configs[concepts[i].method.name].keep
-                rows[i] = kept[keep][frozen.encoder.name][place, 0]
                 steps[i] = int(state.step[place])
-        groups.append(Group(plan.methods, round(time.perf_counter() - start, 1)))
-    return Learned(np.stack(rows), steps, groups)
+                # Who has stopped stays as it is.
+                rows[ends >= steps[i], i] = kept[keep][name][place, 0]
+        seconds = round(time.perf_counter() - start, 1)
+        groups.append(Group(plan.methods, seconds, *clock.of_a_word(plan.banks)))
+    early = dict(zip(judge_after, rows, strict=False))
+    return Learned(rows[-1], steps, groups, early)
 
 
 class _Plan(NamedTuple):
@@ -130,8 +147,13 @@ def _train(
     concepts: Sequence[Concept],
     slots: Sequence[Slot],
     progress: bool,
+    judge_after: Sequence[int],
+    clock: Clock,
 ) -> Iterator[tuple[list[int], State]]:
-    """The numbers of those who share a bank, and its state after their last steps."""
+    """The numbers of those who share a bank, and its state where it is judged.
+
+    The last is after their last steps.
+    """
     recipe = plan.recipe
     train_steps = dispatch.compile_train_steps(recipe)
     for numbers in plan.banks:
@@ -139,35 +161,24 @@ def _train(
         with Bar(desc="training", unit="step", disable=not progress) as bar:
 
             def train(own: Sequence[Slot], bar: Bar = bar) -> State:
-                return _take_steps(train_steps, recipe, own, frozen, bar)
+                *_, (_, state) = take_steps(train_steps, recipe, own, frozen, bar)
+                return state
 
             if plan.races:
                 together = [concepts[i] for i in numbers]
+                losses = races.compile_losses(own, frozen, recipe)
+                train([slot._replace(max_train_steps=1) for slot in own])  # compiles
+                start = time.perf_counter()
                 own = races.with_best_starts(
-                    configs, together, own, frozen, recipe, train
+                    configs, together, own, frozen, train, losses
                 )
-            yield numbers, train(own)
-
-
-def _take_steps(
-    train_steps: Callable[..., tuple[State, Metrics]],
-    recipe: StepRecipe,
-    slots: Sequence[Slot],
-    frozen: LoadedModel,
-    bar: Bar,
-) -> State:
-    """The state of concepts side by side after the steps that they have."""
-    total = max(slot.max_train_steps for slot in slots)
-    rows, bank = stack(slots)
-    state = init_state(rows, recipe.optimizer, recipe.window)
-    state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
-    for done in range(0, total, _STEPS_A_DISPATCH):
-        num_steps = min(_STEPS_A_DISPATCH, total - done)
-        state, metrics = train_steps(state, frozen.params, bank, num_steps)
-        bar.update(num_steps)
-        if not np.asarray(metrics.running)[num_steps - 1].any():
-            break
-    return state
+                clock.races += time.perf_counter() - start
+            for end, state in take_steps(
+                train_steps, recipe, own, frozen, bar, judge_after, clock
+            ):
+                if end in judge_after:
+                    yield numbers, state
+            yield numbers, state
 
 
 def _slots(

@@ -7,16 +7,17 @@ once, with the hyperparameters of configs/quickstart.yaml and what methods chang
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 
 from ti_flax.benchmarks.quality import (
     agreement,
     base_model,
+    cost,
+    curve,
     held_out,
     judge,
     learn_many,
@@ -25,22 +26,24 @@ from ti_flax.benchmarks.quality import (
     summary,
     table,
 )
+from ti_flax.benchmarks.quality.base_model import LoadedModel
+from ti_flax.benchmarks.quality.curve import Curve
 from ti_flax.benchmarks.quality.held_out import Concept
 from ti_flax.benchmarks.quality.keys import QualityKeys
+from ti_flax.benchmarks.quality.learn_many import Learned
 from ti_flax.benchmarks.quality.methods import Method
 from ti_flax.benchmarks.quality.word_scores import (
     Word,
     make_pictures,
     score_drawn,
     score_pictures,
+    score_words,
 )
 from ti_flax.config import run_config
 from ti_flax.config.stopping_keys import StoppingKeys
 from ti_flax.quickstart import settings
 from ti_flax.quickstart.critters import world
 from ti_flax.runtime import atomic, errors
-from ti_flax.step.fixed_loss import FIXED_EXAMPLES
-from ti_flax.training import starts
 
 _log = logging.getLogger(__name__)
 
@@ -65,10 +68,13 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
     compared = [*map(methods.read, keys.methods)]
     configs = {method.name: _configuration(keys, method) for method in compared}
     config = configs[compared[0].name]
+    _check_counts(keys, configs)
     base = base_model.load(config)
     concepts = held_out.concepts(keys.objects, keys.split)
     taught = held_out.learned(concepts, compared, keys.repeats)
-    learned = learn_many.learn(configs, base, taught, keys.one_background, progress)
+    learned = learn_many.learn(
+        configs, base, taught, keys.one_background, progress, keys.judge_after
+    )
     trained = time.perf_counter()
     words = _words(keys, concepts, taught, learned.rows)
     pictures = make_pictures(keys, base, words, progress)
@@ -80,6 +86,7 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
     ]
     judges = agreement.agreements(keys, words, pictures, found)
     results = summary.summarise(scored, keys.seed)
+    early, curves = _curves(keys, configs, base, taught, learned, scored, progress)
     used = {name: getattr(config, name) for name in (*_HYPERPARAMETERS, _HOLD)}
     content = {
         "settings": keys.model_dump(mode="json") | used,
@@ -89,15 +96,17 @@ def measure(keys: QualityKeys, progress: bool = True) -> dict[str, Any]:
         },
         "training": _plain(learned.groups),
         "methods": {
-            method.name: _plain(method) | _work(method, configs, taught, learned.steps)
+            method.name: _plain(method)
+            | cost.of_all(configs[method.name], _steps(method.name, taught, learned))
             for method in compared
         },
         "judges": _plain(judges),
         **_plain(results),
-        "words": _plain(scored),
+        "curves": _plain(curves),
+        "words": _plain([*scored, *early]),
     }
     atomic.write_json(keys.output, content, indent=1)
-    print(table.table(results, judges, content["methods"]))
+    print(table.table(results, judges, content["methods"], curves))
     for group in learned.groups:
         print(f"{group.seconds:.0f} s: training of {', '.join(group.methods)}")
     _log.info("wrote %s", keys.output)
@@ -117,29 +126,51 @@ def _configuration(keys: QualityKeys, method: Method) -> run_config.Config:
         raise errors.UserError(f"method {method.name}: {error}") from error
 
 
-def _work(
-    method: Method,
-    configs: learn_many.Configs,
-    taught: Sequence[Concept],
-    steps: Sequence[int],
-) -> dict[str, Any]:
-    """The steps of each word of a method, and the examples of all of them.
+def _check_counts(keys: QualityKeys, configs: learn_many.Configs) -> None:
+    """Raises `UserError` where no method has so many steps."""
+    longest = max(config.max_train_steps for config in configs.values())
+    if keys.judge_after and keys.judge_after[-1] >= longest:
+        raise errors.UserError(
+            f"judge_after: expected fewer steps than the {longest} of max_train_steps, "
+            f"after which words are judged anyway, found {keys.judge_after[-1]}"
+        )
 
-    Those of a race count, and beside them what went through the model forward only.
+
+def _steps(name: str, taught: Sequence[Concept], learned: Learned) -> list[int]:
+    """Of each word of a method."""
+    each = zip(taught, learned.steps, strict=True)
+    return [steps for concept, steps in each if concept.method.name == name]
+
+
+def _curves(
+    keys: QualityKeys,
+    configs: learn_many.Configs,
+    base: LoadedModel,
+    taught: Sequence[Concept],
+    learned: Learned,
+    scored: Sequence[scores.Score],
+    progress: bool,
+) -> tuple[list[scores.Score], dict[str, dict[str, Curve]]]:
+    """Scores of words after `judge_after` steps, and with the last ones their curves.
+
+    None are judged after as many steps as a method has in all.
     """
-    own = [
-        count
-        for concept, count in zip(taught, steps, strict=True)
-        if concept.method.name == method.name
+    if not keys.judge_after:
+        return [], {}
+    words = [
+        _learned(concept, row, curve.group_after(concept.method.name, count))
+        for count, rows in learned.early.items()
+        for concept, row in zip(taught, rows, strict=True)
+        if count < configs[concept.method.name].max_train_steps
     ]
-    config, raced, tried = configs[method.name], 0, 0
-    if config.num_starts > 1:
-        raced, tried = config.num_starts * config.start_steps, starts.CANDIDATES
-    return {
-        "steps": own,
-        "examples": config.examples_per_step * (sum(own) + len(own) * raced),
-        "forward": len(own) * tried * max(FIXED_EXAMPLES, config.train_batch_size),
-    }
+    early = score_words(keys, base, words, progress)
+    groups = {name: group for group in learned.groups for name in group.methods}
+    costs = {}
+    for name, config in configs.items():
+        steps, end = _steps(name, taught, learned), config.max_train_steps
+        counts = [*(count for count in keys.judge_after if count < end), end]
+        costs[name] = [cost.of_word(config, steps, n, groups[name]) for n in counts]
+    return early, curve.curves([*scored, *early], costs, keys.seed)
 
 
 def _words(
@@ -157,8 +188,8 @@ def _words(
             for c in taught[: len(concepts)]
         ),
         *(
-            Word(c.method.name, base_model.PLACEHOLDER, c.target, row, c.background)
-            for c, row in zip(taught, rows, strict=True)
+            _learned(concept, row, concept.method.name)
+            for concept, row in zip(taught, rows, strict=True)
         ),
         *(
             Word(methods.NOUN, name, target, unused, background)
@@ -167,6 +198,11 @@ def _words(
             )
         ),
     ]
+
+
+def _learned(concept: Concept, row: Float32[np.ndarray, "D"], group: str) -> Word:
+    name, background = base_model.PLACEHOLDER, concept.background
+    return Word(group, name, concept.target, row, background)
 
 
 def _drawn(
@@ -178,10 +214,8 @@ def _drawn(
 
 def _plain(tree: Any) -> Any:
     """Named tuples as dictionaries, at any depth, so that JSON keeps their names."""
-
-    def is_named(node: Any) -> bool:
-        return hasattr(node, "_asdict")
-
-    return jax.tree.map(
-        lambda node: node._asdict() if is_named(node) else node, tree, is_leaf=is_named
-    )
+    if hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    if isinstance(tree, Mapping):
+        return {key: _plain(value) for key, value in tree.items()}
+    return [*map(_plain, tree)] if isinstance(tree, list | tuple) else tree

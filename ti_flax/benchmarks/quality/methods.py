@@ -99,8 +99,11 @@ def read(text: str) -> Method:
                 f"expected one of {', '.join(METHODS)}, or {_SHAPE}, found {text!r}"
             )
         return METHODS[name]
-    if not name or name in (*METHODS, *OTHERS):
-        raise ValueError(f"expected a name that is new before the colon of {text!r}")
+    # An @ and a count of steps follow it in the name of a group.
+    if not name or "@" in name or name in (*METHODS, *OTHERS):
+        raise ValueError(
+            f"expected a name that is new, without @, before the colon of {text!r}"
+        )
     pairs = [setting.partition("=") for setting in settings.split(",")]
     for key, equals, _ in pairs:
         if not equals:

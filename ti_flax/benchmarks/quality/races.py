@@ -23,6 +23,22 @@ from ti_flax.training.inputs import Start
 
 # Concepts to their state after the steps that they have.
 Train = Callable[[Sequence[Slot]], State]
+# Rows of concepts side by side to the fixed loss of each.
+Losses = Callable[[Float[jax.Array, "S 1 D"]], list[float]]
+
+
+def compile_losses(
+    slots: Sequence[Slot], frozen: LoadedModel, recipe: StepRecipe
+) -> Losses:
+    """The fixed losses of concepts, compiled by those of the rows that they have."""
+    name, fixed_loss = frozen.encoder.name, compile_fixed_loss(recipe)
+    rows, bank = jax.device_put(stack(slots), sharding.replicated(frozen.mesh))
+
+    def losses(rows: Float[jax.Array, "S 1 D"]) -> list[float]:
+        return np.asarray(fixed_loss({name: rows}, frozen.params, bank).mean).tolist()
+
+    losses(rows[name])
+    return losses
 
 
 def with_best_starts(
@@ -30,23 +46,15 @@ def with_best_starts(
     concepts: Sequence[Concept],
     slots: Sequence[Slot],
     frozen: LoadedModel,
-    recipe: StepRecipe,
     train: Train,
+    losses: Losses,
 ) -> list[Slot]:
     """The concepts with the rows of the start that won each one's race."""
     name, table, tokenizer = frozen.encoder.name, frozen.table(), frozen.tokenizer()
-    fixed_loss, everywhere = (
-        compile_fixed_loss(recipe),
-        sharding.replicated(frozen.mesh),
-    )
-    bank = jax.device_put(stack(slots)[1], everywhere)
 
     def rows_of(start: Start) -> dict[str, np.ndarray]:
         ids = initializer_ids(tokenizer, start.word)
         return {name: initial_rows(table, ids, 1, jitter=0.0, seed=start.seed)}
-
-    def losses(rows: Float[jax.Array, "S 1 D"]) -> list[float]:
-        return np.asarray(fixed_loss({name: rows}, frozen.params, bank).mean).tolist()
 
     near = [
         words_near(

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from ti_flax.benchmarks.quality import curve
 from ti_flax.benchmarks.quality.agreement import Agreement
+from ti_flax.benchmarks.quality.curve import Cost, Curve
 from ti_flax.benchmarks.quality.scores import BACKGROUNDS, Estimate
 from ti_flax.benchmarks.quality.summary import APPEARANCE, ASKED
 
@@ -22,18 +24,25 @@ def table(
     summary: Mapping[str, dict],
     judges: Mapping[str, Mapping[str, Agreement]],
     methods: Mapping[str, dict],
+    curves: Mapping[str, Mapping[str, Curve]],
 ) -> str:
-    """All that is measured: accuracies, comparisons, and what the training took.
+    """All that is measured: accuracies, comparisons, curves, what the training took.
 
-    Of each method, `methods` has the `steps` of its words and their `examples`.
+    Of each method, `methods` has the `steps` of its words, their `examples`, and how
+    many went `forward` only.
     """
     parts = []
     for name, part in summary.items():
         if "accuracy" in part:
             parts.append(_accuracies(f"{name}s, % right", part, judges[name]))
-        parts.append(_comparisons(f"{name}s" if name != "all" else name, part))
+        parts.append(_comparisons(_title(name), part))
+    parts += [_curves(_title(name), part) for name, part in curves.items()]
     parts.append(_training(methods))
     return "\n\n".join(parts)
+
+
+def _title(part: str) -> str:
+    return part if part == "all" else f"{part}s"
 
 
 def _accuracies(
@@ -88,12 +97,40 @@ def _compared(method: Mapping[str, Any]) -> dict[str, str]:
     return cells
 
 
+def _curves(title: str, part: Mapping[str, Curve]) -> str:
+    """A row each method: appearance by steps, and what it cost to be near the last."""
+    counts = sorted({p.cost.steps for each in part.values() for p in each.points[:-1]})
+    own, first = next(iter(part.values())).learned
+    share = f"{100 * curve.SHARE:.0f} % of"
+    heads = [f"{share} {own}", f"{share} {first}'s"]
+    rows = [[f"{title}, appearance after", *map(str, counts), "its end", *heads]]
+    for method, each in part.items():
+        *early, last = each.points
+        cells = {point.cost.steps: _percent(point.appearance) for point in early}
+        row = [method, *(cells.get(count, "") for count in counts)]
+        row.append(_percent(last.appearance))
+        rows.append([*row, *map(_cost, each.learned.values())])
+    return _aligned(rows)
+
+
+def _cost(cost: Cost | None) -> str:
+    if cost is None:
+        return "not reached"
+    told = f"{cost.steps} steps, {cost.examples:.0f} examples"
+    return told if cost.seconds is None else f"{told}, {cost.seconds:.1f} s"
+
+
 def _training(methods: Mapping[str, dict]) -> str:
     rows = [["training", "steps a word", "examples in all"]]
+    any_forward = any(method["forward"] for method in methods.values())
+    if any_forward:
+        rows[0].append("forward only")
     for name, method in methods.items():
         steps = method["steps"]
         told = f"{np.mean(steps):.0f} [{min(steps)}, {max(steps)}]"
         rows.append([name, told, str(method["examples"])])
+        if any_forward:
+            rows[-1].append(str(method["forward"]))
     return _aligned(rows)
 
 
