@@ -47,7 +47,7 @@ class StartKeys(Settings):
         (), description="further words that are tried, each as initializer_token"
     )
     start_steps: Annotated[Count, TRAVELS] = Field(
-        50, le=MOST_STEPS, description="steps of each start that is tried"
+        20, le=MOST_STEPS, description="steps of each start that is tried"
     )
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ METHODS = {
         Method("min_snr", {"snr_gamma": "5"}),
         Method("beta2_0.99", {"adam_beta2": "0.99"}),
         Method("free", {"hold_row_norm": "none"}),
-        Method("starts", {"num_starts": "4", "start_steps": "20"}),
+        Method("starts", {"num_starts": "4"}),
         Method(
             "directional",
             {
