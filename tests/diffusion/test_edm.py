@@ -119,7 +119,7 @@ def test_other_samplers_are_refused() -> None:
 def test_weights_of_another_loss_are_refused(keys: dict) -> None:
     [name] = keys
     with pytest.raises(UserError, match=f"{name}: expected a model that predicts noi"):
-        make_objective(ObjectiveKeys(**keys), edm.Edm.from_json(PLAYGROUND))
+        make_objective(ObjectiveKeys(**keys), edm.Edm.from_json(PLAYGROUND), 4)
 
 
 def test_what_are_no_noise_levels_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -114,7 +114,7 @@ class PictureKeys(JudgingKeys):
     species: Count = Field(
         20, le=40, description="species nouns to compare with, of the 40 of the world"
     )
-    judge_after: tuple[int, ...] = Field(
+    judge_after: tuple[Annotated[Count, Field(le=MOST_STEPS)], ...] = Field(
         (),
         description="also judge the words as they are after so many steps, each fewer "
         "than max_train_steps, as in 50 100 200: says how soon they are learned",
