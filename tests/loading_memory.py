@@ -9,6 +9,7 @@ _MEASURE = """
 import pathlib, sys, threading
 import jax, jax.numpy as jnp
 from ti_flax.models import base_model, torch_params
+from ti_flax.runtime import process
 
 def anonymous():
     status = pathlib.Path("/proc/self/status").read_text()
@@ -22,6 +23,8 @@ def watch():
 model = base_model.open_model(sys.argv[1], dtype=jnp.bfloat16)
 # What tracing takes does not grow with the model.
 torch_params.param_shapes(model.family.denoiser.module)
+# Or the weights would lie in what imports have left.
+process.give_back_freed()
 peak = before = anonymous()
 done = threading.Event()
 watcher = threading.Thread(target=watch)

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -255,6 +255,8 @@ def _is_several(field: FieldInfo) -> bool:
 def _metavar(field: FieldInfo) -> str:
     wrapped = _is_optional(field) or _is_several(field)
     kind = get_args(field.annotation)[0] if wrapped else field.annotation
+    if get_origin(kind) is Annotated:  # each of several has limits
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
     return _METAVARS[kind]
