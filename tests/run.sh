@@ -20,7 +20,8 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet)
 export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}}
 
 install() { # by uv, which links packages from its cache; where that cannot, by pip
-    "$venv/bin/uv" pip install --quiet --python "$venv" "$@" || "${pip[@]}" "$@"
+    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv" "$@" ||
+        "${pip[@]}" "$@"
 }
 
 "$python" -m venv "$venv"
