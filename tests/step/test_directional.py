@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import slots
+from invariants import agrees_beside, agrees_in_parts, rows_of
 
 from ti_flax.step import train_step
 from ti_flax.step.optimizer import Hold, directional
@@ -168,10 +169,6 @@ def twenty_steps():
     return slots.train(make_recipe(), CAT, dispatches=[20])
 
 
-def rows_of(state):
-    return state.rows["text_encoder"]
-
-
 def test_the_state_is_rows_and_where_they_started(twenty_steps):
     state, _ = slots.make_run(make_recipe(), CAT)
     start = np.asarray(state.rows["text_encoder"])
@@ -197,18 +194,13 @@ def test_dispatch_length_changes_no_bit(twenty_steps):
     jax.tree.map(np.testing.assert_array_equal, found, twenty_steps)
 
 
-# The tolerance of tests/step/test_train_step.py: sums in another order.
 @pytest.mark.parametrize(
     ("devices", "batch", "parts"),
     [(8, 2, 4), pytest.param(8, 8, 1, marks=pytest.mark.slow)],
 )
 def test_devices_and_parts_agree_with_one(twenty_steps, devices, batch, parts):
-    found = slots.train(make_recipe(devices, batch, parts), CAT, dispatches=[20])
-    np.testing.assert_allclose(rows_of(found), rows_of(twenty_steps), rtol=0, atol=2e-5)
+    agrees_in_parts(make_recipe, CAT, twenty_steps, devices, batch, parts)
 
 
 def test_a_concept_beside_another_learns_what_it_learns_alone(twenty_steps):
-    found = slots.train(make_recipe(), DOG, CAT, dispatches=[20])
-    np.testing.assert_allclose(
-        rows_of(found)[1], rows_of(twenty_steps)[0], rtol=0, atol=2e-5
-    )
+    agrees_beside(make_recipe, DOG, CAT, twenty_steps)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import slots
+from invariants import agrees_beside, agrees_in_parts, rows_of
 
 from ti_flax.diffusion import timestep_tables
 from ti_flax.diffusion.objective import PLAIN, Objective
@@ -44,10 +45,6 @@ def twenty_steps(networks):
     return slots.train(make_recipe(), CAT, dispatches=[20])
 
 
-def rows_of(state):
-    return state.rows["text_encoder"]
-
-
 def test_ten_and_ten_steps_equal_twenty_bit_for_bit(twenty_steps):
     resumed = slots.train(make_recipe(), CAT, dispatches=[10, 10], restarted=True)
     jax.tree.map(np.testing.assert_array_equal, resumed, twenty_steps)
@@ -58,7 +55,6 @@ def test_the_options_change_what_is_learned(twenty_steps):
     assert np.abs(rows_of(plain) - rows_of(twenty_steps)).max() > 1e-2
 
 
-# The tolerances of tests/step/test_train_step.py, which says why.
 @pytest.mark.parametrize(
     ("devices", "batch", "parts"),
     [
@@ -68,15 +64,11 @@ def test_the_options_change_what_is_learned(twenty_steps):
     ],
 )
 def test_devices_and_parts_agree_with_one(twenty_steps, devices, batch, parts):
-    found = slots.train(make_recipe(devices, batch, parts), CAT, dispatches=[20])
-    np.testing.assert_allclose(rows_of(found), rows_of(twenty_steps), rtol=0, atol=2e-5)
+    agrees_in_parts(make_recipe, CAT, twenty_steps, devices, batch, parts)
 
 
 def test_a_concept_beside_another_learns_what_it_learns_alone(twenty_steps):
-    found = slots.train(make_recipe(), DOG, CAT, dispatches=[20])
-    np.testing.assert_allclose(
-        rows_of(found)[1], rows_of(twenty_steps)[0], rtol=0, atol=2e-5
-    )
+    agrees_beside(make_recipe, DOG, CAT, twenty_steps)
 
 
 def draw(bank, steps, examples, objective):

@@ -132,6 +132,15 @@ def test_words_near_to_those_given_are_tried_for_their_loss(learn, monkeypatch):
     assert all(before[word] >= worst for word in set(near) - found)
 
 
+def test_the_length_that_is_told_is_the_winners(learn, caplog):
+    raced, ranked = learn("held", **RACE, hold_row_norm="initializer")
+    assert ranked[0][0] != WORDS[0]
+    [line] = [m for m in caplog.messages if m.startswith("hold_row_norm")]
+    found = [float(norm) for norm in line.partition("held at ")[2].split(", ")]
+    lengths = np.linalg.norm(rows_of(raced), axis=-1)
+    np.testing.assert_allclose(found, lengths, rtol=5e-3)  # of three digits
+
+
 def test_without_a_word_starts_are_drawn_at_random(learn):
     given = RACE | {"initializer_token": None, "start_tokens": (), "seed": 5}
     raced, ranked = learn("random", **given)

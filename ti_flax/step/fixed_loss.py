@@ -18,7 +18,7 @@ from ti_flax.step.bank import Bank, draw_batch
 from ti_flax.step.state import Rows
 
 # At least so many examples: a validation takes a forward pass of each.
-FIXED_EXAMPLES = 16
+_FIXED_EXAMPLES = 16
 
 
 class FixedLoss(NamedTuple):
@@ -29,6 +29,11 @@ class FixedLoss(NamedTuple):
 
     mean: Float[Array, "S"]
     quarters: Float[Array, "S 4"]
+
+
+def num_examples(batch_size: int) -> int:
+    """How many examples the loss is over: whole batches."""
+    return batch_size * math.ceil(_FIXED_EXAMPLES / batch_size)
 
 
 def compile_fixed_loss(
@@ -54,8 +59,8 @@ def fixed_loss(
     """
     recipe = recipe._replace(objective=PLAIN)
     batch_size = recipe.train_batch_size
-    parts = math.ceil(FIXED_EXAMPLES / batch_size)
-    count = parts * batch_size
+    count = num_examples(batch_size)
+    parts = count // batch_size
     process = recipe.family.process
     # By the middles of `count` equal parts, as the times are spread.
     quarter = 2 * (2 * np.arange(count) + 1) // count

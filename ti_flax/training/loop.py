@@ -80,6 +80,11 @@ def run(
     return state
 
 
+def nobody_waits(state: State, slot: int) -> tuple[State, None]:
+    """The `Refill` of a run of its own: who is over leaves the slot as it is."""
+    return state, None
+
+
 def runs_behind() -> bool:
     """Whether a dispatch runs while the host goes on.
 

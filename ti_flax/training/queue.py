@@ -20,7 +20,13 @@ from ti_flax.training import concept as in_training
 from ti_flax.training import starts
 from ti_flax.training.inputs import Inputs, read_inputs
 from ti_flax.training.ledger import Ledger
-from ti_flax.training.resident import Encode, Resident, encode_buckets, make_slot
+from ti_flax.training.resident import (
+    Encode,
+    Resident,
+    encode_buckets,
+    make_slot,
+    tell_length,
+)
 from ti_flax.training.seat import Seat
 from ti_flax.training.starts import LossOf, Race
 from ti_flax.training.survey import Group
@@ -154,27 +160,25 @@ class Queue:
         self, state: State, slot: int, opened: Opened
     ) -> tuple[State, Seat | None]:
         """Seats the next of a concept's starts or, after them, the concept itself."""
-        config, race, writer = opened.concept.config, opened.race, opened.writer
+        concept, _, inputs, writer, newcomer, _, race = opened
         with contextlib.ExitStack() as stack, opened.subject:
             stack.enter_context(opened.open)
-            if config.num_starts > 1:
-                start = writer.start()
-                if start is None:
-                    race = race or self._race(state, slot, opened)
-                    one = race.next()
-                    if one is not None:
-                        begun = self._at_beginning(one)
-                        state, self.bank = slots.refill(
-                            state, self.bank, slot, one, begun
-                        )
-                        kept = stack.pop_all()
-                        self._racing[slot] = opened._replace(race=race, open=kept)
-                        return state, race.seat()
-                    start = starts.tell(race)
-                writer.begin_with(start)
-                rows = opened.inputs.initial_rows(self._resident.tables, start)
-                opened = opened._replace(newcomer=opened.newcomer._replace(rows=rows))
-            return self._seat(state, slot, opened._replace(open=stack))
+            if concept.config.num_starts == 1:
+                return self._seat(state, slot, opened._replace(open=stack))
+            start = writer.start()
+            if start is None:
+                race = race or self._race(state, slot, opened)
+                one = race.next()
+                if one is not None:
+                    begun = self._at_beginning(one)
+                    state, self.bank = slots.refill(state, self.bank, slot, one, begun)
+                    kept = stack.pop_all()
+                    self._racing[slot] = opened._replace(race=race, open=kept)
+                    return state, race.seat()
+                start = starts.tell(race)
+            settled = starts.settle(start, inputs, writer, newcomer, self._resident)
+            opened = opened._replace(newcomer=settled, open=stack)
+            return self._seat(state, slot, opened)
 
     def _race(self, state: State, slot: int, opened: Opened) -> Race:
         config, inputs, newcomer = opened.concept.config, opened.inputs, opened.newcomer
@@ -197,6 +201,7 @@ class Queue:
     ) -> tuple[State, Seat | None]:
         """Puts a concept into a slot; None, where nothing is left to train."""
         concept, subject, inputs, writer, newcomer, stack, _ = opened
+        tell_length(concept.config, newcomer)
         steps, begun = writer.restore(self._at_beginning(newcomer))
         begun = sharding.replicate(begun, inputs.mesh)
         new = slots.refill(state, self.bank, slot, newcomer, begun)

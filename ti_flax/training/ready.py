@@ -21,6 +21,7 @@ from ti_flax.training.resident import (
     load,
     make_encode,
     make_slot,
+    tell_length,
 )
 from ti_flax.training.shapes import run_shapes
 from ti_flax.training.validation import FixedLossOf
@@ -70,6 +71,7 @@ def prepare(
         tools = starts.Tools(recipe, resident, train_steps, fixed_loss)
         slot = starts.choose(config, inputs, writer, slot, tools, progress)
         phases.end("starts")
+    tell_length(config, slot)
     rows, bank = stack([slot])
     state = init_state(rows, recipe.optimizer, recipe.window)
     steps, state = writer.restore(state)

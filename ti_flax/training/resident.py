@@ -78,17 +78,14 @@ def make_slot(
     buckets: list[Encoded],
 ) -> Slot:
     """A concept for a slot; `buckets` are its encoded pictures."""
-    rows = inputs.initial_rows(resident.tables)
-    norms = {name: held_norm(config, *both) for name, both in resident.norms.items()}
-    _tell_length(config, rows, norms)
     return Slot(
         seed_key=jax.random.key(config.seed, impl="threefry2x32"),
         buckets=buckets,
         prompts=inputs.prompts.ids,
-        rows=rows,
+        rows=inputs.initial_rows(resident.tables),
         max_train_steps=config.max_train_steps,
         learning_rates=learning_rates(config),
-        norms=norms,
+        norms={name: held_norm(config, *both) for name, both in resident.norms.items()},
         caption_dropout_rate=config.caption_dropout_rate,
         unmasked_probability=config.unmasked_probability,
         rule=stop_rule(config),
@@ -100,17 +97,13 @@ def held_norm(config: run_config.TrainingKeys, median: float, high: float) -> fl
     return median if config.hold_row_norm == "median" else high
 
 
-def _tell_length(
-    config: run_config.TrainingKeys,
-    rows: Mapping[str, Float32[np.ndarray, "K _"]],
-    norms: Mapping[str, float],
-) -> None:
+def tell_length(config: run_config.TrainingKeys, slot: Slot) -> None:
     """Says how long `hold_row_norm` keeps the vectors of each text encoder."""
     kind = config.hold_row_norm
     if kind == "initializer":
-        held = [np.linalg.norm(each, axis=-1) for each in rows.values()]
+        held = [np.linalg.norm(each, axis=-1) for each in slot.rows.values()]
     elif kind in ("clip", "median"):
-        held = [[norm] for norm in norms.values()]
+        held = [[norm] for norm in slot.norms.values()]
     else:
         return
     told = ", ".join(f"{norm:.3g}" for norm in np.concatenate(held))

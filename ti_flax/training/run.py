@@ -66,13 +66,9 @@ def train_concepts(
             return result
 
         seats = [concept.seat if steps else None]
-        state = loop.run(take, state, seats, _leave, stop)
+        state = loop.run(take, state, seats, loop.nobody_waits, stop)
         if concept.guard.diverged or not steps:  # nothing was left to train
             writer.export(state)
         elif steps.start < concept.seat.done and not concept.seat.ended:
             writer.save(concept.seat.done, state)
     return trained.finish(config, writer, concept, signals, callbacks, state)
-
-
-def _leave(state: State, slot: int) -> tuple[State, None]:
-    return state, None

@@ -153,8 +153,15 @@ def choose(
     start = writer.start()
     if start is None:
         start = _run(config, inputs, slot, tools, progress)
+    return settle(start, inputs, writer, slot, tools.resident)
+
+
+def settle(
+    start: Start, inputs: Inputs, writer: Writer, slot: Slot, resident: Resident
+) -> Slot:
+    """The concept with the rows of its start, which what is written will name."""
     writer.begin_with(start)
-    return slot._replace(rows=inputs.initial_rows(tools.resident.tables, start))
+    return slot._replace(rows=inputs.initial_rows(resident.tables, start))
 
 
 def _run(
@@ -182,14 +189,14 @@ def _run(
             def take(state: State, count: int, bank=bank) -> tuple[State, Metrics]:
                 return train_steps(state, resident.frozen, bank, count)
 
-            state = loop.run(take, state, [race.seat()], _leave, lambda: False)
+            state = loop.run(take, state, [race.seat()], loop.nobody_waits, _never)
             race.note(loss(state.rows))
             bar.update()
     return tell(race)
 
 
-def _leave(state: State, slot: int) -> tuple[State, None]:
-    return state, None
+def _never() -> bool:
+    return False
 
 
 def _alone(rows: dict[str, np.ndarray]) -> Rows:

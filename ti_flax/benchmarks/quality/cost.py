@@ -8,7 +8,7 @@ import numpy as np
 from ti_flax.benchmarks.quality.curve import Cost
 from ti_flax.benchmarks.quality.learn_many import Group
 from ti_flax.config.run_config import Config
-from ti_flax.step.fixed_loss import FIXED_EXAMPLES
+from ti_flax.step.fixed_loss import num_examples
 from ti_flax.training import starts
 
 # What an example counts that goes through the model forward only, beside one that is
@@ -29,11 +29,10 @@ def of_all(config: Config, steps: Sequence[int]) -> dict[str, Any]:
         evaluations = (starts.CANDIDATES + config.num_starts) * len(steps)
     if config.window is not None:
         evaluations += sum(each // config.fixed_loss_steps for each in runs)
-    batch = config.train_batch_size
     return {
         "steps": [*steps],
         "examples": config.examples_per_step * sum(runs),
-        "forward": evaluations * batch * -(-FIXED_EXAMPLES // batch),
+        "forward": evaluations * num_examples(config.train_batch_size),
     }
 
 
