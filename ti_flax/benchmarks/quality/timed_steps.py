@@ -48,6 +48,7 @@ def take_steps(
     next gives up the state.
     """
     total = max(slot.max_train_steps for slot in slots)
+    bar.total = bar.n + total
     rows, bank = stack(slots)
     state = init_state(rows, recipe.optimizer, recipe.window)
     state, bank = jax.device_put((state, bank), sharding.replicated(frozen.mesh))
