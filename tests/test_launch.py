@@ -24,9 +24,13 @@ SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh") if path.name != "shel
 ZONE = "--zone=us-west4-a"
 
 # Answers as the real program would: the first rule whose words are in the command, and
-# where a rule has several answers each in turn, the last for ever.
+# where a rule has several answers each in turn, the last for ever. A shell finds Python,
+# as the first line knows no path with a space; to Python that is a string.
 _STAND_IN = """\
-#!{python} -IS
+#!/bin/sh
+''':'
+exec "{python}" -IS "$0" "$@"
+'''
 import json, os, sys
 from pathlib import Path
 folder, name = Path({folder!r}), Path(sys.argv[0]).name
