@@ -24,8 +24,8 @@ SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh") if path.name != "shel
 ZONE = "--zone=us-west4-a"
 
 # Answers as the real program would: the first rule whose words are in the command, and
-# where a rule has several answers each in turn, the last for ever. A shell finds Python,
-# as the first line knows no path with a space; to Python that is a string.
+# where a rule has several answers each in turn, the last for ever. A shell finds
+# Python, as the first line knows no path with a space; to Python that is a string.
 _STAND_IN = """\
 #!/bin/sh
 ''':'
@@ -758,14 +758,19 @@ def test_keys_that_cannot_be_checked_here_are_said_to_be_so(machine):
     python = machine.bin / "python3"
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
+    # Without the .venv that launch/local.sh makes.
+    clone = machine.folder / "clone"
+    for name in ("launch", "configs"):
+        shutil.copytree(ROOT / name, clone / name)
+    gke = clone / "launch" / "gke.sh"
     words = ["run", "cat-1", "--image", "i", "--bucket", "pics", "--", "--config"]
-    ran = machine.run("gke.sh", *words, "cat_toy", PYTHON="python3")
+    ran = machine.run(gke, *words, "cat_toy", PYTHON="python3")
     assert ran.returncode == 0
     assert ran.stderr.startswith("not checked here: the keys of the training; launch/")
-    missing = machine.run("gke.sh", *words, "configs/cat.yaml", PYTHON="python3")
+    missing = machine.run(gke, *words, "configs/cat.yaml", PYTHON="python3")
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: --config: no file 'configs/cat.yaml' in ")
-    ran = machine.run("gke.sh", *words, "/bucket/cat.yaml")
+    ran = machine.run(gke, *words, "/bucket/cat.yaml")
     assert ran.returncode == 0
     assert ran.stderr.startswith("not checked here: /bucket/cat.yaml and the keys")
     assert len(machine.calls()) == 2
