@@ -760,7 +760,7 @@ def test_keys_that_cannot_be_checked_here_are_said_to_be_so(machine):
     python.chmod(0o755)
     # Without the .venv that launch/local.sh makes.
     clone = machine.folder / "clone"
-    for name in ("launch", "configs"):
+    for name in ("launch", "configs", "ti_flax/config/recipes"):
         shutil.copytree(ROOT / name, clone / name)
     gke = clone / "launch" / "gke.sh"
     words = ["run", "cat-1", "--image", "i", "--bucket", "pics", "--", "--config"]
