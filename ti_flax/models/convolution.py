@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ti_flax.models import products
+
 
 def convolve(
     x: Float[Array, "B H W C"],
@@ -88,11 +90,10 @@ def product(
 ) -> Float[Array, "B h w out"]:
     """A 1 x 1 or 3 x 3 convolution as one matrix product, summed in float32.
 
-    Left to itself, JAX differentiates products of bfloat16 that are summed in float32
-    as products of float32.
+    Differentiated as `products.product` is.
     """
     patches = _patches(x, len(kernel), stride)
-    return _multiply(patches, _flat(kernel)).astype(x.dtype)
+    return products.multiply(patches, _flat(kernel)).astype(x.dtype)
 
 
 def _product_forward(
@@ -107,8 +108,8 @@ def _product_backward(
     x, kernel = saved
     cut = functools.partial(_patches, size=len(kernel), stride=stride)
     wide = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    (d_x,) = jax.linear_transpose(cut, wide)(_multiply(d_out, _flat(kernel).T))
-    d_kernel = _sum_over_pixels(cut(x), d_out).reshape(kernel.shape)
+    (d_x,) = jax.linear_transpose(cut, wide)(products.multiply(d_out, _flat(kernel).T))
+    d_kernel = products.sum_over_rows(cut(x), d_out).reshape(kernel.shape)
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
@@ -131,13 +132,3 @@ def _patches(
 
 def _flat(kernel: Float[Array, "size size C out"]) -> Float[Array, "patch out"]:
     return kernel.reshape(-1, kernel.shape[-1])
-
-
-def _multiply(x: Float[Array, "B h w C"], matrix: Float[Array, "C out"]) -> jax.Array:
-    return jnp.einsum("bhwc,cf->bhwf", x, matrix, preferred_element_type=jnp.float32)
-
-
-def _sum_over_pixels(
-    x: Float[Array, "B h w patch"], y: Array
-) -> Float[Array, "patch out"]:
-    return jnp.einsum("bhwk,bhwf->kf", x, y, preferred_element_type=jnp.float32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ti_flax.models import attention, convolution
+from ti_flax.models import attention, convolution, products
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -32,7 +32,12 @@ def dense(
 ) -> nn.Dense:
     """A linear layer that computes, and keeps its parameters, in `dtype`."""
     return nn.Dense(
-        features, use_bias=use_bias, dtype=dtype, param_dtype=dtype, name=name
+        features,
+        use_bias=use_bias,
+        dot_general=products.dot_general,
+        dtype=dtype,
+        param_dtype=dtype,
+        name=name,
     )
 
 
