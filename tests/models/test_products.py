@@ -35,7 +35,11 @@ def the_products(program):
     return [line for line in program.splitlines() if "stablehlo.dot_general" in line]
 
 
-@pytest.mark.parametrize("shape", [(5, 24), (2, 7, 24), (2, 3, 5, 8), (24,)], ids=str)
+@pytest.mark.parametrize(
+    "shape",  # the last two of fewer rows than make a turned kernel worth its while
+    [(5, 24), (2, 7, 24), (2, 3, 5, 8), (2, 3, 40), (24,)],
+    ids=str,
+)
 def test_forward_and_backward_are_numpys_rounded_once(shape):
     given = arrays(shape, 12, jnp.bfloat16)
     x, kernel, d_out = (np.asarray(each, np.float32) for each in given)
@@ -71,6 +75,26 @@ def test_a_cpu_holds_no_kernel_in_float32():
     in_float32 = kernel.size * 4
     assert held(jnp.matmul) >= in_float32  # or this test shows nothing
     assert held(ours) < in_float32 / 2
+
+
+def test_a_loop_turns_no_kernel_that_is_larger_than_what_it_meets():
+    """XLA would turn it in a copy, and keep that for all steps."""
+    x, kernel, _ = arrays((8, 256), 512, jnp.bfloat16)
+
+    def held(turned):
+        def loop(count, x, kernel):
+            def body(i, x):
+                out = products.multiply(x, kernel).astype(x.dtype)
+                return turned(out, kernel).astype(x.dtype)
+
+            return jax.lax.fori_loop(0, count, body, x)
+
+        compiled = jax.jit(loop).lower(3, x, kernel).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    as_second_factor = held(lambda out, kernel: products.multiply(out, kernel.T))
+    assert as_second_factor >= kernel.nbytes  # or this test shows nothing
+    assert held(products.multiply_turned) < kernel.nbytes / 2
 
 
 def test_float32_and_other_platforms_keep_the_plain_product():

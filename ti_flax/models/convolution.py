@@ -108,7 +108,8 @@ def _product_backward(
     x, kernel = saved
     cut = functools.partial(_patches, size=len(kernel), stride=stride)
     wide = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    (d_x,) = jax.linear_transpose(cut, wide)(products.multiply(d_out, _flat(kernel).T))
+    d_patches = products.multiply_turned(d_out, _flat(kernel))
+    (d_x,) = jax.linear_transpose(cut, wide)(d_patches)
     d_kernel = products.sum_over_rows(cut(x), d_out).reshape(kernel.shape)
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 

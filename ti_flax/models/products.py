@@ -1,5 +1,6 @@
 """Matrix products as XLA's CPU backend computes them fast."""
 
+import math
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    d_x = multiply(d_out, kernel.T).astype(x.dtype)
+    d_x = multiply_turned(d_out, kernel).astype(x.dtype)
     return d_x, sum_over_rows(x, d_out).astype(kernel.dtype)
 
 
@@ -60,6 +61,25 @@ def multiply(
 ) -> Float[Array, "*rows out"]:
     """The product in float32."""
     return jnp.einsum("...c,cf->...f", x, matrix, preferred_element_type=jnp.float32)
+
+
+def multiply_turned(
+    x: Float[Array, "*rows out"], matrix: Float[Array, "C out"]
+) -> Float[Array, "*rows C"]:
+    """The product with the matrix turned, in float32.
+
+    Of bfloat16 XLA turns a second factor in a copy, and keeps that for all steps of a
+    loop; as the first factor a matrix is read as it lies, and the others are turned.
+    What is smaller is.
+    """
+    rows, copied = math.prod(x.shape[:-1]), matrix.dtype == jnp.bfloat16
+    if not copied or rows * sum(matrix.shape) >= matrix.size:
+        return multiply(x, matrix.T)
+    contracted = ((1,), (x.ndim - 1,))
+    turned = lax.dot_general(
+        matrix, x, (contracted, ((), ())), preferred_element_type=jnp.float32
+    )
+    return jnp.moveaxis(turned, 0, -1)
 
 
 def sum_over_rows(
