@@ -18,8 +18,8 @@ def dot_general(
     """`lax.dot_general` as `flax.linen.Dense` calls it.
 
     On CPUs a product of bfloat16 is summed in float32 and then rounded: the backend
-    multiplies it as such, both ways. The plain one, which it sums in bfloat16, takes
-    two to three times as long, and its gradient wants the kernel in float32.
+    multiplies it as such, both ways. The plain one, up to JAX 0.10, takes twice as
+    long, and its gradient wants the kernel in float32.
     """
 
     def general(x: Array, kernel: Array) -> Array:
