@@ -121,7 +121,7 @@ drop() { # the TPU and its place in the queue
 create() { # returns 1 if it was preempted while being made
     local options=() log found
     $spot && options=(--spot)
-    log=$(mktemp)
+    log=$scratch/log
     if $queued; then
         set -- gcloud compute tpus queued-resources create "$name" --node-id="$name" \
             --accelerator-type="$accelerator" --runtime-version="$version"
@@ -170,8 +170,7 @@ quoted() { # words, for the shell of the TPU
 }
 
 install() {
-    local archive
-    archive=$(mktemp -d)/ti_flax.tar.gz
+    local archive=$scratch/ti_flax.tar.gz
     run git -C "$root" archive --prefix=ti_flax/ --output="$archive" HEAD
     tpu scp "$archive" "$name:" --worker=all
     # The image's own Python is older than 3.11; uv brings one.
@@ -263,6 +262,8 @@ if [ "${training[0]:-}" = --config ]; then
     training=("${training[@]:2}")
     [ -f "${config[1]:-}" ] || fail "--config: no file '${config[1]:-}'"
 fi
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 for ((attempt = 1; attempt <= attempts; attempt++)); do
     if ready; then
         install

@@ -68,7 +68,9 @@ class Machine:
             program.chmod(0o755)
 
     def run(self, script, *arguments, **env):
-        return subprocess.run(
+        temporary = self.folder / "temporary"
+        temporary.mkdir(exist_ok=True)
+        done = subprocess.run(
             [LAUNCH / script, *arguments],
             capture_output=True,
             text=True,
@@ -79,9 +81,12 @@ class Machine:
                 "PATH": self.path,
                 "PYTHON": sys.executable,  # has what the check of the keys needs
                 "TI_FLAX_POLL_SECONDS": "0",
+                "TMPDIR": str(temporary),
                 **env,
             },
         )
+        assert not [*temporary.iterdir()], "left behind"
+        return done
 
     def calls(self, with_stdin=False):
         path = self.folder / "calls"
