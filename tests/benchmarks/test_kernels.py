@@ -68,7 +68,7 @@ def test_the_table_adds_up_to_the_network(pytorch, tmp_path, monkeypatch, capsys
     )
     sides = {"ti_flax"} | ({"PyTorch"} if pytorch == "same" else set())
     for each in kernels:
-        own = each["kind"] in ("convolutions", "attention")
+        own = each["kind"] in ("convolutions", "products", "attention")
         assert each["seconds"].keys() == sides | ({"XLA"} if own else set())
         assert all(seconds > 0 for seconds in each["seconds"].values())
     printed = capsys.readouterr().out

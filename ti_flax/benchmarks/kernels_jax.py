@@ -124,7 +124,7 @@ def prepare(
             "flops": flops.count(functools.partial(_with_gradient, xlas), *arguments),
             "seconds": {},
         }
-        if kernel.kind in ("convolutions", "attention"):
+        if kernel.kind in ("attention", *_XLAS):
             # Once: in bfloat16 on a CPU all of them take minutes.
             facts[name]["seconds"]["XLA"] = _repeated(xlas, arguments)()
     return {
@@ -134,6 +134,13 @@ def prepare(
         "peak_flops": mesh.size * work.peak_flops(model.family.denoiser.module.dtype),
         "kernels": facts,
     }, lambda: {name: take_turn() for name, take_turn in run.items()}
+
+
+# Settings of a module by which what we compute otherwise is XLA's own, by its kind.
+_XLAS = {
+    "convolutions": {"conv_general_dilated": None},
+    "products": {"dot_general": None},
+}
 
 
 def _function(kernel: Kernel, plan: attention.Plan | None) -> Callable[..., jax.Array]:
@@ -147,8 +154,8 @@ def _function(kernel: Kernel, plan: attention.Plan | None) -> Callable[..., jax.
             return attention.attend(*split, plan).reshape(inputs[0].shape)
 
         return attend
-    if kernel.kind == "convolutions" and plan is None:
-        module = module.clone(conv_general_dilated=None)
+    if plan is None:
+        module = module.clone(**_XLAS.get(kernel.kind, {}))
     return lambda params, x: module.apply({"params": params}, x)
 
 
