@@ -26,10 +26,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(8 * 2**30))
 
 import jax  # noqa: E402
-import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import typechecking  # noqa: E402
 
-jaxtyping.install_import_hook("ti_flax", "typechecking.check")
+typechecking.install()
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -65,8 +65,13 @@ def pytest_collection_modifyitems(items):
 def _asks_for_torch(item):
     """Whether a test, a fixture of it or its file is skipped where PyTorch is not."""
     fixtures = itertools.chain(*item._fixtureinfo.name2fixturedefs.values())
-    sources = map(inspect.getsource, [item.function, *(each.func for each in fixtures)])
-    return any(map(_SKIPS.search, sources)) or _file_asks_for_torch(item.path)
+    functions = [item.function, *(each.func for each in fixtures)]
+    return any(map(_function_asks, functions)) or _file_asks_for_torch(item.path)
+
+
+@functools.cache
+def _function_asks(function):
+    return _SKIPS.search(inspect.getsource(function)) is not None
 
 
 @functools.cache

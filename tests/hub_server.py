@@ -89,6 +89,8 @@ def start() -> Hub:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Else a body waits 40 ms until its head's arrival is told.
+    disable_nagle_algorithm = True
     state: Hub
 
     def log_message(self, *_: object) -> None:

@@ -165,7 +165,7 @@ def test_each_text_encoder_has_its_own_rate(rows):
 
 
 @pytest.fixture(scope="module")
-def twenty_steps():
+def twenty_steps(networks):
     return slots.train(make_recipe(), CAT, dispatches=[20])
 
 

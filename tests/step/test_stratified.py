@@ -167,7 +167,7 @@ def test_the_last_share_is_below_1_however_it_is_rounded():
 
 
 @pytest.fixture(scope="module")
-def twenty_steps():
+def twenty_steps(networks):
     return slots.train(make_recipe(), CAT, dispatches=[20])
 
 

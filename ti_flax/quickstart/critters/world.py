@@ -70,33 +70,26 @@ def _spread_looks(count: int, seed: int, avoided: set[tuple]) -> list[Look]:
     """Looks in which every value of every attribute is about equally frequent."""
     rng = np.random.default_rng(seed)
     looks = [look for look in _all_looks() if _kind(look) not in avoided]
-    order = rng.permutation(len(looks))
-    uses: dict[tuple[str, str], int] = {}
-    taken: set[tuple] = set()
+    looks = [looks[i] for i in rng.permutation(len(looks))]
+    kinds = np.array([" ".join(_kind(look)) for look in looks])
+    free = np.ones(len(looks), bool)
+    # By how much a look's values were chosen more often than chance would have it.
+    crowding = np.zeros(len(looks))
+    parts = map(np.array, zip(*looks, strict=True))
+    values = [(part, len(set(part))) for part in parts]
     chosen: list[Look] = []
     while len(chosen) < count:
-        free = [looks[i] for i in order if _kind(looks[i]) not in taken]
-        best = min(free, key=lambda look: _crowding(look, uses))
-        chosen.append(best)
-        taken.add(_kind(best))
-        for part in zip(Look._fields, best, strict=True):
-            uses[part] = uses.get(part, 0) + 1
+        best = int(np.argmin(np.where(free, crowding, np.inf)))
+        chosen.append(looks[best])
+        free &= kinds != kinds[best]
+        for part, number in values:
+            crowding += number * (part == part[best])
     return chosen
 
 
 def _kind(look: Look) -> tuple[str, str, str, str]:
     """A look without its accent colour: what makes two critters clearly different."""
     return look.shape, look.body, look.pattern, look.top
-
-
-_VALUES = dict(
-    zip(Look._fields, map(len, (SHAPES, BODIES, ACCENTS, PATTERNS, TOPS)), strict=True)
-)
-
-
-def _crowding(look: Look, uses: dict[tuple[str, str], int]) -> float:
-    parts = zip(Look._fields, look, strict=True)
-    return sum(uses.get((name, value), 0) * _VALUES[name] for name, value in parts)
 
 
 HELD_OUT_LOOKS = tuple(_spread_looks(_HELD_OUT_LOOKS, seed=3, avoided=set()))
