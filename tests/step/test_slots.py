@@ -44,6 +44,12 @@ def test_a_refilled_slot_learns_as_alone_and_compiles_nothing():
             np.testing.assert_array_equal(moment[0, 1], np.zeros(slots.WIDTH))
 
 
+def test_accumulated_parts_equal_one_batch():
+    found = rows_of(slots.make_recipe(batch=2, parts=4), CAT, 20)
+    whole = rows_of(slots.make_recipe(), CAT, 20)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("count", range(5))
 def test_each_slot_has_learning_rates_of_its_own(count):
     """One step at any count is AdamW's with the rate of that count."""
