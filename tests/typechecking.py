@@ -20,8 +20,8 @@ check = beartype.beartype(conf=_CONF)
 def install() -> None:
     """Has both look at what is imported from now on.
 
-    jaxtyping's checks of a call take twenty times as long as beartype's own: a module
-    has them where it says jaxtyping.
+    jaxtyping's cost every call more than beartype's own: a module has them where it
+    says jaxtyping.
     """
     modules = [
         ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
