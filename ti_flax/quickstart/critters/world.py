@@ -73,7 +73,7 @@ def _spread_looks(count: int, seed: int, avoided: set[tuple]) -> list[Look]:
     looks = [looks[i] for i in rng.permutation(len(looks))]
     kinds = np.array([" ".join(_kind(look)) for look in looks])
     free = np.ones(len(looks), bool)
-    # How often each look's values were chosen, times how many values there are of a part.
+    # How often a look's values were chosen, each times how many a part has.
     crowding = np.zeros(len(looks))
     parts = map(np.array, zip(*looks, strict=True))
     values = [(part, len(set(part))) for part in parts]
