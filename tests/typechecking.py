@@ -11,6 +11,9 @@ _PACKAGE = Path(__file__).parent.parent / "ti_flax"
 _CONF = beartype.BeartypeConf(
     is_pep484_tower=True,
     claw_is_pep526=False,
+    # As Python's own and jaxtyping's are: code that takes what a damaged file holds
+    # for an error of type does so here, too.
+    violation_type=TypeError,
     # A function itself, not what jax.jit makes of it.
     claw_decor_place_func=beartype.BeartypeDecorPlace.FIRST,
 )
