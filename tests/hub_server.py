@@ -29,7 +29,7 @@ class Fault:
 
     pattern: str
     # A status; the body of an answer that looks sound; "drop": the connection is closed
-    # without an answer; "half": in the middle of one; "wait": the same a little later.
+    # without an answer; "half": in the middle of one; "wait": nothing comes in time.
     answer: int | str | bytes
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _break_off(self, how: str) -> None:
         if how == "wait":
-            threading.Event().wait(0.2)  # not `sleep`, which tests replace
+            threading.Event().wait(1)  # not `sleep`, which tests replace
         if how == "half":
             self.send_response(200)
             for name, text in {"Content-Length": "1000", "ETag": '"0"'}.items():

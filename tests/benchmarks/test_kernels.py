@@ -1,12 +1,12 @@
 """The kernels that the benchmark times are those of the UNet, all of them."""
 
+import importlib
 import json
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-import sides
 
 from ti_flax import benchmark
 from ti_flax.aot import flops
@@ -36,6 +36,24 @@ def test_kernels_of_stable_diffusion():
     assert sum(each.calls for each in found.values() if each.kind == "norms") == 109
 
 
+class Inside:
+    """In place of `turns.Worker`: a side in this process, which tells no memory."""
+
+    def __init__(self, name, python, module, keys):
+        facts, self.take_turn = importlib.import_module(module).prepare(keys)
+        # Through JSON, as between processes.
+        self.facts = json.loads(json.dumps(facts))
+
+    def hear(self):
+        return self.facts
+
+    def ask(self, go_on):
+        return self.take_turn() if go_on else 1
+
+    def end(self):
+        """There is no process to end."""
+
+
 # With PyTorch all is measured that is measured without.
 @pytest.mark.parametrize(
     "pytorch", ["same", pytest.param("no", marks=pytest.mark.slow)]
@@ -45,9 +63,10 @@ def test_the_table_adds_up_to_the_network(
 ):
     if pytorch == "same":
         pytest.importorskip("torch")
-    monkeypatch.setattr(turns, "Worker", sides.Inside)
-    monkeypatch.setattr(kernels_jax, "_LEAST_SECONDS", 1e-9)
-    monkeypatch.setattr(settings, "MODEL", small_model)
+        # Processes of both sides are shown by test_step.py.
+        monkeypatch.setattr(turns, "Worker", Inside)
+        monkeypatch.setattr(kernels_jax, "_LEAST_SECONDS", 1e-9)
+        monkeypatch.setattr(settings, "MODEL", small_model)
     output = tmp_path / "kernels.json"
     argv = ["--model", "quickstart", "--repeats", "1", f"--output={output}"]
     argv += ["--pytorch", pytorch, "--train_batch_size", "8"]
@@ -72,10 +91,10 @@ def test_the_table_adds_up_to_the_network(
     assert forward == pytest.approx(
         flops.count(model.family.denoiser.module.apply, params, *inputs)
     )
-    named = {"ti_flax"} | ({"PyTorch"} if pytorch == "same" else set())
+    sides = {"ti_flax"} | ({"PyTorch"} if pytorch == "same" else set())
     for each in kernels:
         own = each["kind"] in ("convolutions", "products", "attention")
-        assert each["seconds"].keys() == named | ({"XLA"} if own else set())
+        assert each["seconds"].keys() == sides | ({"XLA"} if own else set())
         assert all(seconds > 0 for seconds in each["seconds"].values())
     printed = capsys.readouterr().out
     for kind in ("convolutions", "products", "norms", "attention"):

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sides
 import slots
 
 from ti_flax import benchmark
-from ti_flax.benchmarks import step, turns
+from ti_flax.benchmarks import step
 from ti_flax.benchmarks.keys import StepKeys
 from ti_flax.models import families, known
 from ti_flax.models.random_params import random_params
@@ -209,13 +208,8 @@ def test_the_table_is_what_was_measured(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "pytorch", ["same", pytest.param("script", marks=pytest.mark.slow)]
 )
-def test_pytorch_is_measured_in_turn_with_ours(
-    small_model, tmp_path, pytorch, monkeypatch
-):
+def test_pytorch_is_measured_in_turn_with_ours(tmp_path, pytorch):
     pytest.importorskip("torch")
-    if pytorch == "same":
-        monkeypatch.setattr(turns, "Worker", sides.Inside)
-        monkeypatch.setattr(settings, "MODEL", small_model)
     keys = StepKeys(
         model="quickstart",
         resolution=64,
@@ -224,12 +218,12 @@ def test_pytorch_is_measured_in_turn_with_ours(
         pytorch_python=sys.executable,
         output=tmp_path / "step.json",
     )
-    measured = step.measure(keys)["sides"]
-    assert list(measured) == ["ti_flax", "PyTorch"]
-    for side in measured.values():
+    sides = step.measure(keys)["sides"]
+    assert list(sides) == ["ti_flax", "PyTorch"]
+    for side in sides.values():
         assert len(side["seconds"]) == 2
         assert side["flops_a_second"] > 0
-    assert ("script" in measured["PyTorch"]["library"]) == (pytorch == "script")
+    assert ("script" in sides["PyTorch"]["library"]) == (pytorch == "script")
 
 
 def test_a_python_without_pytorch_is_named(tmp_path):
