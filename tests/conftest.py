@@ -8,15 +8,19 @@ import os
 import re
 import tempfile
 
+# `cuda` for the tests of `test_on_gpu.py`.
+PLATFORM = os.environ.get("TI_FLAX_TESTS_ON", "cpu")
+
 # Compiling is most of the suite's time; code that runs once need not be optimised.
 # Set in the environment so that processes started by tests have it too.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-)
+if PLATFORM == "cpu":
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    )
 
 # Where libtpu is installed, JAX would look for a TPU, slowly and with complaints.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = f"{PLATFORM},cpu" if PLATFORM != "cpu" else PLATFORM
 
 # Runs that differ in numbers only share their executables.
 _cache = tempfile.TemporaryDirectory(prefix="ti_flax-test-cache-")

@@ -71,6 +71,24 @@ def assert_equal_to_plain(function, arrays, tolerance):
         assert np.linalg.norm(our - their) <= tolerance * np.linalg.norm(their)
 
 
+@pytest.mark.parametrize(
+    ("length", "keys"), [(64, 77), (9, 9), (9, 64), (35, 78), (64, 64)]
+)
+def test_cudnn_gets_even_lengths_and_is_plain_attention(length, keys, monkeypatch):
+    """JAX refuses odd ones to the backward pass: every prompt has 77 tokens."""
+    by_xla = jax.nn.dot_product_attention
+
+    def fake(q, k, v, implementation, **lengths):
+        assert implementation == "cudnn"
+        assert q.shape[1] % 2 == k.shape[1] % 2 == v.shape[1] % 2 == 0
+        assert bool(lengths) == (length % 2 or keys % 2)
+        return by_xla(q, k, v, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fake)
+    arrays = inputs(2, length, keys, 2, 40)
+    assert_equal_to_plain(attention.cudnn, arrays, 1e-5)
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_splash_is_plain_attention(head_dim):
     splash = functools.partial(attention.splash, interpret=True)

@@ -90,8 +90,11 @@ class Worker:
     def __init__(
         self, name: str, python: Path, module: str, keys: MeasuringKeys
     ) -> None:
-        sources = str(Path(__file__).parents[2])
-        environment = {**os.environ, "PYTHONPATH": sources}
+        sources = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sources)),
+        }
         if keys.pytorch != "no":
             # Both share a GPU; and PyTorch's process wants JAX for its shapes alone.
             environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

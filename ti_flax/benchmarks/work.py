@@ -51,7 +51,8 @@ def recipe_of(
 def peak_flops(dtype: Any) -> float:
     """FLOP/s of a large matrix product, the best of a few, on one device."""
     side = _PEAK_SIDE.get(jax.default_backend(), _PEAK_SIDE_ELSEWHERE)
-    matrix = jnp.ones((side, side), dtype)
+    # Not of ones: GPUs multiply those faster, since fewer bits change.
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
     multiply = jax.jit(jnp.matmul)
     best = math.inf
     for _ in range(6):

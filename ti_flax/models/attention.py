@@ -73,8 +73,7 @@ def attend(
             interpret = plan.device.platform != "tpu"
             one_device = functools.partial(splash, interpret=interpret)
         case "cudnn":
-            # XLA splits it over the examples by itself.
-            return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+            return cudnn(q, k, v)
         case "chunked":
             scores = _most_scores(plan) // 2
             one_device = functools.partial(
@@ -145,6 +144,33 @@ def _cudnn_takes(q: Array | jax.ShapeDtypeStruct, device: Any) -> bool:
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= (256 if hopper else 128)
     )
+
+
+def cudnn(
+    q: Float[Array, "B Q heads D"],
+    k: Float[Array, "B L heads D"],
+    v: Float[Array, "B L heads D"],
+) -> Float[Array, "B Q heads D"]:
+    """cuDNN's flash attention, which XLA splits over the examples by itself.
+
+    Its backward pass takes even lengths only: an odd one, as the 77 of a prompt, gets
+    a token that nothing attends to.
+    """
+    (batch, queries, *_), keys = q.shape, k.shape[1]
+    if queries % 2 == keys % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    q, k, v = (
+        jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v)
+    )
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=jnp.full(batch, queries, jnp.int32),
+        key_value_seq_lengths=jnp.full(batch, keys, jnp.int32),
+        implementation="cudnn",
+    )
+    return out[:, :queries]
 
 
 def plain(
