@@ -88,9 +88,11 @@ def nobody_waits(state: State, slot: int) -> tuple[State, None]:
 def runs_behind() -> bool:
     """Whether a dispatch runs while the host goes on.
 
-    The CPU's may run while it is called (in jax 0.7), and would be timed with another.
+    A TPU has a program's loop to itself. On a GPU the host asks it after each turn
+    whether to go on, so that a call lasts as long as its steps; the CPU's may run while
+    it is called (in jax 0.7): they would be timed with another.
     """
-    return jax.default_backend() != "cpu"
+    return jax.default_backend() == "tpu"
 
 
 def _begun(seats: list[Seat | None]) -> int:
