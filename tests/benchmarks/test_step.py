@@ -251,6 +251,7 @@ def test_mistakes_come_as_one_line(monkeypatch, tmp_path):
         benchmark.main()
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_are_near_float32s():
     """Of the quickstart's first steps, with every optimisation that a CPU takes.
 

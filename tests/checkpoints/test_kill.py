@@ -145,6 +145,7 @@ def list_of(model, folder, listed):
     }
 
 
+@pytest.mark.slow
 def test_a_list_that_is_killed_ends_bit_identical(tiny_model, tmp_path):
     """Without the networks; the slow test below has them."""
     listed = {name: own for name, own in many.LIST.items() if name != "bird"}

@@ -95,6 +95,7 @@ def test_several_devices_agree_with_one(twenty_steps, devices):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_concept_beside_another_learns_what_it_learns_alone(one_device, twenty_steps):
     rows, _, history = train(one_device, DOG, CAT, dispatches=[20])
     # Tolerance as above: another batch size is another order of summation.
