@@ -5,6 +5,7 @@
 # PyTorch; on newer ones with what was recorded from it (tests/reference).
 # PINS=colab or kaggle takes the versions of tests/colab.txt or kaggle.txt, has no PyTorch,
 # and runs the tests that lean on them most.
+# SETUP=only sets up and runs nothing; SETUP=made runs in what was set up so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -24,15 +25,33 @@ install() { # by uv, which links packages from its cache; where that cannot, by 
         "${pip[@]}" "$@"
 }
 
-"$python" -m venv "$venv"
-"${pip[@]}" uv
-if [ -n "$pins" ]; then
-    # Their packages stay as they are, as in the notebook; without jax[tpu].
-    install --constraint "tests/$pins.txt" -e . \
-        beartype hypothesis ipykernel nbclient nbformat matplotlib pytest \
-        pytest-xdist regex
-    # As below.
+setup() {
+    "$python" -m venv "$venv"
+    "${pip[@]}" uv
+    if [ -n "$pins" ]; then
+        # Their packages stay as they are, as in the notebook; without jax[tpu].
+        install --constraint "tests/$pins.txt" -e . \
+            beartype hypothesis ipykernel nbclient nbformat matplotlib pytest \
+            pytest-xdist regex
+    elif [ "$version" = 3.11 ]; then
+        # First and by itself: nothing that follows may pull another build of it.
+        "${pip[@]}" torch==2.13.0
+        install -e '.[test,torch]'
+        # InvokeAI's loader of embeddings, with what its import needs: it pins a PyTorch.
+        install --no-deps invokeai compel \
+            blake3 pydantic-settings pyparsing python-dotenv
+    else
+        install -e '.[test]'
+    fi
+    # Only its vocabulary file is read; its dependencies would bring PyTorch.
     install --no-deps open_clip_torch
+    # Only the schema of its tasks is read.
+    [ -n "$pins" ] || install --no-deps skypilot
+}
+
+[ "${SETUP:-}" = made ] || setup
+[ "${SETUP:-}" != only ] || exit 0
+if [ -n "$pins" ]; then
     parts=(tests/test_notebook.py tests/checkpoints/test_store.py
         tests/text/test_tokenizer.py)
     # Kaggle has Colab's JAX: what leans on nothing else is not run twice.
@@ -45,20 +64,6 @@ if [ -n "$pins" ]; then
     fi
     exec "$venv/bin/python" -m pytest "${workers[@]}" "${parts[@]}" "$@"
 fi
-if [ "$version" = 3.11 ]; then
-    # First and by itself: nothing that follows may pull another build of it.
-    "${pip[@]}" torch==2.13.0
-    install -e '.[test,torch]'
-    # InvokeAI's loader of embeddings, with what its import needs: it pins a PyTorch.
-    install --no-deps invokeai compel \
-        blake3 pydantic-settings pyparsing python-dotenv
-else
-    install -e '.[test]'
-fi
-# Only its vocabulary file is read; its dependencies would bring PyTorch.
-install --no-deps open_clip_torch
-# Only the schema of its tasks is read.
-install --no-deps skypilot
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/ty" check --quiet --error-on-warning --python "$venv"
