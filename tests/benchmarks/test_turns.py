@@ -1,7 +1,11 @@
 """Both sides of a benchmark: side by side in memory, or one after the other."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+import ti_flax
 from ti_flax.benchmarks import turns
 from ti_flax.benchmarks.keys import StepKeys
 
@@ -58,3 +62,11 @@ def test_our_side_alone(heard):
     measured = turns.measure(StepKeys(repeats=3), "ours", "pytorchs")
     assert measured.answers == {OURS: [1, 2, 3]}
     assert [event for event, _ in heard] == ["start", *["turn"] * 3, "peak", "end"]
+
+
+@pytest.mark.parametrize("theirs", [None, "", "/site", f"/a{os.pathsep}/b"])
+def test_a_side_finds_these_sources_first_and_then_what_the_user_has(theirs):
+    given = {"HOME": "/here"} | ({} if theirs is None else {"PYTHONPATH": theirs})
+    found = turns.with_sources(given)
+    expected = [str(Path(ti_flax.__file__).parents[1]), *([theirs] if theirs else [])]
+    assert found == {"HOME": "/here", "PYTHONPATH": os.pathsep.join(expected)}

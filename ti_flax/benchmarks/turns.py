@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,12 @@ def write(keys: MeasuringKeys, measured: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def with_sources(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment where Python finds these sources first, then what it found."""
+    paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def markdown(rows: list[list[str]]) -> str:
     """A table whose first row is its head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -90,11 +97,7 @@ class Worker:
     def __init__(
         self, name: str, python: Path, module: str, keys: MeasuringKeys
     ) -> None:
-        sources = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sources)),
-        }
+        environment = with_sources(os.environ)
         if keys.pytorch != "no":
             # Both share a GPU; and PyTorch's process wants JAX for its shapes alone.
             environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

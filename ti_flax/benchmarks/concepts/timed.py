@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ti_flax.benchmarks import turns
 from ti_flax.benchmarks.concepts import drawn
 from ti_flax.benchmarks.concepts.keys import ConceptsKeys, WorkKeys
 from ti_flax.runtime import atomic
@@ -148,11 +149,10 @@ def _seconds(command: Sequence[str], python: Path | None = None) -> float:
         UserError: it has told a mistake.
         Stopped: it was stopped by a signal, which this process handed on.
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     began = time.perf_counter()
     process = subprocess.Popen(
         [python or sys.executable, "-m", *command],
-        env=environment,
+        env=turns.with_sources(os.environ),
         # Ctrl-C in a terminal comes to it from here, once.
         start_new_session=True,
     )
