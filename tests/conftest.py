@@ -8,19 +8,19 @@ import os
 import re
 import tempfile
 
-# `cuda` for the tests of `test_on_gpu.py`.
-PLATFORM = os.environ.get("TI_FLAX_TESTS_ON", "cpu")
+# For the tests marked `gpu`, which are skipped elsewhere.
+ON_GPU = os.environ.get("TI_FLAX_TESTS_ON") == "cuda"
 
 # Compiling is most of the suite's time; code that runs once need not be optimised.
 # Set in the environment so that processes started by tests have it too.
-if PLATFORM == "cpu":
+if not ON_GPU:
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     )
 
 # Where libtpu is installed, JAX would look for a TPU, slowly and with complaints.
-os.environ["JAX_PLATFORMS"] = f"{PLATFORM},cpu" if PLATFORM != "cpu" else PLATFORM
+os.environ["JAX_PLATFORMS"] = "cuda,cpu" if ON_GPU else "cpu"
 
 # Runs that differ in numbers only share their executables.
 _cache = tempfile.TemporaryDirectory(prefix="ti_flax-test-cache-")
@@ -65,6 +65,8 @@ def pytest_collection_modifyitems(items):
         # What was recorded is compared with where PyTorch is not.
         if leans or ("recorded" not in item.name and _asks_for_torch(item)):
             item.add_marker("every_python")
+        if item.get_closest_marker("gpu") and not ON_GPU:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU"))
     items.sort(key=lambda item: item.path.parent.name in _QUICK_ROOMS)
 
 

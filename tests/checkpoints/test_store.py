@@ -286,7 +286,7 @@ def test_two_writers_of_one_folder_do_not_replace_each_other(folder):
     Neither writes while the other opens: Orbax removes what is half written there, in
     a thread that only its own writer waits for.
     """
-    with store.Checkpoints(folder, 2, RUN) as first:
+    with store.Checkpoints(folder, 1, RUN) as first:
         first.save(1, make_state(seed=1))
         first.wait()
         with store.Checkpoints(folder, 2, RUN) as second:

@@ -89,6 +89,37 @@ def test_cudnn_gets_even_lengths_and_is_plain_attention(length, keys, monkeypatc
     assert_equal_to_plain(attention.cudnn, arrays, 1e-5)
 
 
+# Of Stable Diffusion 1.x at 512 px, of SDXL, and a length that no block divides.
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("length", "keys", "head_dim"),
+    [
+        (4096, 4096, 40),
+        (4096, 77, 40),
+        (1024, 1024, 80),
+        (256, 77, 160),
+        (64, 64, 160),
+        (247, 247, 160),
+        (1024, 1024, 64),
+        (988, 988, 64),
+    ],
+)
+def test_cudnn_is_plain_attention(length, keys, head_dim):
+    """As near, by norm, as bfloat16 comes to float32, forward and backward."""
+    plan = attention.make_plan("auto", sharding.make_mesh())
+    random = np.random.default_rng(0)
+    arrays = [
+        jnp.asarray(random.normal(size=(2, n, 4, head_dim)), jnp.bfloat16)
+        for n in (length, keys, keys, length)
+    ]
+    assert attention.choose(*arrays[:2], plan) == "cudnn"
+    found = with_gradients(functools.partial(attention.attend, plan=plan), *arrays)
+    with jax.default_matmul_precision("highest"):
+        exact = with_gradients(plain, *(x.astype(jnp.float32) for x in arrays))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert np.linalg.norm(ours - theirs) <= 1e-2 * np.linalg.norm(theirs)
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_splash_is_plain_attention(head_dim):
     splash = functools.partial(attention.splash, interpret=True)

@@ -159,9 +159,7 @@ def cudnn(
     (batch, queries, *_), keys = q.shape, k.shape[1]
     if queries % 2 == keys % 2 == 0:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    q, k, v = (
-        jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v)
-    )
+    q, k, v = (chunked_attention.add_tokens(x, x.shape[1] % 2) for x in (q, k, v))
     out = jax.nn.dot_product_attention(
         q,
         k,
@@ -229,8 +227,8 @@ def splash(
     )
     arrays = [chunked_attention.scaled(q), k, v]
     if padded > length:
-        added = ((0, 0), (0, padded - length), (0, 0), (0, 0))
-        arrays = [jnp.pad(array, added) for array in arrays]
+        added = padded - length
+        arrays = [chunked_attention.add_tokens(array, added) for array in arrays]
         # Added queries see the added keys and only they do: no softmax is empty.
         parts = (jnp.arange(padded) >= length).astype(jnp.int32)
         segments = splash_attention.SegmentIds(q=parts, kv=parts)

@@ -7,6 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def add_tokens(
+    x: Float[Array, "B L heads D"], count: int
+) -> Float[Array, "B M heads D"]:
+    """`count` tokens of zeros behind the others."""
+    return jnp.pad(x, ((0, 0), (0, count), (0, 0), (0, 0)))
+
+
 def scaled(q: Array) -> Array:
     return (q * q.shape[-1] ** -0.5).astype(q.dtype)
 
@@ -25,7 +32,7 @@ def chunked(
     length = q.shape[1]
     chunk = min(length, max(1, scores_bytes // (4 * k.shape[1])))
     # Whole chunks; what is added is cut off again and has no gradient.
-    q = jnp.pad(scaled(q), ((0, 0), (0, -length % chunk), (0, 0), (0, 0)))
+    q = add_tokens(scaled(q), -length % chunk)
     by_head = (
         array.swapaxes(1, 2).reshape(-1, array.shape[1], array.shape[3])
         for array in (q, k, v)
