@@ -365,6 +365,7 @@ def listing(text, **keys):
 
 CASES = {
     "a misspelt key": given(learning_rat=1),
+    "a recipe's file that is not there": given(config="nowhere/cat_toy.yaml"),
     "a word for a number": given(max_train_steps="many"),
     "a key is missing": without("placeholder_token"),
     "another trainer's flag that has no key": given(clip_skip=2),

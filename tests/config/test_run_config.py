@@ -6,7 +6,7 @@ import pydantic
 import pytest
 import yaml
 
-from ti_flax.config import diffusers_flags, fields, run_keys
+from ti_flax.config import diffusers_flags, fields, run_keys, yaml_file
 from ti_flax.config.presets import PRESETS
 from ti_flax.config.run_config import Config, dump_yaml, load_config
 from ti_flax.runtime.errors import UserError
@@ -413,6 +413,21 @@ def test_a_recipe_is_known_by_its_name_and_a_file_comes_first(tmp_path, monkeypa
     given = [f"--{key}={value}" for key, value in given.items()]
     config = load_config(["--config", "style", "--train_data_dir", "p", *given])
     assert (config.seed, config.learnable_property) == (9, "object")
+
+
+@pytest.mark.parametrize("name", yaml_file.recipes())
+def test_a_recipes_file_that_is_not_there_is_answered_with_its_name(
+    name, tmp_path, monkeypatch
+):
+    # As from a wheel, in a folder without the repository's configs/.
+    monkeypatch.chdir(tmp_path)
+    line = line_of(load_config, ["--config", f"configs/{name}.yaml"])
+    assert line.endswith(f"--config {name}")
+    assert "--config" not in line_of(load_config, ["--config", "configs/mine.yaml"])
+    Path("configs").mkdir()
+    Path(f"configs/{name}.yaml").write_text("seed: 9\n")
+    config = load_config([f"--config=configs/{name}.yaml", *REQUIRED_FLAGS])
+    assert config.seed == 9
 
 
 def test_empty_yaml_gives_nothing(tmp_path):

@@ -20,11 +20,17 @@ def recipes() -> list[str]:
 def find(file: Path) -> Path:
     """The file, or the recipe of that name where there is no such file.
 
-    Raises `UserError` for a name that is neither.
+    Raises `UserError` for a name that is neither, and for a recipe's file that is not
+    there, as `configs/cat_toy.yaml` is only in the repository.
     """
+    names = recipes()
+    if file.suffix and file.stem in names and not file.exists():
+        raise UserError(
+            f"config: no file {str(file)!r}; the package has this recipe: "
+            f"--config {file.stem}"
+        )
     if file.suffix or len(file.parts) != 1 or file.is_file():
         return file
-    names = recipes()
     if file.name not in names:
         hint = arguments.nearest(file.name, names, "a path has an ending")
         raise UserError(
