@@ -360,6 +360,15 @@ def test_equal_words_have_an_interval_of_no_width():
     assert pairs == pytest.approx([0.5] * 3)
 
 
+@pytest.mark.parametrize("above", [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize("ratio", [scores.ratio_of_pairs, scores.ratio_of_means])
+def test_a_ratio_to_nothing_is_no_number_and_no_warning(ratio, above):
+    """As of words that a model with random weights was never taught."""
+    found = ratio(above, (0.0, 0.0), seed=0)
+    assert not np.isfinite(found).any()
+    assert math.isnan(found.mean) == (above == (0.0, 0.0))
+
+
 def test_interval_of_a_ratio_is_that_of_the_delta_method():
     rng = np.random.default_rng(5)
     left, right = rng.normal(0.6, 0.1, 60), rng.normal(0.8, 0.1, 40)
@@ -401,6 +410,10 @@ KNOWN = [
     _score("noun", "style", 0.8, 1.0, 0.5, tint="sepia"),
     _score("noun", "style", 0.8, 1.0, 0.3, tint="sepia"),
     _score("noun", "style", 0.8, 1.0, 0.9, tint="dusk"),
+    _score("described", "object", 0.5, 0.5, 0.5, 0.5, 0.5, 1.0),
+    _score("described", "object", 0.7, 0.7, 0.7, 0.7, 0.7, 1.0),
+    _score("described", "style", 0.6, 0.6, 0.5, tint="sepia"),
+    _score("described", "style", 0.9, 0.9, 1.0, tint="dusk"),
     _score("drawn", "object", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
     _score("drawn", "object", 0.8, 0.8, 0.8, 0.8, 0.8, 1.0),
     _score("drawn", "style", 1.0, 1.0, 0.5, tint="sepia"),
@@ -450,6 +463,29 @@ def test_learned_words_are_shares_of_what_is_read_off_drawings(known):
     assert objects["background"].mean == pytest.approx(0.7)
     styles = known["style"]["methods"]["default"]["share_of_drawn"]
     assert styles["background"].mean == pytest.approx(1.8 / 3.0)
+
+
+def test_learned_words_are_shares_of_what_the_model_draws_of_descriptions(known):
+    """As far as a base model can be told what it never saw, and learned words beyond."""
+    objects, styles = (
+        known[name]["methods"]["default"]["share_of_described"]
+        for name in ("object", "style")
+    )
+    # 0.5 beside 0.5 and 0.9 beside 0.7, drawn again as pairs.
+    assert objects == pytest.approx((1.4 / 1.2, 1.0, 0.9 / 0.7))
+    # Learned twice: appearances that are 0.5 in the mean, as above, of 0.75.
+    assert styles.mean == pytest.approx(0.5 / 0.75)
+
+
+@pytest.mark.parametrize("split", ["held_out", "development"])
+def test_a_description_says_all_of_its_target(split):
+    plain = {*world.NO_STYLE, "none"}
+    for target in (concept.target for concept in held_out.concepts(24, split)):
+        said = held_out.described(target).split()
+        if isinstance(target, drawing.Look):
+            # The accent is said once more than a body of that colour.
+            assert said[said.index("feet") - 1] == target.accent
+        assert {*target} - plain <= {*said}, said
 
 
 def test_methods_are_compared_over_all_words_that_both_have_learned(known):
@@ -678,6 +714,7 @@ def test_benchmark_runs_from_training_to_table(
         *["captions"] * 4,
         "masks",
         *["slow"] * 4,
+        *["described"] * 4,
         *["noun"] * 9,
         *["drawn"] * 4,
         *["drawn noun"] * 9,

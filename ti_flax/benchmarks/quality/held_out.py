@@ -43,6 +43,13 @@ def property_of(target: Look | Style) -> str:
     return "object" if isinstance(target, Look) else "style"
 
 
+def described(target: Look | Style) -> str:
+    """All that a target is, in the words that the model was taught."""
+    if isinstance(target, Look):
+        return world.described_look(target)
+    return world.described_style(target)
+
+
 def concepts(num_objects: int, split: Split = "held_out") -> list[Concept]:
     """The first looks of a split, and every style of it.
 

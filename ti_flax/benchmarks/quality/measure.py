@@ -179,17 +179,28 @@ def _words(
     taught: Sequence[Concept],
     rows: Float32[np.ndarray, "S D"],
 ) -> list[Word]:
-    """Initializers, learned words, and nouns that the base model was taught."""
+    """Initializers, learned words, their targets in words, and nouns of the model."""
     unused = np.zeros_like(rows[0])
+    own = taught[: len(concepts)]
     nouns = [*[*world.SPECIES.items()][: keys.species], *world.STYLES.items()]
     return [
         *(
             Word(methods.INITIALIZER, c.initializer, c.target, unused, c.background)
-            for c in taught[: len(concepts)]
+            for c in own
         ),
         *(
             _learned(concept, row, concept.method.name)
             for concept, row in zip(taught, rows, strict=True)
+        ),
+        *(
+            Word(
+                methods.DESCRIBED,
+                held_out.described(c.target),
+                c.target,
+                unused,
+                c.background,
+            )
+            for c in own
         ),
         *(
             Word(methods.NOUN, name, target, unused, background)

@@ -26,10 +26,11 @@ KEYS = frozenset(
     }
     - {"seed", "initializer_token", "initializer_embedding", "start_tokens"}
 )
-# Groups of words that no method learned: what concepts start from, what the model
-# knows, and the targets of either as they are drawn.
-INITIALIZER, NOUN, DRAWN, DRAWN_NOUN = "initializer", "noun", "drawn", "drawn noun"
-OTHERS = (INITIALIZER, NOUN, DRAWN, DRAWN_NOUN)
+# Groups of words that no method learned: what concepts start from, what they are in
+# words, what the model knows, and the targets of either as they are drawn.
+INITIALIZER, DESCRIBED, NOUN = "initializer", "described", "noun"
+DRAWN, DRAWN_NOUN = "drawn", "drawn noun"
+OTHERS = (INITIALIZER, DESCRIBED, NOUN, DRAWN, DRAWN_NOUN)
 _SHAPE = "NAME:KEY=VALUE,KEY=VALUE"
 
 

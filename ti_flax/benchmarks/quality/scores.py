@@ -91,5 +91,9 @@ def _resampled(values: Sequence[float], seed: int) -> Float[np.ndarray, "resampl
 
 def _estimate(resampled: Float[np.ndarray, "resamples"], value: float) -> Estimate:
     tail = (1 - _LEVEL) / 2
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    known = resampled[~np.isnan(resampled)]  # none, where all are 0 of 0
+    low = high = np.nan
+    if len(known):
+        with np.errstate(invalid="ignore"):  # between infinite ones
+            low, high = np.quantile(known, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))

@@ -5,7 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ti_flax.benchmarks.quality.methods import DRAWN, INITIALIZER, NOUN, OTHERS
+from ti_flax.benchmarks.quality.methods import (
+    DESCRIBED,
+    DRAWN,
+    INITIALIZER,
+    NOUN,
+    OTHERS,
+)
 from ti_flax.benchmarks.quality.scores import (
     BACKGROUNDS,
     Estimate,
@@ -83,18 +89,24 @@ def _accuracies(of: Groups, seed: int) -> dict[str, dict[str, Estimate]]:
 
 
 def _comparisons(of: Groups, method: str, seed: int) -> dict[str, object]:
-    """How a method's words do beside their initializers, nouns and drawn pictures.
+    """How a method's words do beside their initializers, nouns and targets.
 
     Learned and others stand in the order of the concepts; words, once for each time of
     learning.
     """
     words = of[method]
     pairs = zip(words, itertools.cycle(of[INITIALIZER]), strict=False)
-    drawn = [*itertools.islice(itertools.cycle(of[DRAWN]), len(words))]
+    described, drawn = (
+        [*itertools.islice(itertools.cycle(of[group]), len(words))]
+        for group in (DESCRIBED, DRAWN)
+    )
     return {
         "better_than_initializer": sum(a.appearance > b.appearance for a, b in pairs),
         "share_of_nouns": ratio_of_means(
             _values(words, APPEARANCE), _values(of[NOUN], APPEARANCE), seed
+        ),
+        "share_of_described": ratio_of_pairs(
+            _values(words, APPEARANCE), _values(described, APPEARANCE), seed
         ),
         "share_of_drawn": {
             name: ratio_of_pairs(_values(words, name), _values(drawn, name), seed)

@@ -82,6 +82,7 @@ def _compared(method: Mapping[str, Any]) -> dict[str, str]:
         cells = {
             "beat initializer": str(method["better_than_initializer"]),
             "% of nouns": _percent(method["share_of_nouns"]),
+            "% of described": _percent(method["share_of_described"]),
             "% of drawn": _percent(drawn[APPEARANCE]),
             f"{ASKED}, % of drawn": _percent(drawn[ASKED]),
             f"{ASKED} - nouns' of the tint": _percent(

@@ -164,17 +164,21 @@ def random_pose(rng: np.random.Generator) -> Pose:
     )
 
 
-def described_look(look: Look, rng: np.random.Generator) -> str:
+def described_look(look: Look, rng: np.random.Generator | None = None) -> str:
     """Says, as in "striped red round critter with blue feet and horns", most of a look.
 
-    The accent colour is said of the feet, which every critter has.
+    Without `rng` all of it. The accent colour is said of the feet, which every critter
+    has.
     """
-    body = [look.pattern, look.body, look.shape]
-    words = [word for word in body if rng.random() < _SAID]
+
+    def said() -> bool:
+        return rng is None or rng.random() < _SAID
+
+    words = [word for word in (look.pattern, look.body, look.shape) if said()]
     extras = []
-    if rng.random() < _SAID:
+    if said():
         extras.append(f"{look.accent} feet")
-    if look.top != "none" and rng.random() < _SAID:
+    if look.top != "none" and said():
         extras.append("a hat" if look.top == "hat" else look.top)
     parts = " ".join([*words, OBJECT_WORD])
     return f"{parts} with {' and '.join(extras)}" if extras else parts
