@@ -466,7 +466,7 @@ def test_learned_words_are_shares_of_what_is_read_off_drawings(known):
 
 
 def test_learned_words_are_shares_of_what_the_model_draws_of_descriptions(known):
-    """As far as a base model can be told what it never saw, and learned words beyond."""
+    """Which says how far it can be told what it never saw."""
     objects, styles = (
         known[name]["methods"]["default"]["share_of_described"]
         for name in ("object", "style")

@@ -80,6 +80,7 @@ def test_defaults_are_those_of_the_design():
         "initializer_token": None,
         "initializer_embedding": None,
         "initializer_jitter": 0.1,
+        "initializer_scale": 1.0,
         "num_vectors": 1,
         "learnable_property": "object",
         "template_file": None,

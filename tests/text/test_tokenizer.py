@@ -605,6 +605,17 @@ def test_random_start_has_the_vocabularys_mean_and_deviation(table):
     assert len(np.unique(rows, axis=0)) == 4000
 
 
+@pytest.mark.parametrize("ids", [None, [7], [7, 9, 7]])
+@pytest.mark.parametrize("scale", [0.25, 2.0])
+def test_scaled_starts_have_the_same_direction(table, ids, scale):
+    whole = initial_rows(table, ids, 6, 0.1, 3)
+    np.testing.assert_array_equal(initial_rows(table, ids, 6, 0.1, 3, scale=1.0), whole)
+    # A power of two: no digit is lost.
+    np.testing.assert_array_equal(
+        initial_rows(table, ids, 6, 0.1, 3, scale=scale), whole * np.float32(scale)
+    )
+
+
 @pytest.mark.parametrize("ids", [None, [7]])
 def test_initial_rows_are_a_function_of_the_seed(table, ids):
     def rows(seed):

@@ -203,9 +203,44 @@ def test_a_queue_that_is_stopped_in_a_race_goes_on(tiny_model, tmp_path, monkeyp
         np.testing.assert_array_equal(rows_of(parts / name), rows_of(whole / name))
 
 
+@pytest.mark.parametrize("raced", [False, True])
+def test_a_short_start_is_its_word_made_short(raced, learn, tiny_model):
+    """A rate of almost nothing leaves the rows where they start."""
+    still = {"learning_rate": 1e-12, "max_train_steps": 1, "validation_steps": 1}
+    given = RACE | {"start_steps": 1} if raced else alone(WORDS[0])
+    whole, short = (
+        learn(f"times {scale}", **given | still, initializer_scale=scale)
+        for scale in (1.0, 0.25)
+    )
+    words = {word for word, _ in whole[1]}
+    assert words == {word for word, _ in short[1]} == ({*WORDS} if raced else set())
+    starts_of = [
+        json.loads(find.load_embedding(folder).provenance["settings"])
+        for folder, _ in (whole, short)
+    ]
+    assert [each["initializer_scale"] for each in starts_of] == [1.0, 0.25]
+    if not raced:
+        np.testing.assert_allclose(rows_of(short[0]), rows_of(whole[0]) / 4, atol=1e-9)
+        return
+    given = alone(short[1][0][0]) | still
+    folder, _ = learn("alone", **given, initializer_scale=0.25)
+    np.testing.assert_array_equal(rows_of(short[0]), rows_of(folder))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"initializer_scale": 0}, "initializer_scale"),
+        (
+            {
+                "initializer_token": None,
+                "initializer_embedding": "word.bin",
+                "start_tokens": (),
+                "num_starts": 1,
+                "initializer_scale": 0.5,
+            },
+            "expected initializer_scale 1 with initializer_embedding, found 0.5",
+        ),
         ({"start_tokens": ("u",)}, "expected num_starts >= 2"),
         ({"num_starts": 2, "initializer_token": None, "start_tokens": ("u",)}, "first"),
         ({"num_starts": 0}, "num_starts"),

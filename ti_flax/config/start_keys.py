@@ -36,6 +36,13 @@ class StartKeys(Settings):
         description="noise on vectors that would start equal to an earlier one, in "
         "standard deviations of a vocabulary coordinate",
     )
+    initializer_scale: Annotated[Number, TRAVELS] = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="factor on the vectors of initializer_token, or on random ones: a "
+        "short vector turns sooner away from the word that it starts from",
+    )
     num_starts: Annotated[Count, TRAVELS] = Field(
         1,
         le=64,
@@ -77,6 +84,15 @@ class StartKeys(Settings):
             raise ValueError(
                 f"expected num_starts >= {given}, as many as there are words "
                 f"(initializer_token and start_tokens), found {self.num_starts}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "StartKeys":
+        if self.initializer_embedding and self.initializer_scale != 1:
+            raise ValueError(
+                "expected initializer_scale 1 with initializer_embedding, found "
+                f"{self.initializer_scale}; vectors that are given start as they are"
             )
         return self
 

@@ -66,6 +66,7 @@ def initial_rows(
     num_vectors: int,
     jitter: float,
     seed: int,
+    scale: float = 1.0,
 ) -> Float32[np.ndarray, "K D"]:
     """Returns the rows that learning starts from, a function of its arguments alone.
 
@@ -78,19 +79,21 @@ def initial_rows(
     Without ids (None), coordinate d of every vector is drawn from the normal
     distribution with the mean and standard deviation of `table[:, d]` over all V rows
     (the population's, in float64). The same standard deviation is the jitter's unit.
+
+    All is times `scale`.
     """
     random = np.random.default_rng(seed)
     noise = random.standard_normal((num_vectors, table.shape[1]))
     std = table.std(axis=0, dtype=np.float64)
     if ids is None:
         mean = table.mean(axis=0, dtype=np.float64)
-        return (mean + std * noise).astype(np.float32)
+        return (scale * (mean + std * noise)).astype(np.float32)
     chosen = [ids[k] for k in _spread(len(ids), num_vectors)]
     rows = table[chosen].astype(np.float64)
     _, first_seen = np.unique(rows, axis=0, return_index=True)
     repeated = np.setdiff1d(np.arange(num_vectors), first_seen)
     rows[repeated] += jitter * std * noise[repeated]
-    return rows.astype(np.float32)
+    return (scale * rows).astype(np.float32)
 
 
 def vocabulary_norms(table: Float[np.ndarray, "V D"]) -> tuple[float, float]:

@@ -285,6 +285,7 @@ def _initial_rows(
                 config.num_vectors,
                 config.initializer_jitter,
                 seed,
+                config.initializer_scale,
             )
             for name, table in tables.items()
         }

@@ -202,7 +202,7 @@ def _slots(
         config, shown = configs[concept.method.name], scenes[concept.number]
         prompts = held_out.training_prompts(concept, shown)
         word = initializer_ids(tokenizer, concept.initializer)
-        jitter = config.initializer_jitter
+        jitter, scale = config.initializer_jitter, config.initializer_scale
         slots.append(
             Slot(
                 seed_key=keys[concept.number],
@@ -215,7 +215,7 @@ def _slots(
                     )
                 ],
                 prompts=_training_ids(frozen, prompts),
-                rows={name: initial_rows(table, word, 1, jitter, seed)},
+                rows={name: initial_rows(table, word, 1, jitter, seed, scale)},
                 max_train_steps=config.max_train_steps,
                 learning_rates=learning_rates(config),
                 norms={name: held_norm(config, *norms)},

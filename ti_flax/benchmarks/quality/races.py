@@ -1,6 +1,7 @@
 """Races of starts of many concepts at once, each in its slot."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,10 +53,16 @@ def with_best_starts(
     """The concepts with the rows of the start that won each one's race."""
     name, table, tokenizer = frozen.encoder.name, frozen.table(), frozen.tokenizer()
 
-    def rows_of(start: Start) -> dict[str, np.ndarray]:
-        ids = initializer_ids(tokenizer, start.word)
-        return {name: initial_rows(table, ids, 1, jitter=0.0, seed=start.seed)}
+    def rows(config: Config, start: Start) -> dict[str, np.ndarray]:
+        ids, scale = initializer_ids(tokenizer, start.word), config.initializer_scale
+        return {name: initial_rows(table, ids, 1, 0.0, start.seed, scale)}
 
+    own = [
+        configs[concept.method.name].model_copy(
+            update={"initializer_token": concept.initializer}
+        )
+        for concept in concepts
+    ]
     near = [
         words_near(
             *(tokenizer, table, slot.rows[name][0], starts.CANDIDATES),
@@ -64,16 +71,20 @@ def with_best_starts(
         for concept, slot in zip(concepts, slots, strict=True)
     ]
     tried = [
-        losses(jnp.stack([rows_of(Start(word, 0))[name] for word in words]))
+        losses(
+            jnp.stack(
+                [
+                    rows(config, Start(word, 0))[name]
+                    for config, word in zip(own, words, strict=True)
+                ]
+            )
+        )
         for words in zip(*near, strict=True)
     ]
     races = []
-    for i, (concept, slot) in enumerate(zip(concepts, slots, strict=True)):
-        own = configs[concept.method.name].model_copy(
-            update={"initializer_token": concept.initializer}
-        )
-        first = starts.starts_of(own, near[i], [each[i] for each in tried])
-        races.append(starts.Race(own, first, slot, rows_of))
+    for i, (config, slot) in enumerate(zip(own, slots, strict=True)):
+        first = starts.starts_of(config, near[i], [each[i] for each in tried])
+        races.append(starts.Race(config, first, slot, partial(rows, config)))
     while any(running := [race.next() for race in races]):
         # Who has no start left takes no step.
         state = train(
@@ -87,8 +98,8 @@ def with_best_starts(
             if one is not None:
                 race.note(loss)
     return [
-        slot._replace(rows=rows_of(race.ranked()[0][0]))
-        for slot, race in zip(slots, races, strict=True)
+        slot._replace(rows=rows(config, race.ranked()[0][0]))
+        for config, slot, race in zip(own, slots, races, strict=True)
     ]
 
 
