@@ -808,7 +808,7 @@ def test_methods_of_one_step_train_together():
     }
     assert configs["diffusers"].peak_learning_rate == pytest.approx(5e-4 * 8)
     assert methods.together(configs) == [
-        ["default", "captions", "masks", "constant", "stable_decay"],
+        ["default", "captions", "masks", "constant", "short", "stable_decay"],
         *[[name] for name in ("keep_best", "min_snr", "beta2_0.99", "free")],
         *[[name] for name in ("starts", "directional", "stratified", "median")],
         ["diffusers"],
@@ -894,7 +894,7 @@ def test_a_method_learns_the_same_whoever_is_beside_it(learn, monkeypatch):
     np.testing.assert_allclose(alone["constant"], both["constant"], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(64, [6, 3]), (2, [2] * 5)])
+@pytest.mark.parametrize(("most", "sizes"), [(64, [9, 3]), (2, [2] * 7)])
 def test_each_concept_gets_the_row_of_its_slot(most, sizes, learn, monkeypatch):
     """Of two compiled steps, in a bank each; in banks of two, one with a stopgap."""
     from ti_flax.benchmarks.quality import learn_many
@@ -922,11 +922,12 @@ def test_each_concept_gets_the_row_of_its_slot(most, sizes, learn, monkeypatch):
     monkeypatch.setattr(learn_many, "_MOST_SLOTS", most)
     monkeypatch.setattr(learn_many, "encode_pictures", encode_pictures)
     monkeypatch.setattr(learn_many.dispatch, "compile_train_steps", compile_train_steps)
-    names = ("default", "captions", "diffusers")
+    names = ("default", "captions", "short", "diffusers")
     rows = learn(*names)
     starts = rows["default"][:, 0] - np.float32(3e-3)
     assert np.abs(np.diff(starts)).min() > 0.1
     np.testing.assert_allclose(rows["captions"], rows["default"])
+    np.testing.assert_allclose(rows["short"][:, 0], starts / 4 + 6e-3, atol=2e-5)
     np.testing.assert_allclose(rows["diffusers"][:, 0], starts + 5e-4 * 2, atol=2e-5)
     assert banks == sizes
 

@@ -61,6 +61,14 @@ METHODS = {
         Method("free", {"hold_row_norm": "none"}),
         Method("starts", {"num_starts": "4"}),
         Method(
+            "short",
+            {
+                "initializer_scale": "0.25",
+                "learning_rate": "6e-3",
+                "lr_scheduler": "warmup_stable_decay",
+            },
+        ),
+        Method(
             "directional",
             {
                 "optimizer": "directional",
