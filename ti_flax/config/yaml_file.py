@@ -23,14 +23,14 @@ def find(file: Path) -> Path:
     Raises `UserError` for a name that is neither, and for a recipe's file that is not
     there, as `configs/cat_toy.yaml` is only in the repository.
     """
-    names = recipes()
-    if file.suffix and file.stem in names and not file.exists():
+    if file.suffix and not file.exists() and file.stem in recipes():
         raise UserError(
             f"config: no file {str(file)!r}; the package has this recipe: "
             f"--config {file.stem}"
         )
     if file.suffix or len(file.parts) != 1 or file.is_file():
         return file
+    names = recipes()
     if file.name not in names:
         hint = arguments.nearest(file.name, names, "a path has an ending")
         raise UserError(

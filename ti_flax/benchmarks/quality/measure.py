@@ -182,26 +182,18 @@ def _words(
     """Initializers, learned words, their targets in words, and nouns of the model."""
     unused = np.zeros_like(rows[0])
     own = taught[: len(concepts)]
+
+    def known(group: str, name: str, concept: Concept) -> Word:
+        return Word(group, name, concept.target, unused, concept.background)
+
     nouns = [*[*world.SPECIES.items()][: keys.species], *world.STYLES.items()]
     return [
-        *(
-            Word(methods.INITIALIZER, c.initializer, c.target, unused, c.background)
-            for c in own
-        ),
+        *(known(methods.INITIALIZER, c.initializer, c) for c in own),
         *(
             _learned(concept, row, concept.method.name)
             for concept, row in zip(taught, rows, strict=True)
         ),
-        *(
-            Word(
-                methods.DESCRIBED,
-                held_out.described(c.target),
-                c.target,
-                unused,
-                c.background,
-            )
-            for c in own
-        ),
+        *(known(methods.DESCRIBED, held_out.described(c.target), c) for c in own),
         *(
             Word(methods.NOUN, name, target, unused, background)
             for (name, target), background in zip(

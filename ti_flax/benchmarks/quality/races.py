@@ -63,6 +63,7 @@ def with_best_starts(
         )
         for concept in concepts
     ]
+    rows_of = [partial(rows, config) for config in own]
     near = [
         words_near(
             *(tokenizer, table, slot.rows[name][0], starts.CANDIDATES),
@@ -73,10 +74,7 @@ def with_best_starts(
     tried = [
         losses(
             jnp.stack(
-                [
-                    rows(config, Start(word, 0))[name]
-                    for config, word in zip(own, words, strict=True)
-                ]
+                [of(Start(w, 0))[name] for of, w in zip(rows_of, words, strict=True)]
             )
         )
         for words in zip(*near, strict=True)
@@ -84,7 +82,7 @@ def with_best_starts(
     races = []
     for i, (config, slot) in enumerate(zip(own, slots, strict=True)):
         first = starts.starts_of(config, near[i], [each[i] for each in tried])
-        races.append(starts.Race(config, first, slot, partial(rows, config)))
+        races.append(starts.Race(config, first, slot, rows_of[i]))
     while any(running := [race.next() for race in races]):
         # Who has no start left takes no step.
         state = train(
@@ -98,8 +96,8 @@ def with_best_starts(
             if one is not None:
                 race.note(loss)
     return [
-        slot._replace(rows=rows(config, race.ranked()[0][0]))
-        for config, slot, race in zip(own, slots, races, strict=True)
+        slot._replace(rows=of(race.ranked()[0][0]))
+        for of, slot, race in zip(rows_of, slots, races, strict=True)
     ]
 
 
